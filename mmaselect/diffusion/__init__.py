@@ -1,0 +1,31 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The frozen generator. Knows torch and diffusers; knows nothing of OpenMMLab or of selection."""
+
+from mmaselect.diffusion.extractor import FrozenDiT, TapKey
+from mmaselect.diffusion.families import FEATURES, Family, known_families, register_family
+from mmaselect.diffusion.loading import PipelineSource, parse_dtype
+from mmaselect.diffusion.process import (
+    DDPMProcess,
+    FlowMatchingProcess,
+    ForwardProcess,
+    NoiseLevel,
+    build_process,
+    draw_noise,
+)
+
+__all__ = [
+    'FEATURES',
+    'DDPMProcess',
+    'Family',
+    'FlowMatchingProcess',
+    'ForwardProcess',
+    'FrozenDiT',
+    'NoiseLevel',
+    'PipelineSource',
+    'TapKey',
+    'build_process',
+    'draw_noise',
+    'known_families',
+    'parse_dtype',
+    'register_family',
+]

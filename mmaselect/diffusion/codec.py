@@ -1,0 +1,106 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""From images in [-1, 1] to the clean latent that a transformer was trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class PixelCodec(nn.Module):
+    """No VAE: the model works on the pixels themselves.
+
+    Attributes:
+        stride (int): Pixels per latent pixel, along each side.
+    """
+
+    stride = 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) images in [-1, 1] as they are."""
+        return images
+
+
+class KLCodec(nn.Module):
+    """The encoder half of an ``AutoencoderKL``.
+
+    The latent is the posterior's mode, not a draw: the same image always gives the same latent.
+    ``(z - shift) * scale``, where either may be absent from the VAE's config.
+
+    Args:
+        vae: A diffusers autoencoder; its decoder is dropped.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        # A third to a half of a VAE, never called here.
+        for name in ('decoder', 'post_quant_conv'):
+            if getattr(vae, name, None) is not None:
+                setattr(vae, name, None)
+        self.vae = vae
+        self.scale = float(vae.config.get('scaling_factor') or 1.0)
+        self.shift = float(vae.config.get('shift_factor') or 0.0)
+        self.stride = self._stride()
+
+    def _stride(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images).latent_dist.mode()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) images in [-1, 1]; H and W are multiples of ``stride``.
+
+        Returns:
+            Tensor: (B, C, H / stride, W / stride), float32.
+        """
+        latent = self._encode(images.to(self.vae.dtype)).float()
+        return (latent - self.shift) * self.scale
+
+
+class TinyCodec(KLCodec):
+    """``AutoencoderTiny`` (TAESD): already encodes to the scaled latent space of its big brother."""
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images).latents
+
+
+class DCCodec(KLCodec):
+    """``AutoencoderDC`` (Sana): a deterministic autoencoder with a stride of 32."""
+
+    def _stride(self) -> int:
+        return 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images).latent
+
+
+#: VAE class, as its config names it, to the codec that knows how to call it.
+CODECS: dict[str, type[KLCodec]] = {
+    'AutoencoderKL': KLCodec,
+    'AutoencoderTiny': TinyCodec,
+    'AutoencoderDC': DCCodec,
+}
+
+
+def codec_class(vae_class: str) -> type[KLCodec]:
+    """Codec for a VAE class name.
+
+    Raises:
+        ValueError: If no codec knows the class; the message lists those that are known.
+    """
+    if vae_class not in CODECS:
+        raise ValueError(
+            f'no codec knows how to encode with {vae_class!r}. Known VAE classes: '
+            f'{", ".join(sorted(CODECS))}. A pipeline folder without a vae/ is read in pixel space.'
+        )
+    return CODECS[vae_class]
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sides of (B, C, H, W) divide by ``multiple``."""
+    height, width = images.shape[-2:]
+    pad = (0, -width % multiple, 0, -height % multiple)
+    if not any(pad):
+        return images
+    return torch.nn.functional.pad(images, pad, mode='replicate')

@@ -1,0 +1,263 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A frozen diffusion transformer that gives the feature maps of any of its blocks.
+
+Nothing of diffusers is copied, patched or overwritten: forward hooks read the features, and an
+exception that never leaves this file ends the pass as soon as the last wanted one is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.codec import pad_to_multiple
+from mmaselect.diffusion.families.base import FEATURES, Family
+from mmaselect.diffusion.loading import PipelineSource, parse_dtype
+from mmaselect.diffusion.process import ForwardProcess, build_process
+
+#: (block, feature), the key of a feature map.
+TapKey = tuple[int, str]
+
+
+class _PassComplete(Exception):  # noqa: N818 (a signal, not an error)
+    """The last wanted feature is there."""
+
+
+def _as_features(features: str | Sequence[str], family: Family) -> tuple[str, ...]:
+    features = (features,) if isinstance(features, str) else tuple(features)
+    for feature in features:
+        if feature not in family.features:
+            raise ValueError(
+                f'feature {feature!r} is not available for {family.title}: choose from '
+                f'{", ".join(family.features)}'
+            )
+    if not features:
+        raise ValueError(f'features is empty: choose from {", ".join(FEATURES)}')
+    return features
+
+
+class FrozenDiT(nn.Module):
+    """A diffusion transformer as a feature extractor: always in eval mode, never trained.
+
+    Use :meth:`from_pretrained`. All images are RGB in [-1, 1].
+
+    Attributes:
+        family (Family): How this transformer class is called and read.
+        process (ForwardProcess): Timestep to noise level.
+        blocks (tuple[int, ...]): Blocks that are read, as 0..L-1, in the order asked for.
+        feature_names (tuple[str, ...]): Features that are read in each of them.
+        stride (int): Image pixels per token, along each side.
+
+    Example:
+        >>> dit = FrozenDiT.from_pretrained('facebook/DiT-XL-2-256', blocks=[14])  # doctest: +SKIP
+        >>> latent = dit.encode(images)                                # doctest: +SKIP
+        >>> noise = torch.randn_like(latent)                           # doctest: +SKIP
+        >>> dit.features(latent, timestep=100, noise=noise)[14, 'query'].shape  # doctest: +SKIP
+        torch.Size([1, 1152, 16, 16])
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        family: Family,
+        process: ForwardProcess,
+        codec: nn.Module,
+        condition: Mapping[str, Tensor],
+        blocks: Sequence[int] | None = None,
+        features: str | Sequence[str] = ('query',),
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.process = process
+        self.transformer = transformer
+        self.codec = codec
+        self.blocks = family.resolve_blocks(blocks)
+        self.feature_names = _as_features(features, family)
+        self._condition_names = tuple(condition)
+        for name, value in condition.items():
+            self.register_buffer(f'condition_{name}', value, persistent=False)
+        self.requires_grad_(False)
+        super().train(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained: str | Path,
+        blocks: Sequence[int] | int | None = None,
+        features: str | Sequence[str] = ('query',),
+        dtype: str | torch.dtype = torch.float32,
+        condition: Any = None,
+        load_kwargs: Mapping[str, Any] | None = None,
+        **hub_kwargs: Any,
+    ) -> FrozenDiT:
+        """Build the needed part of a pipeline.
+
+        Args:
+            pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME``.
+            blocks: Blocks to read, negative ones counted from the end; the family's default block
+                if None. Only the blocks up to the deepest of them are built.
+            features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
+                the attention layer) and ``'output'`` (of the block).
+            dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``.
+            condition: None for the empty condition; a class label or a prompt otherwise.
+            load_kwargs: More arguments for the transformer's ``from_pretrained``, for example
+                ``quantization_config`` or ``device_map``.
+            hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+
+        Raises:
+            FileNotFoundError: If the folder, or a part of the pipeline, is missing.
+            ValueError: If it is no pipeline, its transformer class is unknown, or an argument is
+                out of range.
+        """
+        dtype = parse_dtype(dtype)
+        source = PipelineSource(pretrained, **hub_kwargs)
+        family = source.family()
+        resolved = family.resolve_blocks(blocks)
+        features = _as_features(features, family)
+        process = build_process(source.config('scheduler'))
+        prepared = family.prepare_condition(condition, source, dtype)
+        transformer = source.transformer(family, max(resolved) + 1, dtype, **(load_kwargs or {}))
+        codec = source.codec(dtype)
+        return cls(transformer, family, process, codec, prepared, resolved, features)
+
+    # -- facts ------------------------------------------------------------------------------------
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def stride(self) -> int:
+        return self.codec.stride * self.family.patch_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the published model, built or not."""
+        return self.family.num_blocks
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.process.num_train_timesteps
+
+    @property
+    def keys(self) -> tuple[TapKey, ...]:
+        """(block, feature) of every map that :meth:`features` returns."""
+        return tuple((b, f) for b in dict.fromkeys(self.blocks) for f in self.feature_names)
+
+    def channels(self, key: TapKey) -> int:
+        """Channels of a feature map."""
+        return self.family.channels(*key)
+
+    def train(self, mode: bool = True) -> FrozenDiT:
+        """Stay in eval mode: label dropout and the like would make features random."""
+        return super().train(False)
+
+    # -- running ----------------------------------------------------------------------------------
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Clean latent of RGB images.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], any H and W: sizes that the token stride does not
+                divide are padded by repeating the last row and column.
+
+        Returns:
+            Tensor: (B, C, ceil(H / stride) * patch, ceil(W / stride) * patch), float32.
+
+        Raises:
+            ValueError: If the shape is not that of RGB images, or the model has no positions for
+                so large a latent.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f'expected RGB images (B, 3, H, W), got shape {tuple(images.shape)}')
+        images = pad_to_multiple(images.float(), self.stride)
+        grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
+        self.family.check_grid(grid)
+        with self._full_control(images.device):
+            return self.codec(images).float()
+
+    @torch.no_grad()
+    def features(self, latent: Tensor, timestep: int, noise: Tensor) -> dict[TapKey, Tensor]:
+        """Feature maps of a noised latent, in one pass that ends at the deepest wanted one.
+
+        Args:
+            latent: Clean latent (B, C, H, W) from :meth:`encode`.
+            timestep: 0 (clean) to T - 1 (noise), of the unshifted training schedule.
+            noise: Standard normal, of the latent's shape.
+
+        Returns:
+            dict: (block, feature) to a map (B, channels, h, w) in the transformer's dtype.
+
+        Raises:
+            ValueError: If the timestep is out of range or shapes do not match.
+            RuntimeError: If a feature was never produced.
+        """
+        if noise.shape != latent.shape:
+            raise ValueError(
+                f'noise {tuple(noise.shape)} and latent {tuple(latent.shape)} differ in shape'
+            )
+        grid = self.family.grid(latent)
+        level = self.process.at(timestep, num_tokens=grid[0] * grid[1])
+        noisy = self.process.add_noise(latent.float(), noise.float(), level)
+        batch = latent.shape[0]
+        condition = {
+            name: getattr(self, f'condition_{name}').expand(
+                batch, *getattr(self, f'condition_{name}').shape[1:]
+            )
+            for name in self._condition_names
+        }
+        time = torch.full((batch,), level.model_time, dtype=torch.float32, device=latent.device)
+        with self._full_control(latent.device), self._capture(grid) as caught:
+            try:
+                self.family.run(self.transformer, noisy.to(self.dtype), time, condition)
+            except _PassComplete:
+                pass
+        missing = [key for key in self.keys if key not in caught]
+        if missing:
+            raise RuntimeError(
+                f'{self.family.transformer_class} never produced {missing}. Its projections may '
+                f'have been fused (fuse_qkv_projections), or the installed diffusers has changed '
+                f'this class; please report it with the diffusers version.'
+            )
+        return {key: self.family.to_map(caught[key], grid) for key in self.keys}
+
+    @contextlib.contextmanager
+    def _capture(self, grid: tuple[int, int]) -> Iterator[dict[TapKey, Tensor]]:
+        caught: dict[TapKey, Tensor] = {}
+        wanted = len(self.keys)
+        handles = []
+
+        def reader(key: TapKey, tokens: Any) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                caught[key] = tokens(output, grid)
+                if len(caught) == wanted:
+                    raise _PassComplete
+
+            return hook
+
+        try:
+            for key in self.keys:
+                tap = self.family.tap(self.transformer, *key)
+                handles.append(tap.module.register_forward_hook(reader(key, tap.tokens)))
+            yield caught
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _full_control(device: torch.device) -> Iterator[None]:
+        """Autocast off: ``dtype`` alone says how the frozen part computes.
+
+        A pick made in one precision must not be read in another because training uses AMP.
+        """
+        with torch.autocast(device_type=device.type, enabled=False):
+            yield

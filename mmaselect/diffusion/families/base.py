@@ -1,0 +1,202 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What the rest of the package must know of a transformer class, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+#: Where a feature is read in a block: Q, K, V as the projections give them, the output of the
+#: attention layer, and the output of the block (Fig. 5 of arXiv 2603.25758).
+FEATURES = ('query', 'key', 'value', 'attention', 'output')
+
+#: Conditioning inputs of a transformer, each with a batch dimension of 1.
+Condition = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a feature map comes out of a transformer.
+
+    Attributes:
+        module: The submodule whose output is read.
+        tokens: Takes that output and the token grid (h, w), and returns the **image** tokens,
+            (B, h * w, C): text tokens, registers and padding are left behind here.
+    """
+
+    module: nn.Module
+    tokens: Callable[[Any, tuple[int, int]], Tensor]
+
+
+def whole_output(output: Any, grid: tuple[int, int]) -> Tensor:
+    """The tokens of a module that works on image tokens only and returns one tensor."""
+    return output
+
+
+class Family(ABC):
+    """How one transformer class is built, called and read.
+
+    A family is a stateless description of a class plus one model's config. Subclasses set the
+    class attributes and the abstract methods; ``families/dit.py`` is the shortest example.
+
+    Args:
+        config: The transformer's config (the content of ``transformer/config.json``).
+    """
+
+    #: Name of the diffusers class.
+    transformer_class: ClassVar[str]
+    #: Name in messages and tables.
+    title: ClassVar[str]
+    #: Whether a prompt conditions the model (otherwise a class label, or nothing, does).
+    uses_text: ClassVar[bool] = False
+    #: Entries of FEATURES that this class offers.
+    features: ClassVar[tuple[str, ...]] = FEATURES
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    # -- geometry ---------------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def num_blocks(self) -> int:
+        """Blocks that the published model has, whatever part of them is built."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels of a token."""
+
+    @property
+    def patch_size(self) -> int:
+        """Latent pixels per token, along each side."""
+        return int(self.config['patch_size'])
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latent."""
+        return int(self.config['in_channels'])
+
+    @property
+    def default_block(self) -> int:
+        """The block that is read where the user names none: the middle one."""
+        return self.num_blocks // 2
+
+    def channels(self, block: int, feature: str) -> int:
+        """Channels of a feature map; the width, unless heads are grouped (K and V)."""
+        return self.width
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Raise a ValueError if the model has no positions for a token grid (h, w)."""
+        return
+
+    # -- building ---------------------------------------------------------------------------------
+    @abstractmethod
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        """Config entries that make ``from_pretrained`` build the first ``num_blocks`` blocks only."""
+
+    def trim(self, transformer: nn.Module, num_blocks: int) -> None:
+        """Drop what was built beyond the first ``num_blocks`` blocks and is never run."""
+        return
+
+    # -- conditioning -----------------------------------------------------------------------------
+    @abstractmethod
+    def prepare_condition(
+        self, spec: Any, source: PipelineSource, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Turn the user's ``condition`` into conditioning tensors with a batch dimension of 1.
+
+        Args:
+            spec: None for the empty condition (null class, empty prompt); a class label or a
+                prompt otherwise.
+            source: The pipeline, for families that must embed a prompt.
+            dtype: The transformer's dtype.
+        """
+
+    # -- running ----------------------------------------------------------------------------------
+    @abstractmethod
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        """Call the transformer for its side effects (the taps); its output is not used.
+
+        Args:
+            transformer: The frozen transformer.
+            latent: Noisy latent (B, C, H, W) in the transformer's dtype.
+            model_time: (B,), float32, in the scheduler's units (0 to T).
+            condition: Conditioning tensors with a batch dimension of B.
+        """
+
+    @abstractmethod
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        """Block ``index``, counted from 0."""
+
+    @abstractmethod
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        """Where ``feature`` of block ``index`` comes out."""
+
+    def grid(self, latent: Tensor) -> tuple[int, int]:
+        """Token grid (h, w) of a latent (B, C, H, W)."""
+        return latent.shape[-2] // self.patch_size, latent.shape[-1] // self.patch_size
+
+    def to_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Image tokens (B, h * w, C), in row-major order, as a map (B, C, h, w)."""
+        if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
+            raise RuntimeError(
+                f'{self.transformer_class}: expected image tokens of shape (B, {grid[0]}*{grid[1]}, '
+                f'C) but a block gave {tuple(tokens.shape)}. The installed diffusers may have '
+                f'changed this class; please report it with the diffusers version.'
+            )
+        return tokens.transpose(1, 2).unflatten(2, grid)
+
+    def resolve_blocks(self, blocks: Sequence[int] | int | None) -> tuple[int, ...]:
+        """Block indices as given by a user, negative ones counted from the end, as 0..L-1.
+
+        Raises:
+            ValueError: If an index is out of range.
+        """
+        if blocks is None:
+            return (self.default_block,)
+        blocks = [blocks] if isinstance(blocks, int) else list(blocks)
+        if not blocks:
+            raise ValueError('blocks is empty: name at least one block')
+        resolved = []
+        for index in blocks:
+            if isinstance(index, bool) or not isinstance(index, int):
+                raise TypeError(f'blocks must be whole numbers, got {index!r} in {blocks}')
+            if not -self.num_blocks <= index < self.num_blocks:
+                raise ValueError(
+                    f'block {index} is out of range: this {self.title} has {self.num_blocks} '
+                    f'blocks, 0 to {self.num_blocks - 1} (or -{self.num_blocks} to -1)'
+                )
+            resolved.append(index % self.num_blocks)
+        return tuple(resolved)
+
+
+_FAMILIES: dict[str, type[Family]] = {}
+
+
+def register_family(cls: type[Family]) -> type[Family]:
+    """Class decorator: make a family known under its transformer class."""
+    if cls.transformer_class in _FAMILIES:
+        raise KeyError(
+            f'{cls.transformer_class} has a family already: {_FAMILIES[cls.transformer_class]}'
+        )
+    _FAMILIES[cls.transformer_class] = cls
+    return cls
+
+
+def known_families() -> dict[str, type[Family]]:
+    """Transformer class name to family, for all that are known."""
+    return dict(_FAMILIES)

@@ -1,0 +1,74 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""DiT (arXiv 2212.09748): class-conditional, adaLN-zero, sine-cosine positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import Family, Tap, register_family, whole_output
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+
+@register_family
+class DiTFamily(Family):
+    """``DiTTransformer2DModel``: ``facebook/DiT-XL-2-256``, ``facebook/DiT-XL-2-512``, our own."""
+
+    transformer_class = 'DiTTransformer2DModel'
+    title = 'DiT'
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.config['num_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the model was trained on; this number is also the null class."""
+        return int(self.config['num_embeds_ada_norm'])
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {'num_layers': num_blocks}
+
+    def prepare_condition(
+        self, spec: Any, source: PipelineSource, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        if spec is None:
+            spec = self.num_classes
+        if isinstance(spec, bool) or not isinstance(spec, int) or not 0 <= spec <= self.num_classes:
+            raise ValueError(
+                f'condition {spec!r} does not fit a DiT: give a class label from 0 to '
+                f'{self.num_classes - 1}, or None for the null class ({self.num_classes})'
+            )
+        return {'class_labels': torch.tensor([spec])}
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        transformer(latent, timestep=model_time.long(), class_labels=condition['class_labels'])
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        return transformer.transformer_blocks[index]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        module = {
+            'query': block.attn1.to_q,
+            'key': block.attn1.to_k,
+            'value': block.attn1.to_v,
+            'attention': block.attn1,
+            'output': block,
+        }[feature]
+        return Tap(module, whole_output)

@@ -1,0 +1,235 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Reading a diffusers pipeline, hub id or local folder, part by part.
+
+Nothing here builds a whole pipeline: a transformer's first blocks, a VAE's encoder and two configs
+are all that feature extraction needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import nn
+
+from mmaselect.diffusion.codec import PixelCodec, codec_class
+from mmaselect.diffusion.families.base import Family, known_families
+
+#: Prefix of the models that ship with the package.
+SHIPPED_PREFIX = 'mmaselect://'
+WEIGHTS_DIR = Path(__file__).resolve().parents[1] / 'weights'
+
+LAYOUT_HELP = (
+    "expected diffusers' pipeline layout: transformer/config.json with its weights, "
+    'scheduler/scheduler_config.json and, for a model that works on latents, '
+    'vae/config.json with its weights'
+)
+
+_DTYPES = {
+    'fp32': torch.float32,
+    'float32': torch.float32,
+    'fp16': torch.float16,
+    'float16': torch.float16,
+    'bf16': torch.bfloat16,
+    'bfloat16': torch.bfloat16,
+}
+
+# Early DiT and PixArt repositories name the class that both were split from.
+_LEGACY_CLASSES = {
+    ('Transformer2DModel', 'ada_norm_zero'): 'DiTTransformer2DModel',
+    ('Transformer2DModel', 'ada_norm_single'): 'PixArtTransformer2DModel',
+}
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """``'fp16'``, ``'bf16'``, ``'fp32'`` (or torch's own names and dtypes) as a torch dtype."""
+    if isinstance(dtype, torch.dtype):
+        if dtype in _DTYPES.values():
+            return dtype
+    elif str(dtype).removeprefix('torch.') in _DTYPES:
+        return _DTYPES[str(dtype).removeprefix('torch.')]
+    raise ValueError(f"dtype {dtype!r} is not supported: use 'fp32', 'fp16' or 'bf16'")
+
+
+def resolve_pretrained(pretrained: str | Path) -> str:
+    """A local folder (checked) or a hub id from what the user wrote.
+
+    Raises:
+        FileNotFoundError: If it reads like a path and there is no such folder.
+        ValueError: If it is a folder without a ``transformer/config.json``.
+    """
+    name = str(pretrained)
+    if name.startswith(SHIPPED_PREFIX):
+        folder = WEIGHTS_DIR / name.removeprefix(SHIPPED_PREFIX)
+        if not (folder / 'transformer' / 'config.json').is_file():
+            shipped = sorted(
+                p.parents[1].name for p in WEIGHTS_DIR.glob('*/transformer/config.json')
+            )
+            raise FileNotFoundError(
+                f'{name!r} does not ship with mmaselect. Shipped models: '
+                f'{", ".join(SHIPPED_PREFIX + s for s in shipped) or "none"}'
+            )
+        return str(folder)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / 'transformer' / 'config.json').is_file():
+            found = sorted(p.name for p in folder.iterdir())[:10]
+            raise ValueError(
+                f'pretrained={name!r} is not a pipeline folder: it has no transformer/config.json '
+                f'(found: {", ".join(found) or "nothing"}); {LAYOUT_HELP}'
+            )
+        return str(folder)
+    # A hub id is 'name' or 'organization/name'; anything else can only be meant as a path.
+    looks_like_path = name.startswith(('/', '.', '~')) or name.count('/') != 1 or '\\' in name
+    if looks_like_path:
+        raise FileNotFoundError(
+            f'pretrained={name!r}: there is no such folder. Give a hub id such as '
+            f"'facebook/DiT-XL-2-256', a model that ships with mmaselect such as "
+            f"'{SHIPPED_PREFIX}dit_cifar10', or a local folder; {LAYOUT_HELP}"
+        )
+    return name
+
+
+@contextlib.contextmanager
+def _quiet_about_unused_weights() -> Iterator[None]:
+    """Leaving blocks out is the point here; diffusers would list each of their weights."""
+    logger = logging.getLogger('diffusers.models.modeling_utils')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class PipelineSource:
+    """A pipeline on disk or on the hub, whose parts are read one at a time.
+
+    Args:
+        pretrained: Hub id, local folder, or ``mmaselect://NAME``.
+        hub_kwargs: What diffusers' ``from_pretrained`` takes to find files: ``revision``,
+            ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+
+    Raises:
+        FileNotFoundError, ValueError: See :func:`resolve_pretrained`.
+    """
+
+    def __init__(self, pretrained: str | Path, **hub_kwargs: Any) -> None:
+        self.name = str(pretrained)
+        self.path = resolve_pretrained(pretrained)
+        self.hub_kwargs = hub_kwargs
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def config(self, subfolder: str) -> dict[str, Any]:
+        """The config of one part.
+
+        Raises:
+            FileNotFoundError: If it cannot be read; the message says what was tried and what to do.
+        """
+        name = 'scheduler_config.json' if subfolder == 'scheduler' else 'config.json'
+
+        class Reader(ConfigMixin):
+            config_name = name
+
+        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
+        try:
+            return dict(Reader.load_config(self.path, subfolder=subfolder, **kwargs))
+        except (OSError, json.JSONDecodeError) as error:
+            hint = (
+                LAYOUT_HELP
+                if self.is_local
+                else 'the hub could not be reached, the id is wrong, or the model is gated: accept '
+                'its licence on its page and run `hf auth login`, or download it once and give '
+                'the local folder'
+            )
+            raise FileNotFoundError(
+                f'pretrained={self.name!r}: cannot read {subfolder}/{name} ({error}). {hint}'
+            ) from error
+
+    def has_vae(self) -> bool:
+        """Whether the pipeline works on latents."""
+        if self.is_local:
+            return (Path(self.path) / 'vae').is_dir()
+        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
+        index = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
+        return bool(index.get('vae') and index['vae'][0])
+
+    def family(self) -> Family:
+        """The family of the pipeline's transformer.
+
+        Raises:
+            ValueError: If no family knows its class; the message lists those that are known.
+        """
+        config = self.config('transformer')
+        name = config.get('_class_name')
+        name = _LEGACY_CLASSES.get((name, config.get('norm_type')), name)
+        families = known_families()
+        if name not in families:
+            raise ValueError(
+                f'pretrained={self.name!r}: transformer class {name!r} is not supported. '
+                f'Supported classes: {", ".join(sorted(families))}. '
+                f'Video transformers are out of scope. To add an image transformer, write a '
+                f'subclass of mmaselect.diffusion.families.Family and decorate it with '
+                f'@register_family'
+            )
+        return families[name](config)
+
+    def transformer(
+        self, family: Family, num_blocks: int, dtype: torch.dtype, **load_kwargs: Any
+    ) -> nn.Module:
+        """Build the first ``num_blocks`` blocks of the transformer with their weights.
+
+        Args:
+            family: From :meth:`family`.
+            num_blocks: Blocks that are needed.
+            dtype: Of the weights.
+            load_kwargs: Passed to ``from_pretrained``: ``quantization_config``, ``device_map``, ...
+
+        Raises:
+            RuntimeError: If weights of a needed block are missing from the checkpoint.
+        """
+        cls = getattr(diffusers, family.transformer_class)
+        kwargs = {'torch_dtype': dtype, **self.hub_kwargs, **load_kwargs}
+        with _quiet_about_unused_weights():
+            model, info = cls.from_pretrained(
+                self.path,
+                subfolder='transformer',
+                output_loading_info=True,
+                **family.build_overrides(num_blocks),
+                **kwargs,
+            )
+        family.trim(model, num_blocks)
+        kept = {name for name, _ in model.named_parameters()}
+        lost = sorted(kept & {*info['missing_keys'], *(k[0] if isinstance(k, tuple) else k for k in info['mismatched_keys'])})  # fmt: skip # noqa: E501
+        if lost:
+            raise RuntimeError(
+                f'pretrained={self.name!r}: the checkpoint lacks {len(lost)} weights of the needed '
+                f'blocks (first: {lost[:3]}), so features would come from random weights. The '
+                f'config and the weights do not belong together, or the download is incomplete'
+            )
+        return model
+
+    def codec(self, dtype: torch.dtype) -> nn.Module:
+        """The pipeline's image encoder, or a ``PixelCodec`` where it has no VAE."""
+        if not self.has_vae():
+            return PixelCodec()
+        config = self.config('vae')
+        name = config['_class_name']
+        wrap = codec_class(name)
+        # Some VAEs overflow in half precision and say so.
+        if config.get('force_upcast') and dtype == torch.float16:
+            dtype = torch.float32
+        vae = getattr(diffusers, name).from_pretrained(
+            self.path, subfolder='vae', torch_dtype=dtype, **self.hub_kwargs
+        )
+        return wrap(vae)

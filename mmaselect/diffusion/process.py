@@ -1,0 +1,201 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The forward (noising) process of a pipeline, read from its scheduler's config.
+
+One convention for every family: a *timestep* is an index of the model's **unshifted** training
+schedule, 0 = clean, ``T - 1`` = noise. What a transformer is told (``model_time``) and how much
+signal and noise there is (``alpha``, ``sigma``) follow from it here, and only here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """What a timestep means.
+
+    Attributes:
+        timestep: Index of the unshifted training schedule, 0 = clean.
+        alpha: Scale of the clean latent in the noisy one.
+        sigma: Standard deviation of the noise in the noisy latent.
+        model_time: What the scheduler would hand to the transformer, in its own units (0 to T).
+    """
+
+    timestep: int
+    alpha: float
+    sigma: float
+    model_time: float
+
+    @property
+    def log_snr(self) -> float:
+        """``2 ln(alpha / sigma)``; infinite where there is no noise."""
+        if self.sigma == 0:
+            return math.inf
+        if self.alpha == 0:
+            return -math.inf
+        return 2 * (math.log(self.alpha) - math.log(self.sigma))
+
+
+class ForwardProcess(ABC):
+    """``noisy = alpha(t) * latent + sigma(t) * noise``.
+
+    Args:
+        num_train_timesteps: Length T of the training schedule.
+    """
+
+    def __init__(self, num_train_timesteps: int) -> None:
+        self.num_train_timesteps = num_train_timesteps
+
+    def check_timestep(self, timestep: int) -> int:
+        """Return ``timestep`` as an int, or raise a ValueError that names the range."""
+        if isinstance(timestep, bool) or int(timestep) != timestep:
+            raise ValueError(f'timestep must be a whole number, got {timestep!r}')
+        timestep = int(timestep)
+        if not 0 <= timestep < self.num_train_timesteps:
+            raise ValueError(
+                f'timestep {timestep} is out of range: this model was trained with '
+                f'{self.num_train_timesteps} timesteps, 0 (clean) to '
+                f'{self.num_train_timesteps - 1} (noise)'
+            )
+        return timestep
+
+    @abstractmethod
+    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
+        """The noise level of a timestep.
+
+        Args:
+            timestep: 0 (clean) to T - 1 (noise).
+            num_tokens: Image tokens of one sample; only schedules with a resolution-dependent
+                shift read it.
+
+        Raises:
+            ValueError: If the timestep is out of range.
+        """
+
+    def add_noise(self, latent: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        """Noise a clean latent: both tensors of the same shape, result in the latent's dtype."""
+        return level.alpha * latent + level.sigma * noise
+
+
+class DDPMProcess(ForwardProcess):
+    """Variance-preserving diffusion: ``alpha^2 + sigma^2 = 1`` with alpha from the beta schedule.
+
+    The betas are those of diffusers' own ``DDPMScheduler`` for this config, so every schedule that
+    diffusers knows (linear, scaled linear, squared cosine, sigmoid, trained betas, zero terminal
+    SNR) is right here too.
+
+    Args:
+        config: A scheduler config with ``beta_schedule`` (DDPM, DDIM, DPM-Solver, ... all have it).
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        known = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
+                 'rescale_betas_zero_snr')  # fmt: skip
+        scheduler = diffusers.DDPMScheduler(
+            **{key: config[key] for key in known if config.get(key) is not None}
+        )
+        super().__init__(scheduler.config.num_train_timesteps)
+        self.alphas_cumprod = scheduler.alphas_cumprod
+
+    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
+        timestep = self.check_timestep(timestep)
+        # In float32, as the scheduler's own add_noise does it: features are then equal bit for bit.
+        signal = self.alphas_cumprod[timestep]
+        alpha, sigma = (signal**0.5).item(), ((1 - signal) ** 0.5).item()
+        return NoiseLevel(timestep, alpha, sigma, float(timestep))
+
+
+class FlowMatchingProcess(ForwardProcess):
+    """Rectified flow: ``(1 - sigma) * latent + sigma * noise``, sigma shifted towards noise.
+
+    The unshifted sigma of timestep t is ``t / T`` (so that t = T - index into the scheduler's
+    descending table); the scheduler's shift, static or dependent on the number of tokens, then
+    gives the sigma that is used, and ``sigma * T`` is what the transformer is told.
+
+    Args:
+        config: Config of a flow-matching scheduler.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config.get('num_train_timesteps', 1000))
+        # DPM-Solver and UniPC name the same number `flow_shift`.
+        self.shift = float(config.get('flow_shift') or config.get('shift') or 1.0)
+        self.dynamic = bool(config.get('use_dynamic_shifting', False))
+        self.base_shift = config.get('base_shift') or 0.5
+        self.max_shift = config.get('max_shift') or 1.15
+        self.base_tokens = config.get('base_image_seq_len') or 256
+        self.max_tokens = config.get('max_image_seq_len') or 4096
+        self.exponential = config.get('time_shift_type', 'exponential') == 'exponential'
+
+    def _shift_for(self, num_tokens: int | None) -> float:
+        if not self.dynamic:
+            return self.shift
+        if num_tokens is None:
+            raise ValueError(
+                'this scheduler shifts its noise levels by the image size '
+                '(use_dynamic_shifting=True): pass num_tokens, the number of image tokens'
+            )
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        mu = self.base_shift + slope * (num_tokens - self.base_tokens)
+        return math.exp(mu) if self.exponential else mu
+
+    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
+        timestep = self.check_timestep(timestep)
+        shift = self._shift_for(num_tokens)
+        unshifted = timestep / self.num_train_timesteps
+        sigma = shift * unshifted / (1 + (shift - 1) * unshifted)
+        return NoiseLevel(timestep, 1 - sigma, sigma, sigma * self.num_train_timesteps)
+
+
+def build_process(config: Mapping[str, Any]) -> ForwardProcess:
+    """Forward process of a scheduler config (the content of ``scheduler_config.json``).
+
+    Raises:
+        ValueError: If the config states neither a flow nor a beta schedule.
+    """
+    name = str(config.get('_class_name', ''))
+    if (
+        name.startswith('FlowMatch')
+        or config.get('use_flow_sigmas')
+        or config.get('prediction_type') == 'flow_prediction'
+    ):
+        return FlowMatchingProcess(config)
+    if config.get('beta_schedule') or config.get('trained_betas') is not None:
+        return DDPMProcess(config)
+    raise ValueError(
+        f'scheduler {name!r} states neither a flow-matching schedule (FlowMatch*, use_flow_sigmas) '
+        f'nor a beta_schedule, so its forward process is unknown. Keys in its config: '
+        f'{sorted(config)}'
+    )
+
+
+def draw_noise(shape: tuple[int, ...], seeds: list[int], device: Any = None) -> Tensor:
+    """Standard normal noise of which sample i depends on ``seeds[i]`` and ``shape`` alone.
+
+    Drawn on the CPU in float32 whatever the device, so that the same image gets the same noise in
+    any batch, order, rank and on any hardware.
+
+    Args:
+        shape: Shape (C, H, W) of one sample.
+        seeds: One seed per sample.
+        device: Where the result goes.
+
+    Returns:
+        Tensor: (len(seeds), C, H, W), float32.
+    """
+    noise = torch.stack(
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+            for seed in seeds
+        ]
+    )
+    return noise.to(device) if device is not None else noise
