@@ -59,7 +59,7 @@ class KLCodec(nn.Module):
 
 
 class TinyCodec(KLCodec):
-    """``AutoencoderTiny`` (TAESD): already encodes to the scaled latent space of its big brother."""
+    """``AutoencoderTiny`` (TAESD): encodes to the scaled latent space of its big brother."""
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.vae.encode(images).latents

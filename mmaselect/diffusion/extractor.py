@@ -24,7 +24,7 @@ from mmaselect.diffusion.process import ForwardProcess, build_process
 TapKey = tuple[int, str]
 
 
-class _PassComplete(Exception):  # noqa: N818 (a signal, not an error)
+class _PassComplete(Exception):
     """The last wanted feature is there."""
 
 
@@ -216,10 +216,8 @@ class FrozenDiT(nn.Module):
         }
         time = torch.full((batch,), level.model_time, dtype=torch.float32, device=latent.device)
         with self._full_control(latent.device), self._capture(grid) as caught:
-            try:
+            with contextlib.suppress(_PassComplete):
                 self.family.run(self.transformer, noisy.to(self.dtype), time, condition)
-            except _PassComplete:
-                pass
         missing = [key for key in self.keys if key not in caught]
         if missing:
             raise RuntimeError(

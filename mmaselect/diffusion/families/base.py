@@ -100,7 +100,7 @@ class Family(ABC):
     # -- building ---------------------------------------------------------------------------------
     @abstractmethod
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        """Config entries that make ``from_pretrained`` build the first ``num_blocks`` blocks only."""
+        """Config entries that make ``from_pretrained`` build the first blocks only."""
 
     def trim(self, transformer: nn.Module, num_blocks: int) -> None:
         """Drop what was built beyond the first ``num_blocks`` blocks and is never run."""
@@ -154,8 +154,8 @@ class Family(ABC):
         """Image tokens (B, h * w, C), in row-major order, as a map (B, C, h, w)."""
         if tokens.ndim != 3 or tokens.shape[1] != grid[0] * grid[1]:
             raise RuntimeError(
-                f'{self.transformer_class}: expected image tokens of shape (B, {grid[0]}*{grid[1]}, '
-                f'C) but a block gave {tuple(tokens.shape)}. The installed diffusers may have '
+                f'{self.transformer_class}: expected image tokens (B, {grid[0]}*{grid[1]}, C) '
+                f'but a block gave {tuple(tokens.shape)}. The installed diffusers may have '
                 f'changed this class; please report it with the diffusers version.'
             )
         return tokens.transpose(1, 2).unflatten(2, grid)

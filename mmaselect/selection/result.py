@@ -1,0 +1,205 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What a selection found: ``selection.json``, and the cache that keeps it between runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Raised whenever a change of this package could change a pick, so that stored results are redone.
+SELECTION_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The score of one timestep.
+
+    Attributes:
+        timestep: 0 = clean, T - 1 = noise.
+        noise_level: Standard deviation of the noise in the noisy latent.
+        log_snr: ``2 ln(alpha / sigma)``; None where there is no noise.
+        score: Higher is better; None where features were not finite.
+        std: Standard deviation over images.
+        sem: Standard error of the score.
+    """
+
+    timestep: int
+    noise_level: float
+    log_snr: float | None
+    score: float | None
+    std: float | None = None
+    sem: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One criterion's scores over the grid, for one (block, feature) or the mean over them."""
+
+    criterion: str
+    timestep: int
+    points: tuple[CurvePoint, ...]
+    block: int | None = None
+    feature: str | None = None
+
+    @property
+    def timesteps(self) -> list[int]:
+        return [point.timestep for point in self.points]
+
+    @property
+    def scores(self) -> list[float]:
+        """Scores, NaN where features were not finite."""
+        return [math.nan if point.score is None else point.score for point in self.points]
+
+    @property
+    def best(self) -> CurvePoint:
+        """The point that was picked."""
+        return next(point for point in self.points if point.timestep == self.timestep)
+
+
+@dataclass
+class SelectionResult:
+    """The outcome of a sweep. ``to_dict`` gives the documented ``selection.json``.
+
+    Attributes:
+        timestep: The pick.
+        noise_level: Its noise standard deviation.
+        log_snr: Its log signal-to-noise ratio.
+        criterion: Name of the criterion that picked.
+        feature: Feature that was scored.
+        blocks: Blocks that were scored (their scores are averaged).
+        num_images: Calibration images used.
+        seconds: Wall time of the sweep.
+        model_evaluations: Transformer passes of one image each.
+        curve: The deciding curve.
+        others: Pick and curve of each further criterion.
+        per_tap: The deciding criterion's curve of each (block, feature).
+        warnings: What a careful reader should know.
+        key: Fingerprint of everything that the result depends on.
+        settings: What the fingerprint was made from, readable.
+    """
+
+    timestep: int
+    noise_level: float
+    log_snr: float | None
+    criterion: str
+    feature: str
+    blocks: list[int]
+    num_images: int
+    seconds: float
+    model_evaluations: int
+    curve: Curve
+    others: dict[str, Curve] = field(default_factory=dict)
+    per_tap: list[Curve] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    key: str = ''
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with ``curve`` as a plain list of points."""
+        data = asdict(self)
+        data['curve'] = data['curve']['points']
+        data['others'] = {
+            name: dict(timestep=curve['timestep'], curve=curve['points'])
+            for name, curve in data['others'].items()
+        }
+        data['per_tap'] = [
+            dict(
+                block=curve['block'],
+                feature=curve['feature'],
+                timestep=curve['timestep'],
+                curve=curve['points'],
+            )
+            for curve in data['per_tap']
+        ]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SelectionResult:
+        """Inverse of :meth:`to_dict`."""
+
+        def curve(criterion: str, part: dict[str, Any]) -> Curve:
+            return Curve(
+                criterion,
+                part['timestep'],
+                tuple(CurvePoint(**point) for point in part['curve']),
+                part.get('block'),
+                part.get('feature'),
+            )
+
+        data = dict(data)
+        name = data['criterion']
+        others = {key: curve(key, part) for key, part in data.pop('others').items()}
+        per_tap = [curve(name, part) for part in data.pop('per_tap')]
+        main = curve(name, dict(timestep=data['timestep'], curve=data.pop('curve')))
+        return cls(**data, curve=main, others=others, per_tap=per_tap)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``selection.json``: the whole file or none of it."""
+        return write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + '\n')
+
+    @classmethod
+    def load(cls, path: str | Path) -> SelectionResult:
+        """Read a ``selection.json``.
+
+        Raises:
+            ValueError: If the file is not one.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f'{str(path)!r} is no selection.json of this version ({error!r})'
+            ) from error
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a file that is either there in full or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'w', encoding='utf-8') as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def cache_root() -> Path:
+    """``$MMASELECT_CACHE``, or ``~/.cache/mmaselect``."""
+    return Path(os.environ.get('MMASELECT_CACHE') or Path.home() / '.cache' / 'mmaselect')
+
+
+class SelectionCache:
+    """Results by key. A result is found only if nothing that matters has changed.
+
+    Args:
+        folder: Where results are kept; ``$MMASELECT_CACHE/selections`` if None.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = Path(folder).expanduser() if folder else cache_root() / 'selections'
+
+    def path(self, key: str) -> Path:
+        return self.folder / f'{key}.json'
+
+    def find(self, key: str) -> SelectionResult | None:
+        """The stored result for a key, or None; an unreadable file counts as none."""
+        path = self.path(key)
+        if not path.is_file():
+            return None
+        try:
+            result = SelectionResult.load(path)
+        except ValueError:
+            return None
+        return result if result.key == key else None
+
+    def store(self, result: SelectionResult) -> Path:
+        """Keep a result under its key."""
+        return result.save(self.path(result.key))
