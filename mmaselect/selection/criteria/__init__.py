@@ -1,0 +1,21 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Criteria: what a timestep is picked by. A pure function and a streaming class of each."""
+
+from mmaselect.selection.criteria.base import Criterion, PerImageCriterion
+from mmaselect.selection.criteria.cross_spectrum import CrossSpectrumHFR, cross_spectrum_hfr
+from mmaselect.selection.criteria.fisher_score import FisherScore, fisher_score
+from mmaselect.selection.criteria.high_frequency_ratio import (
+    HighFrequencyRatio,
+    high_frequency_ratio,
+)
+
+__all__ = [
+    'Criterion',
+    'CrossSpectrumHFR',
+    'FisherScore',
+    'HighFrequencyRatio',
+    'PerImageCriterion',
+    'cross_spectrum_hfr',
+    'fisher_score',
+    'high_frequency_ratio',
+]

@@ -1,0 +1,157 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""High-frequency ratio: the share of a feature map's spectrum that is high-frequency."""
+
+from torch import Tensor
+
+from mmaselect.registry import CRITERIA
+from mmaselect.selection.criteria.base import PerImageCriterion
+from mmaselect.selection.criteria.spectrum import (
+    ROUNDING,
+    band_sums,
+    band_weights,
+    check_band,
+    half_spectrum,
+    power,
+    share,
+    transform_size,
+    zero_frequency,
+)
+
+MEASURES = ('power', 'amplitude')
+REDUCTIONS = ('channel_mean', 'total')
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise a ValueError unless the option ``name`` has one of its ``allowed`` values."""
+    if value not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, but got {value!r}.')
+
+
+def high_frequency_ratio(
+    feature: Tensor,
+    cutoff: float = 0.15,
+    shape: str = 'radial',
+    measure: str = 'power',
+    include_dc: bool = False,
+    reduction: str = 'channel_mean',
+    dims: str = '2d',
+) -> Tensor:
+    """Share of each feature map's spectrum that lies above a cut-off frequency.
+
+    Follows "A-SelecT: Automatic Timestep Selection for Diffusion Transformer Representation
+    Learning" (arXiv 2603.25758), which leaves the details open: hence the options. Its authors'
+    configuration says ``CUTOFF: 0.15`` and ``LOW_FREQ_1D: True``; the nearest to that is
+    ``cutoff=0.15, dims='tokens'``.
+
+    A map without energy holds no detail: where the denominator is zero, or a constant map leaves
+    nothing but float32 rounding beside an excluded mean, the ratio is 0. White noise scores the
+    high band's share of all frequencies.
+
+    Args:
+        feature: (B, C, H, W), any float dtype; transformed in float32.
+        cutoff: Frequencies above it are high. In cycles per sample: the sampling rate is 1, the
+            Nyquist frequency 0.5. Defaults to 0.15.
+        shape: What is compared with the cut-off: ``'radial'``, the length of the frequency vector,
+            or ``'square'``, its largest component. No difference in one dimension. Defaults to
+            ``'radial'``.
+        measure: What is summed: ``'power'``, the squared magnitude, or ``'amplitude'``, the
+            magnitude. Defaults to ``'power'``.
+        include_dc: Whether the zero frequency, the map's mean, counts in the denominator.
+            Defaults to False.
+        reduction: ``'channel_mean'``, one ratio per channel, then their mean (a few channels with
+            massive activations cannot drown the rest), or ``'total'``, one ratio of sums over
+            channels. With ``dims='channels'`` tokens take the place of channels here. Defaults to
+            ``'channel_mean'``.
+        dims: What is transformed: ``'2d'``, the token grid, ``'tokens'``, the tokens in row-major
+            order, or ``'channels'``, the channels of each token. Defaults to ``'2d'``.
+
+    Returns:
+        (B,), between 0 and 1. nan for an image whose feature is not finite (or so large, above 1e15
+        or so, that its power is not).
+
+    Raises:
+        ValueError: If an option has none of its values, or if the cut-off leaves no low or no high
+            frequency for maps of this size.
+
+    Example:
+        >>> import torch
+        >>> board = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4)
+        >>> high_frequency_ratio(board.expand(1, 3, 8, 8))
+        tensor([1.])
+        >>> # 1/8 cycle per token:
+        >>> wave = torch.cos(torch.arange(8) * torch.pi / 4).expand(1, 3, 8, 8)
+        >>> high_frequency_ratio(wave + board).round(decimals=3)
+        tensor([0.6670])
+    """
+    check_choice('measure', measure, MEASURES)
+    check_choice('reduction', reduction, REDUCTIONS)
+    check_band(cutoff, shape, include_dc, dims)
+    size = transform_size(feature, dims)
+    high, every = band_weights(size, cutoff, shape, include_dc, feature.device)
+
+    spectrum = half_spectrum(feature, dims)
+    density = power(spectrum) if measure == 'power' else spectrum.abs()
+    part, whole = band_sums(density, high, every)
+    mean = zero_frequency(density, len(size))
+    samples = feature.shape[1:].numel() // part.shape[1]
+    if measure == 'power':
+        floor = mean * (ROUNDING**2 / samples)
+    else:
+        # Rounding of that energy, spread evenly, has sqrt(samples) times the amplitude.
+        floor = mean * (ROUNDING / samples**0.5)
+    if reduction == 'total':
+        return share(part.sum(1), whole.sum(1), floor.sum(1))
+    return share(part, whole, floor).mean(1)
+
+
+@CRITERIA.register_module()
+class HighFrequencyRatio(PerImageCriterion):
+    """Mean over images of :func:`high_frequency_ratio`. Needs neither labels nor a second noise
+    draw.
+
+    On a model trained for a short time it may rise toward pure noise, whose spectrum is flat:
+    :class:`~mmaselect.selection.criteria.cross_spectrum.CrossSpectrumHFR` cancels what the noise
+    put into the feature.
+
+    Args:
+        cutoff: See :func:`high_frequency_ratio`, as for all that follow. Defaults to 0.15.
+        shape: ``'radial'`` or ``'square'``. Defaults to ``'radial'``.
+        measure: ``'power'`` or ``'amplitude'``. Defaults to ``'power'``.
+        include_dc: Whether the map's mean counts in the denominator. Defaults to False.
+        reduction: ``'channel_mean'`` or ``'total'``. Defaults to ``'channel_mean'``.
+        dims: ``'2d'``, ``'tokens'`` or ``'channels'``. Defaults to ``'2d'``.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> criterion = HighFrequencyRatio(cutoff=0.25)
+        >>> criterion.update(torch.ones(2, 3, 8, 8, dtype=torch.float16))
+        >>> {name: value.item() for name, value in criterion.compute().items()}
+        {'score': 0.0, 'std': 0.0, 'sem': 0.0, 'count': 2, 'nonfinite': 0}
+    """
+
+    def __init__(
+        self,
+        cutoff: float = 0.15,
+        shape: str = 'radial',
+        measure: str = 'power',
+        include_dc: bool = False,
+        reduction: str = 'channel_mean',
+        dims: str = '2d',
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_choice('measure', measure, MEASURES)
+        check_choice('reduction', reduction, REDUCTIONS)
+        check_band(cutoff, shape, include_dc, dims)
+        self.options = {
+            'cutoff': cutoff,
+            'shape': shape,
+            'measure': measure,
+            'include_dc': include_dc,
+            'reduction': reduction,
+            'dims': dims,
+        }
+
+    def per_image(self, feature: Tensor) -> Tensor:
+        return high_frequency_ratio(feature, **self.options)
