@@ -1,0 +1,7 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The same things from Python, without a config."""
+
+from mmaselect.apis.features import FeatureExtractor
+from mmaselect.apis.selection import select_timestep
+
+__all__ = ['FeatureExtractor', 'select_timestep']

@@ -8,15 +8,16 @@ exception that never leaves this file ends the pass as soon as the last wanted o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import pad_to_multiple
-from mmaselect.diffusion.families.base import FEATURES, Family
+from mmaselect.diffusion.families.base import Family, Tap
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.process import ForwardProcess, build_process
 
@@ -37,7 +38,7 @@ def _as_features(features: str | Sequence[str], family: Family) -> tuple[str, ..
                 f'{", ".join(family.features)}'
             )
     if not features:
-        raise ValueError(f'features is empty: choose from {", ".join(FEATURES)}')
+        raise ValueError(f'features is empty: choose from {", ".join(family.features)}')
     return features
 
 
@@ -102,7 +103,8 @@ class FrozenDiT(nn.Module):
             blocks: Blocks to read, negative ones counted from the end; the family's default block
                 if None. Only the blocks up to the deepest of them are built.
             features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
-                the attention layer) and ``'output'`` (of the block).
+                the attention layer) and ``'output'`` (of the block); where a class has QK norm or
+                rotary embedding, also ``'query_post'`` and ``'key_post'``, which come after them.
             dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``.
             condition: None for the empty condition; a class label or a prompt otherwise.
             load_kwargs: More arguments for the transformer's ``from_pretrained``, for example
@@ -148,6 +150,15 @@ class FrozenDiT(nn.Module):
         return self.process.num_train_timesteps
 
     @property
+    def native_size(self) -> int:
+        """Side, in pixels, of the square images that the model was trained on.
+
+        512 for families whose config does not state it (FLUX, for one).
+        """
+        size = self.family.config.get('sample_size')
+        return int(size) * self.codec.stride if isinstance(size, int) else 512
+
+    @property
     def keys(self) -> tuple[TapKey, ...]:
         """(block, feature) of every map that :meth:`features` returns."""
         return tuple((b, f) for b in dict.fromkeys(self.blocks) for f in self.feature_names)
@@ -180,7 +191,7 @@ class FrozenDiT(nn.Module):
             raise ValueError(f'expected RGB images (B, 3, H, W), got shape {tuple(images.shape)}')
         images = pad_to_multiple(images.float(), self.stride)
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
-        self.family.check_grid(grid)
+        self.family.check_grid(grid, self.stride)
         with self._full_control(images.device):
             return self.codec(images).float()
 
@@ -215,40 +226,53 @@ class FrozenDiT(nn.Module):
             for name in self._condition_names
         }
         time = torch.full((batch,), level.model_time, dtype=torch.float32, device=latent.device)
-        with self._full_control(latent.device), self._capture(grid) as caught:
-            with contextlib.suppress(_PassComplete):
-                self.family.run(self.transformer, noisy.to(self.dtype), time, condition)
+        with (
+            self._full_control(latent.device),
+            self._capture(grid) as caught,
+            contextlib.suppress(_PassComplete),
+        ):
+            self.family.run(self.transformer, noisy.to(self.dtype), time, condition)
         missing = [key for key in self.keys if key not in caught]
         if missing:
             raise RuntimeError(
                 f'{self.family.transformer_class} never produced {missing}. Its projections may '
-                f'have been fused (fuse_qkv_projections), or the installed diffusers has changed '
-                f'this class; please report it with the diffusers version.'
+                f'have been fused (fuse_qkv_projections); an attention backend other than '
+                f"PyTorch's own may be set, with which query_post and key_post cannot be read "
+                f'(DIFFUSERS_ATTN_BACKEND=native is the one); or the installed diffusers has '
+                f'changed this class: please report it with the diffusers version.'
             )
         return {key: self.family.to_map(caught[key], grid) for key in self.keys}
 
     @contextlib.contextmanager
     def _capture(self, grid: tuple[int, int]) -> Iterator[dict[TapKey, Tensor]]:
         caught: dict[TapKey, Tensor] = {}
-        wanted = len(self.keys)
-        handles = []
 
-        def reader(key: TapKey, tokens: Any) -> Any:
+        def catch(key: TapKey, tokens: Tensor) -> None:
+            caught[key] = tokens
+            if len(caught) == len(self.keys):
+                raise _PassComplete
+
+        def reader(key: TapKey, tap: Tap) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                caught[key] = tokens(output, grid)
-                if len(caught) == wanted:
-                    raise _PassComplete
+                catch(key, tap.tokens(output, grid))
 
             return hook
 
-        try:
+        with contextlib.ExitStack() as stack:
+            attention = None
             for key in self.keys:
                 tap = self.family.tap(self.transformer, *key)
-                handles.append(tap.module.register_forward_hook(reader(key, tap.tokens)))
+                if tap.operand is None:
+                    handle = tap.module.register_forward_hook(reader(key, tap))
+                    stack.callback(handle.remove)
+                else:
+                    attention = attention or stack.enter_context(AttentionOperands())
+                    attention.watch(
+                        tap.module,
+                        tap.operand,
+                        lambda operand, key=key, tap=tap: catch(key, tap.tokens(operand, grid)),
+                    )
             yield caught
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @staticmethod
     @contextlib.contextmanager

@@ -1,0 +1,4 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from mmaselect.engine.hooks import SelectionHook
+
+__all__ = ['SelectionHook']

@@ -1,0 +1,6 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What a config names: backbones and heads."""
+
+from mmaselect.models.backbones import ASelecTDiT
+
+__all__ = ['ASelecTDiT']

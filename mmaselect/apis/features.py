@@ -1,0 +1,105 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Feature maps of images, in a notebook or a script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.selection import SelectionResult
+from mmaselect.selection.calibration import load_rgb
+
+ImageLike = str | Path | np.ndarray | Image.Image | Tensor
+
+
+class FeatureExtractor:
+    """Any block and feature of a frozen diffusion transformer, for images as they are.
+
+    Args:
+        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        timestep: Where to read: a number, or a :class:`SelectionResult`.
+        blocks: Blocks to read; the family's default if None.
+        features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        dtype: Of the frozen weights.
+        device: CUDA if there is one, by default.
+        seed: Of the noise, which depends on it and on the latent's shape alone.
+        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+
+    Example:
+        >>> from mmaselect.apis import FeatureExtractor
+        >>> extract = FeatureExtractor('facebook/DiT-XL-2-256', timestep=75)  # doctest: +SKIP
+        >>> extract('photo.jpg')[14, 'query'].shape  # doctest: +SKIP
+        torch.Size([1, 1152, 16, 16])
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        timestep: int | SelectionResult,
+        blocks: Sequence[int] | int | None = None,
+        features: str | Sequence[str] = 'query',
+        dtype: str | torch.dtype = 'fp32',
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        **model_kwargs: Any,
+    ) -> None:
+        if device is None:
+            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        self.dit = FrozenDiT.from_pretrained(
+            pretrained, blocks=blocks, features=features, dtype=dtype, **model_kwargs
+        ).to(device)
+        if isinstance(timestep, SelectionResult):
+            timestep = timestep.timestep
+        self.timestep = self.dit.process.check_timestep(timestep)
+        self.seed = seed
+
+    def _pixels(self, image: ImageLike) -> Tensor:
+        """(3, H, W) in [-1, 1]."""
+        if isinstance(image, Tensor):
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                raise ValueError(
+                    f'a tensor must be (3, H, W), float, RGB in [-1, 1]; got '
+                    f'{tuple(image.shape)} {image.dtype}'
+                )
+            return image
+        if isinstance(image, (str, Path)):
+            image = load_rgb(image)
+        if isinstance(image, Image.Image):
+            image = np.asarray(image.convert('RGB'))
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f'an array must be (H, W, 3), uint8, RGB; got {image.shape} {image.dtype}'
+            )
+        return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> dict[TapKey, Tensor]:
+        """Feature maps of one image or of several of one size.
+
+        Args:
+            images: Paths, (H, W, 3) uint8 RGB arrays, PIL images, or (3, H, W) tensors in [-1, 1].
+
+        Returns:
+            dict: (block, feature) to float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
+
+        Raises:
+            ValueError: If an image is none of these, or their sizes differ.
+        """
+        several = isinstance(images, Sequence) and not isinstance(images, str)
+        pixels = [self._pixels(image) for image in (images if several else [images])]
+        sizes = {tuple(image.shape[1:]) for image in pixels}
+        if len(sizes) != 1:
+            raise ValueError(
+                f'images of one call must have one size, got {sorted(sizes)}; call once for each '
+                f'size, or resize them'
+            )
+        latent = self.dit.encode(torch.stack(pixels).to(self.dit.device))
+        noise = draw_noise(tuple(latent.shape[1:]), [self.seed], latent.device).expand_as(latent)
+        maps = self.dit.features(latent, self.timestep, noise)
+        return {key: value.float() for key, value in maps.items()}

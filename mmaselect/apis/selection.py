@@ -1,0 +1,111 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Timestep selection in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.models.calibration import build_image_source
+from mmaselect.selection import (
+    DEFAULT_CRITERION,
+    DEFAULT_GRID,
+    DEFAULT_NUM_IMAGES,
+    DEFAULT_OTHERS,
+    CalibrationSet,
+    ImageArrays,
+    SelectionCache,
+    SelectionResult,
+    Sweep,
+    save_selection,
+)
+
+
+def select_timestep(
+    model: str | Path | FrozenDiT,
+    images: str | Path | Mapping[str, Any] | Sequence[np.ndarray | Image.Image],
+    *,
+    labels: Sequence[int] | None = None,
+    blocks: Sequence[int] | int | None = None,
+    feature: str | Sequence[str] = 'query',
+    timesteps: str | int | Sequence[int] = DEFAULT_GRID,
+    criterion: str | Mapping[str, Any] = DEFAULT_CRITERION,
+    others: Sequence[Mapping[str, Any]] = DEFAULT_OTHERS,
+    num_images: int = DEFAULT_NUM_IMAGES,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    dtype: str | torch.dtype = 'fp32',
+    device: str | torch.device | None = None,
+    out: str | Path | None = None,
+    cache: bool = True,
+    progress: bool = True,
+    **model_kwargs: Any,
+) -> SelectionResult:
+    """Pick the timestep at which a diffusion transformer's features are best, without labels.
+
+    Args:
+        model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model that is loaded already
+            (then ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
+        images: A folder of images, a list of them ((H, W, 3) uint8 RGB arrays or PIL images), or the
+            config of a registered dataset.
+        labels: One class label per image of a list, for label-aware criteria.
+        blocks: Blocks to score; the family's default if None.
+        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        timesteps: ``'START:STOP:STEP'`` or a list.
+        criterion: A registered criterion's name, or its config.
+        others: Configs of criteria to score beside it.
+        num_images: Calibration images to use.
+        image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
+        batch_size: Images per pass.
+        seed: Of the choice of images and of the noise.
+        dtype: Of the frozen weights.
+        device: CUDA if there is one, by default.
+        out: Folder for ``selection.json`` and ``selection.png``; nothing is written if None.
+        cache: Whether to look for, and keep, the result in the cache folder.
+        progress: Draw a progress bar.
+        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+
+    Returns:
+        SelectionResult: The pick, its curve, and what a careful reader should know.
+
+    Example:
+        >>> from mmaselect.apis import select_timestep
+        >>> result = select_timestep('facebook/DiT-XL-2-256', 'data/my_images')  # doctest: +SKIP
+        >>> result.timestep  # doctest: +SKIP
+        75
+    """
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if isinstance(model, FrozenDiT):
+        dit = model
+    else:
+        dit = FrozenDiT.from_pretrained(
+            model, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
+        )
+        dit.to(device)
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        source = ImageArrays(images, labels)
+    else:
+        source = build_image_source(images)
+    if isinstance(criterion, str):
+        criterion = dict(type=criterion)
+    result = Sweep(
+        dit,
+        CalibrationSet(source, image_size or dit.native_size, num_images, seed),
+        timesteps=timesteps,
+        criterion=criterion,
+        others=others,
+        seed=seed,
+        batch_size=batch_size,
+        cache=SelectionCache() if cache else None,
+    ).run(progress=progress)
+    if out is not None:
+        save_selection(result, out)
+    return result

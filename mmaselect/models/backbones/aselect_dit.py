@@ -1,0 +1,391 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A frozen diffusion transformer as an OpenMMLab backbone, read at the timestep A-SelecT picks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.models.calibration import build_image_source
+from mmaselect.registry import MODELS
+from mmaselect.selection import (
+    DEFAULT_CRITERION,
+    DEFAULT_GRID,
+    DEFAULT_NUM_IMAGES,
+    DEFAULT_OTHERS,
+    CalibrationSet,
+    SelectionCache,
+    SelectionResult,
+    Sweep,
+)
+
+NOISE_MODES = ('auto', 'fresh', 'fixed')
+CHANNEL_ORDERS = ('rgb', 'bgr')
+
+#: What ``selection`` may hold, with the defaults.
+SELECTION_DEFAULTS: dict[str, Any] = dict(
+    criterion=DEFAULT_CRITERION,
+    others=DEFAULT_OTHERS,
+    timesteps=DEFAULT_GRID,
+    num_images=DEFAULT_NUM_IMAGES,
+    image_size=None,
+    batch_size=16,
+    seed=0,
+    cache_dir=None,
+    array_order='rgb',
+)
+
+#: Values of the frozen weights kept in a checkpoint, to tell it from one made with another model.
+_SIGNATURE_SIZE = 64
+
+
+class _Frozen:
+    """Holds the frozen model where ``nn.Module`` does not look.
+
+    As a registered submodule it would be in every checkpoint, walked by MMEngine's ``init_weights``
+    (minutes for billions of parameters), broadcast by DDP, and doubled by EMA's deep copy.
+    """
+
+    def __init__(self, dit: FrozenDiT) -> None:
+        self.dit = dit
+
+    def __deepcopy__(self, memo: dict) -> _Frozen:
+        return self
+
+
+@MODELS.register_module()
+class ASelecTDiT(BaseModule):
+    """Feature maps of a frozen diffusion transformer at an automatically selected timestep.
+
+    The timestep is picked in ``init_weights`` (A-SelecT, arXiv 2603.25758), which MMEngine's Runner
+    calls once before training, and travels in checkpoints as a buffer. The frozen weights come from
+    ``pretrained`` and are in no checkpoint.
+
+    Args:
+        pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME`` for
+            a model that ships with the package.
+        blocks: Indices of the transformer blocks to read, one feature map each; negative ones count
+            from the end, repeats are allowed. The family's default (a middle block) if None.
+        feature: What to read in a block. Defaults to ``'query'``.
+
+            - ``'query'``, ``'key'``, ``'value'``: as the attention's projections give them.
+            - ``'attention'``: output of the attention layer.
+            - ``'output'``: output of the block.
+        timestep: ``'auto'``, or an index of the unshifted training schedule: 0 = clean,
+            T - 1 = noise (T is 1000 for all published models).
+        selection: How ``'auto'`` selects. Keys, all optional: ``criterion`` and ``others`` (configs
+            of registered criteria), ``timesteps`` (``'START:STOP:STEP'`` or a list),
+            ``num_images``, ``image_size`` (pixels; the model's own training size if None),
+            ``batch_size``, ``seed``, ``cache_dir``, ``array_order`` (of in-memory datasets,
+            ``'rgb'`` or ``'bgr'``).
+        calibration: Where calibration images come from: the config of any registered dataset
+            (labels unused), or a folder of images.
+        condition: None for the null class or the empty prompt; a class label or a prompt otherwise.
+        input_mean: What the config's ``data_preprocessor`` subtracted, in 0..255 units. The model's
+            own [-1, 1] range is restored from it, so the backbone fits configs made for others.
+        input_std: What it divided by.
+        channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``.
+        dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``. It holds under AMP too.
+        noise: ``'fresh'`` is a new draw per call; ``'fixed'`` depends on the seed and the latent's
+            shape alone; ``'auto'`` is fresh in training and fixed in evaluation.
+        noise_seed: Seed of fixed noise.
+        num_draws: Noise draws whose features are averaged, at one transformer pass each.
+        load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
+            example ``quantization_config`` or ``device_map``.
+        hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+        init_cfg: As in every ``BaseModule``; loads nothing of the frozen part.
+
+    Shape:
+        - Input: (B, 3, H, W), as the ``data_preprocessor`` gives it; any H and W.
+        - Output: tuple of len(blocks) float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
+
+    Attributes:
+        timestep (int): The timestep in use; raises if none was picked yet.
+        selection_result (SelectionResult | None): Curve and pick, where this process selected.
+
+    Example:
+        >>> from mmaselect.models import ASelecTDiT
+        >>> model = ASelecTDiT('mmaselect://dit_cifar10', timestep=50)   # doctest: +SKIP
+        >>> model(torch.zeros(1, 3, 32, 32))[0].shape                    # doctest: +SKIP
+        torch.Size([1, 192, 8, 8])
+    """
+
+    picked_timestep: Tensor
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        blocks: Sequence[int] | int | None = None,
+        feature: str = 'query',
+        timestep: str | int = 'auto',
+        selection: Mapping[str, Any] | None = None,
+        calibration: str | Path | Mapping[str, Any] | None = None,
+        condition: Any = None,
+        input_mean: Sequence[float] = (127.5, 127.5, 127.5),
+        input_std: Sequence[float] = (127.5, 127.5, 127.5),
+        channel_order: str = 'rgb',
+        dtype: str | torch.dtype = 'fp32',
+        noise: str = 'auto',
+        noise_seed: int = 0,
+        num_draws: int = 1,
+        load_kwargs: Mapping[str, Any] | None = None,
+        hub_kwargs: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if noise not in NOISE_MODES:
+            raise ValueError(f'noise must be one of {", ".join(NOISE_MODES)}, got {noise!r}')
+        if channel_order not in CHANNEL_ORDERS:
+            raise ValueError(
+                f'channel_order must be one of {", ".join(CHANNEL_ORDERS)}, got {channel_order!r}'
+            )
+        if num_draws < 1:
+            raise ValueError(f'num_draws must be at least 1, got {num_draws}')
+        if not isinstance(feature, str):
+            raise TypeError(f'feature must be one name, such as "query", got {feature!r}')
+        unknown = sorted(set(selection or ()) - set(SELECTION_DEFAULTS))
+        if unknown:
+            raise ValueError(
+                f'selection has unknown keys {unknown}: it takes {", ".join(SELECTION_DEFAULTS)}'
+            )
+        self.pretrained = str(pretrained)
+        self.feature = feature
+        self.selection = {**SELECTION_DEFAULTS, **(selection or {})}
+        self.calibration = calibration
+        self.channel_order = channel_order
+        self.noise = noise
+        self.noise_seed = noise_seed
+        self.num_draws = num_draws
+        self.selection_result: SelectionResult | None = None
+
+        self._frozen = _Frozen(
+            FrozenDiT.from_pretrained(
+                pretrained,
+                blocks=blocks,
+                features=feature,
+                dtype=dtype,
+                condition=condition,
+                load_kwargs=load_kwargs,
+                **(hub_kwargs or {}),
+            )
+        )
+        self.blocks = self.dit.blocks
+        self.out_channels = [self.dit.channels((block, feature)) for block in self.blocks]
+        self.stride = self.dit.stride
+
+        # Pixels as the model wants them are input * scale + shift.
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (input_mean, input_std))
+        if mean.shape != (3,) or std.shape != (3,) or bool((std <= 0).any()):
+            raise ValueError(
+                f'input_mean and input_std must be 3 numbers each, with input_std positive; got '
+                f'{list(input_mean)} and {list(input_std)}'
+            )
+        self.register_buffer('input_scale', (std / 127.5).view(3, 1, 1), persistent=False)
+        self.register_buffer('input_shift', (mean / 127.5 - 1).view(3, 1, 1), persistent=False)
+
+        if timestep != 'auto' and (isinstance(timestep, bool) or not isinstance(timestep, int)):
+            raise ValueError(f"timestep must be 'auto' or a whole number, got {timestep!r}")
+        fixed = -1 if timestep == 'auto' else self.dit.process.check_timestep(timestep)
+        self.is_automatic = timestep == 'auto'
+        self.register_buffer('picked_timestep', torch.tensor(fixed))
+        self.register_buffer('frozen_signature', self._signature())
+        position = self.dit.family.features.index(feature)
+        self.register_buffer('read_from', torch.tensor([position, *self.blocks]))
+        self._timestep: int | None = None
+        self._fixed_noise: Tensor | None = None
+        self._range_checked = False
+
+    # -- the frozen part --------------------------------------------------------------------------
+    @property
+    def dit(self) -> FrozenDiT:
+        """The frozen model; shared, not copied, by deep copies of the backbone."""
+        return self._frozen.dit
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ASelecTDiT:
+        super()._apply(fn, *args, **kwargs)
+        # Follow the device; the precision stays what `dtype` says. Weights that accelerate has
+        # placed (device_map) stay where they are.
+        device = self.input_scale.device
+        placed = getattr(self.dit.transformer, 'hf_device_map', None)
+        if not placed and device.type != 'meta' and self.dit.device != device:
+            self.dit.to(device)
+        return self
+
+    def _signature(self) -> Tensor:
+        """A few weights from all over the frozen transformer."""
+        named = sorted(self.dit.transformer.named_parameters(), key=lambda item: item[0])
+        chosen = torch.linspace(0, len(named) - 1, _SIGNATURE_SIZE).long().tolist()
+        values = []
+        for position, index in enumerate(chosen):
+            flat = named[index][1].detach().reshape(-1)
+            values.append(flat[(position * 7919) % flat.numel()].float().cpu())
+        return torch.stack(values)
+
+    # -- the timestep -----------------------------------------------------------------------------
+    @property
+    def timestep(self) -> int:
+        """The timestep in use.
+
+        Raises:
+            RuntimeError: If none was picked yet.
+        """
+        if self._timestep is None:
+            self._timestep = int(self.picked_timestep)
+        if self._timestep < 0:
+            raise RuntimeError(
+                "this ASelecTDiT has no timestep yet: timestep='auto' is picked by init_weights(), "
+                'which training calls, or comes with a checkpoint. Load a checkpoint that was '
+                'trained with this backbone, call init_weights(), or set timestep to a number'
+            )
+        return self._timestep
+
+    @timestep.setter
+    def timestep(self, value: int) -> None:
+        value = self.dit.process.check_timestep(value)
+        self.picked_timestep.fill_(value)
+        self._timestep = value
+
+    def init_weights(self) -> None:
+        """Pick the timestep, unless it is given or there already."""
+        super().init_weights()
+        if self.is_automatic and int(self.picked_timestep) < 0:
+            self.select_timestep()
+
+    def build_sweep(self, **overrides: Any) -> Sweep:
+        """The sweep that ``selection`` and ``calibration`` describe.
+
+        Args:
+            overrides: Entries of ``selection`` that replace the config's.
+        """
+        options = {**self.selection, **overrides}
+        source = build_image_source(self.calibration, options['array_order'])
+        images = CalibrationSet(
+            source,
+            image_size=options['image_size'] or self.dit.native_size,
+            num_images=options['num_images'],
+            seed=options['seed'],
+        )
+        return Sweep(
+            self.dit,
+            images,
+            timesteps=options['timesteps'],
+            criterion=options['criterion'],
+            others=options['others'] or (),
+            seed=options['seed'],
+            batch_size=options['batch_size'],
+            cache=SelectionCache(options['cache_dir']),
+        )
+
+    def select_timestep(self, progress: bool = True) -> SelectionResult:
+        """Sweep (or find the stored result), and read at the winner from now on."""
+        sweep = self.build_sweep()
+        result = sweep.run(progress=progress)
+        self.timestep = result.timestep
+        self.selection_result = result
+        print_log(
+            f'A-SelecT picked timestep {result.timestep} of {self.dit.num_train_timesteps} '
+            f'(sigma {result.noise_level:.3f}) by {result.criterion} of {result.feature} in block '
+            f'{", ".join(map(str, dict.fromkeys(result.blocks)))}, on {result.num_images} images: '
+            f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s. Stored in '
+            f'{sweep.cache.path(result.key)}',
+            logger='current',
+        )
+        for warning in result.warnings:
+            print_log(f'A-SelecT: {warning}', logger='current', level=30)
+        return result
+
+    # -- features ---------------------------------------------------------------------------------
+    def _restore(self, inputs: Tensor) -> Tensor:
+        """Undo the ``data_preprocessor``: RGB in [-1, 1]."""
+        images = inputs.float() * self.input_scale + self.input_shift
+        if not self._range_checked:
+            # Once: on a GPU the check waits for the device.
+            low, high = images.amin().item(), images.amax().item()
+            # Interpolation and augmentation may overshoot a little; another normalization
+            # (ImageNet's reaches 2.6) does so by far.
+            if low < -1.5 or high > 1.5:
+                raise ValueError(
+                    f'after undoing input_mean and input_std, pixels span {low:.2f} to {high:.2f} '
+                    f"instead of -1 to 1. Set the backbone's input_mean and input_std to the mean "
+                    f"and std of the config's data_preprocessor"
+                )
+            self._range_checked = True
+        return images.flip(1) if self.channel_order == 'bgr' else images
+
+    def _draw_noise(self, latent: Tensor, draw: int) -> Tensor:
+        fresh = self.training if self.noise == 'auto' else self.noise == 'fresh'
+        if fresh:
+            return torch.randn_like(latent)
+        shape = tuple(latent.shape[1:])
+        kept = self._fixed_noise
+        if kept is None or kept.shape[1:] != shape or kept.device != latent.device:
+            seeds = [self.noise_seed * 64 + number for number in range(self.num_draws)]
+            self._fixed_noise = kept = draw_noise(shape, seeds, latent.device)
+        return kept[draw].expand_as(latent)
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of a batch; see the class for shapes."""
+        timestep = self.timestep
+        latent = self.dit.encode(self._restore(inputs))
+        maps = [
+            self.dit.features(latent, timestep, self._draw_noise(latent, draw))
+            for draw in range(self.num_draws)
+        ]
+        return tuple(
+            torch.stack([drawn[block, self.feature].float() for drawn in maps]).mean(0)
+            if self.num_draws > 1
+            else maps[0][block, self.feature].float()
+            for block in self.blocks
+        )
+
+    # -- checkpoints ------------------------------------------------------------------------------
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
+        signature = state_dict.get(prefix + 'frozen_signature')
+        mine = self.frozen_signature.cpu()
+        if signature is not None and not (
+            # Half precision rounds by less than 1 %.
+            signature.shape == mine.shape
+            and torch.allclose(signature.cpu().float(), mine, rtol=1e-2, atol=1e-3)
+        ):
+            raise ValueError(
+                f'the checkpoint was made with another frozen model than {self.pretrained!r}: its '
+                f'heads would read features that they were not trained on. Set pretrained (and '
+                f'blocks) to what the checkpoint was trained with'
+            )
+        read_from = state_dict.get(prefix + 'read_from')
+        if read_from is not None and read_from.tolist() != self.read_from.tolist():
+            names = self.dit.family.features
+            feature, *blocks = read_from.tolist()
+            raise ValueError(
+                f'the checkpoint was trained on the {names[feature]} of blocks {blocks}, but this '
+                f'config reads the {self.feature} of blocks {list(self.blocks)}'
+            )
+        mine, theirs = int(self.picked_timestep), state_dict.get(prefix + 'picked_timestep')
+        if not self.is_automatic and theirs is not None and int(theirs) != mine:
+            print_log(
+                f'the checkpoint was trained at timestep {int(theirs)}, which replaces the '
+                f"config's {mine}",
+                logger='current',
+                level=30,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._timestep = None
+
+    def extra_repr(self) -> str:
+        picked = int(self.picked_timestep)
+        return (
+            f'pretrained={self.pretrained!r}, blocks={list(self.blocks)}, '
+            f'feature={self.feature!r}, timestep={picked if picked >= 0 else "auto"}, '
+            f'dtype={self.dit.dtype}, stride={self.stride}'
+        )

@@ -1,0 +1,179 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Pick the timestep of a config's backbone without training anything."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import ConfigDict, DictAction
+from mmengine.dist import infer_launcher, init_dist, is_main_process
+from mmengine.registry import MODELS, init_default_scope
+from rich.console import Console
+from rich.table import Table
+
+from mmaselect.selection import save_selection
+from mmaselect.utils import load_config
+
+EXAMPLES = """
+examples:
+  # the config's own settings; writes work_dirs/CONFIG_NAME/selection.json and selection.png
+  python tools/select_timestep.py configs/aselect_dit_ade20k.py
+
+  # a finer grid around low noise, other blocks, the paper's plain criterion
+  python tools/select_timestep.py configs/aselect_dit_ade20k.py --timesteps 0:300:10 \\
+      --blocks 10 14 18 --criterion HighFrequencyRatio --out work_dirs/fine
+
+  # two processes share the images and give the same pick
+  torchrun --nproc_per_node 2 tools/select_timestep.py configs/aselect_dit_ade20k.py \\
+      --launcher pytorch
+
+The pick is cached: training with the same settings finds it and does not sweep again.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', help='config whose backbone is mmaselect.ASelecTDiT')
+    parser.add_argument(
+        '--out',
+        help='folder for selection.json and selection.png; default: the work directory of the '
+        'config, else work_dirs/CONFIG_NAME',
+    )
+    parser.add_argument(
+        '--timesteps',
+        metavar='START:STOP:STEP',
+        help="grid, 0 = clean, STOP left out; or a comma-separated list. Default: the config's, "
+        'else 0:1000:25',
+    )
+    parser.add_argument(
+        '--blocks', nargs='+', type=int, help='blocks to score; negative ones count from the end'
+    )
+    parser.add_argument(
+        '--feature', help="query, key, value, attention or output; default: the config's"
+    )
+    parser.add_argument(
+        '--criterion',
+        help='registered criterion that picks, such as CrossSpectrumHFR, HighFrequencyRatio or '
+        "FisherScore; default: the config's",
+    )
+    parser.add_argument(
+        '--criterion-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='arguments of the criterion, such as cutoff=0.25 shape=square',
+    )
+    parser.add_argument('--num-images', type=int, help='calibration images to use')
+    parser.add_argument('--batch-size', type=int, help='images per transformer pass')
+    parser.add_argument('--seed', type=int, help='of the choice of images and of the noise')
+    parser.add_argument(
+        '--no-cache', action='store_true', help='sweep even if a stored result fits'
+    )
+    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, as in tools/train.py',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what starts the processes of a distributed run; default: none',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.criterion_options and not args.criterion:
+        parser.error('--criterion-options goes with --criterion')
+    return args
+
+
+def find_backbone(model: ConfigDict, path: str) -> ConfigDict:
+    """The backbone's config, wherever the model keeps it.
+
+    Raises:
+        SystemExit: If the config has no backbone of ours.
+    """
+    backbone = model.get('backbone')
+    if backbone is None or str(backbone.get('type', '')).rpartition('.')[2] != 'ASelecTDiT':
+        kind = None if backbone is None else backbone.get('type')
+        raise SystemExit(
+            f'{path}: model.backbone is {kind!r}; timestep selection needs '
+            f"type='mmaselect.ASelecTDiT'"
+        )
+    return backbone
+
+
+def report(result) -> None:
+    """A table of the curve, with the pick marked."""
+    table = Table(title=f'{result.criterion} of {result.feature}, {result.num_images} images')
+    names = list(result.others)
+    for column in ('timestep', 'sigma', result.criterion, 'std', *names):
+        table.add_column(column, justify='right')
+    for index, point in enumerate(result.curve.points):
+        row = [str(point.timestep), f'{point.noise_level:.3f}']
+        row += ['-' if v is None else f'{v:.5f}' for v in (point.score, point.std)]
+        for name in names:
+            score = result.others[name].points[index].score
+            row.append('-' if score is None else f'{score:.5f}')
+        table.add_row(*row, style='bold green' if point.timestep == result.timestep else None)
+    console = Console()
+    console.print(table)
+    for warning in result.warnings:
+        console.print(f'warning: {warning}', style='yellow')
+    console.print(
+        f'timestep {result.timestep} (sigma {result.noise_level:.3f}), '
+        f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s',
+        style='bold',
+    )
+
+
+def main() -> None:
+    """Build the backbone, sweep, write, report."""
+    args = parse_args()
+    config = load_config(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    backbone = find_backbone(config.model, args.config)
+    backbone.timestep = 'auto'
+    if args.blocks:
+        backbone.blocks = args.blocks
+    if args.feature:
+        backbone.feature = args.feature
+    overrides = {
+        name: getattr(args, name)
+        for name in ('timesteps', 'num_images', 'batch_size', 'seed')
+        if getattr(args, name) is not None
+    }
+    if args.criterion:
+        overrides['criterion'] = dict(type=args.criterion, **(args.criterion_options or {}))
+
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if args.launcher != 'none' and infer_launcher() != 'none':
+        init_dist(args.launcher, backend='gloo' if device == 'cpu' else 'nccl')
+        if device == 'cuda':
+            device = f'cuda:{os.environ.get("LOCAL_RANK", args.local_rank)}'
+
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model = MODELS.build(dict(backbone, type='mmaselect.ASelecTDiT')).to(device)
+    sweep = model.build_sweep(**overrides)
+    if args.no_cache:
+        sweep.cache = None
+    result = sweep.run()
+    if is_main_process():
+        out = args.out or config.get('work_dir') or Path('work_dirs') / Path(args.config).stem
+        report(result)
+        for path in save_selection(result, out):
+            print(path)
+
+
+if __name__ == '__main__':
+    main()
