@@ -109,6 +109,25 @@ def _quiet_about_unused_weights() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _truncated(cls: type[nn.Module], family: Family, num_blocks: int) -> type[nn.Module]:
+    """A subclass that is without its superfluous blocks before any weight is read.
+
+    ``from_pretrained`` builds with ``from_config`` and then reads weights for what is there, so
+    that this is also right for quantised weights and device maps.
+    """
+
+    class Truncated(cls):
+        @classmethod
+        def from_config(klass, *args: Any, **kwargs: Any) -> nn.Module:
+            model = super().from_config(*args, **kwargs)
+            family.trim(model, num_blocks)
+            return model
+
+    # diffusers compares it with the class that the config names.
+    Truncated.__name__ = cls.__name__
+    return Truncated
+
+
 class PipelineSource:
     """A pipeline on disk or on the hub, whose parts are read one at a time.
 
@@ -160,9 +179,23 @@ class PipelineSource:
         """Whether the pipeline works on latents."""
         if self.is_local:
             return (Path(self.path) / 'vae').is_dir()
-        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
-        index = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
+        index = self.index()
         return bool(index.get('vae') and index['vae'][0])
+
+    def index(self) -> dict[str, Any]:
+        """The pipeline's ``model_index.json``: its class, and library and class of each part.
+
+        Raises:
+            FileNotFoundError: If it cannot be read.
+        """
+        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
+        try:
+            return dict(diffusers.DiffusionPipeline.load_config(self.path, **kwargs))
+        except (OSError, json.JSONDecodeError) as error:
+            raise FileNotFoundError(
+                f'pretrained={self.name!r}: cannot read model_index.json, which names the parts '
+                f'of a pipeline ({error})'
+            ) from error
 
     def family(self) -> Family:
         """The family of the pipeline's transformer.
@@ -198,7 +231,7 @@ class PipelineSource:
         Raises:
             RuntimeError: If weights of a needed block are missing from the checkpoint.
         """
-        cls = getattr(diffusers, family.transformer_class)
+        cls = _truncated(getattr(diffusers, family.transformer_class), family, num_blocks)
         kwargs = {'torch_dtype': dtype, **self.hub_kwargs, **load_kwargs}
         with _quiet_about_unused_weights():
             model, info = cls.from_pretrained(
@@ -208,9 +241,9 @@ class PipelineSource:
                 **family.build_overrides(num_blocks),
                 **kwargs,
             )
-        family.trim(model, num_blocks)
-        kept = {name for name, _ in model.named_parameters()}
-        lost = sorted(kept & {*info['missing_keys'], *(k[0] if isinstance(k, tuple) else k for k in info['mismatched_keys'])})  # fmt: skip # noqa: E501
+        model.__class__ = cls.__base__
+        # Buffers are computed by the constructor; older checkpoints hold fewer of them.
+        lost = sorted({*info['missing_keys']} & {name for name, _ in model.named_parameters()})
         if lost:
             raise RuntimeError(
                 f'pretrained={self.name!r}: the checkpoint lacks {len(lost)} weights of the needed '

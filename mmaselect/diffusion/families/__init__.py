@@ -1,14 +1,26 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """One short file per transformer class. Importing the package registers them all."""
 
-from mmaselect.diffusion.families import dit  # noqa: F401 (registers)
+# One import a line, so that adding a family is adding a line; each registers itself.
+import mmaselect.diffusion.families.dit  # noqa: F401
 from mmaselect.diffusion.families.base import (
     FEATURES,
+    POST_FEATURES,
     Family,
     Tap,
     known_families,
     register_family,
     whole_output,
 )
+from mmaselect.diffusion.families.text import TextFamily
 
-__all__ = ['FEATURES', 'Family', 'Tap', 'known_families', 'register_family', 'whole_output']
+__all__ = [
+    'FEATURES',
+    'POST_FEATURES',
+    'Family',
+    'Tap',
+    'TextFamily',
+    'known_families',
+    'register_family',
+    'whole_output',
+]

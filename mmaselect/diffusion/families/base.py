@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 #: attention layer, and the output of the block (Fig. 5 of arXiv 2603.25758).
 FEATURES = ('query', 'key', 'value', 'attention', 'output')
 
+#: Q and K as the attention product sees them: after QK norm and rotary embedding. For families
+#: whose class has neither of the two they would equal 'query' and 'key', and are not offered.
+POST_FEATURES = ('query_post', 'key_post')
+
 #: Conditioning inputs of a transformer, each with a batch dimension of 1.
 Condition = Mapping[str, Tensor]
 
@@ -30,10 +34,14 @@ class Tap:
         module: The submodule whose output is read.
         tokens: Takes that output and the token grid (h, w), and returns the **image** tokens,
             (B, h * w, C): text tokens, registers and padding are left behind here.
+        operand: None to read the module's output. ``'query'`` or ``'key'`` to read that operand of
+            the ``scaled_dot_product_attention`` which the module calls instead; ``tokens`` is then
+            given (B, N, C), the heads concatenated.
     """
 
     module: nn.Module
     tokens: Callable[[Any, tuple[int, int]], Tensor]
+    operand: str | None = None
 
 
 def whole_output(output: Any, grid: tuple[int, int]) -> Tensor:
@@ -93,8 +101,13 @@ class Family(ABC):
         """Channels of a feature map; the width, unless heads are grouped (K and V)."""
         return self.width
 
-    def check_grid(self, grid: tuple[int, int]) -> None:
-        """Raise a ValueError if the model has no positions for a token grid (h, w)."""
+    def check_grid(self, grid: tuple[int, int], stride: int) -> None:
+        """Raise a ValueError if the model has no positions for a token grid (h, w).
+
+        Args:
+            grid: Rows and columns of tokens.
+            stride: Image pixels per token, for a message in the user's units.
+        """
         return
 
     # -- building ---------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Reading Q and K as the attention product gets them: after QK norm and rotary embedding.
+
+No submodule of a diffusers attention layer outputs these, so no forward hook can see them. They
+are the operands of ``torch.nn.functional.scaled_dot_product_attention``, which torch lets a
+``TorchFunctionMode`` watch, and so again nothing of diffusers is patched. The price: attention
+backends that call something else (flash-attn, sage, xformers) cannot be watched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class AttentionOperands(TorchFunctionMode):
+    """Hands the operands of the attention product that given modules compute to callbacks.
+
+    A context manager; hooks that :meth:`watch` sets are removed when it is left.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handles: list[Any] = []
+        self._running: list[nn.Module] = []
+        self._callbacks: dict[nn.Module, list[tuple[str, Callable[[Tensor], None]]]] = {}
+
+    def watch(self, module: nn.Module, operand: str, callback: Callable[[Tensor], None]) -> None:
+        """Call ``callback`` with an operand of ``module``'s attention product.
+
+        Args:
+            module: An attention layer.
+            operand: ``'query'`` or ``'key'``.
+            callback: Gets (B, N, heads * head channels); may raise to end the pass.
+        """
+        if module not in self._callbacks:
+            self._callbacks[module] = []
+            self._handles += [
+                module.register_forward_pre_hook(lambda m, args: self._running.append(m)),
+                module.register_forward_hook(lambda m, args, out: self._running.remove(m)),
+            ]
+        self._callbacks[module].append((operand, callback))
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and self._running:
+            operands = dict(zip(('query', 'key'), args, strict=False), **kwargs)
+            for operand, callback in self._callbacks[self._running[-1]]:
+                # (B, heads, N, channels); grouped K has fewer heads than Q.
+                callback(operands[operand].transpose(1, 2).flatten(2))
+        return func(*args, **kwargs)
+
+    def __exit__(self, *exception: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*exception)
