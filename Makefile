@@ -1,0 +1,53 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes a virtual environment in .venv and
+# installs the tested versions there, once.
+#
+# Settings, as `make test PYTHON=python3.12`:
+#   PYTHON    the interpreter that makes the environment (3.11 or later)
+#   VENV      where the environment is made
+#   PIP_ARGS  further arguments of `pip install`, say an index that has CPU-only builds of PyTorch
+#   WORKERS   processes of the test run
+#   PYTEST_ARGS  further arguments of pytest, say "-k process"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PIP_ARGS ?=
+WORKERS ?= 2
+DEMO ?= configs/demo/aselect_dit-tiny_fcn_demo.py
+DEMO_DIR ?= work_dirs/demo
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Processes, not threads, share the cores: a small model on many threads only waits for itself.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make demo   train a small segmentor on a timestep that is picked automatically (minutes, CPU)"
+	@echo "make test   run the tests"
+	@echo "make lint   check style and formatting, as pre-commit does"
+	@echo "make clean  remove the environment and what runs left behind"
+
+$(INSTALLED): setup.py pyproject.toml requirements/tested-onedl.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "The tested versions need Python 3.11 or later, not $$($(PYTHON) -V 2>&1): make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/tested-onedl.txt -e ".[onedl,test]"
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: install
+	$(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR)
+
+test: install
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) work_dirs build dist .pytest_cache .ruff_cache mmaselect.egg-info mmaselect/.mim
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
