@@ -1,0 +1,112 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The command line that ``tools/train.py`` and ``tools/test.py`` share."""
+
+import argparse
+import os
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .config import get_toolbox, load_config
+from .distributed import prepare_cpu_launch
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the flags that both tools have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file, of MMSegmentation or MMPretrain')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints; default: that of the config, else '
+        'work_dirs/CONFIG_NAME',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='set pin_memory=False in all dataloaders'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config; lists as key="[a,b]" or key=a,b, nested ones as '
+        'key="[(a,b),(c,d)]", quoted and without blanks',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what starts the processes of a distributed run; default: none',
+    )
+    # torch.distributed.launch passes --local-rank; torchrun sets LOCAL_RANK instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
+    """The config of a run with the shared flags merged in.
+
+    ``--cfg-options`` are merged first, so that a flag of its own has the last word.
+
+    Args:
+        args (Namespace): What :func:`make_parser`'s parser returned.
+
+    Returns:
+        tuple[Config, str]: The config, and its toolbox (``'mmseg'`` or ``'mmpretrain'``).
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = load_config(args.config, args.cfg_options)
+    toolbox = get_toolbox(config)
+    config.launcher = args.launcher
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        name = os.path.splitext(os.path.basename(args.config))[0]
+        config.work_dir = os.path.join('work_dirs', name)
+    return config, toolbox
+
+
+def set_dataloaders(
+    config: Config,
+    toolbox: str,
+    names: tuple[str, ...],
+    no_pin_memory: bool = False,
+    no_persistent_workers: bool = False,
+) -> None:
+    """Fill in what the toolbox's own tools assume of a dataloader, and apply the flags.
+
+    MMPretrain's configs count on its tools to set ``pin_memory``, ``persistent_workers`` and the
+    collate function. Without worker processes ``persistent_workers`` is an error in PyTorch, and
+    is set to False.
+
+    Args:
+        config (Config): The run's config; changed in place.
+        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+        names (tuple[str, ...]): The dataloaders' names in the config.
+        no_pin_memory (bool): Whether to turn ``pin_memory`` off. Defaults to False.
+        no_persistent_workers (bool): Whether to turn ``persistent_workers`` off. Defaults to False.
+    """
+    defaults = ConfigDict()
+    if toolbox == 'mmpretrain':
+        defaults = ConfigDict(
+            pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate')
+        )
+    for name in names:
+        if config.get(name) is None:
+            continue
+        loader = deepcopy(defaults)
+        loader.update(config[name])
+        if no_pin_memory:
+            loader.pin_memory = False
+        if no_persistent_workers or loader.get('num_workers', 0) == 0:
+            loader.persistent_workers = False
+        config[name] = loader
+
+
+def build_runner(config: Config) -> Runner:
+    """Build the runner of a config, ready for any launcher on any device."""
+    prepare_cpu_launch(config)
+    if 'runner_type' in config:
+        return RUNNERS.build(config)
+    return Runner.from_cfg(config)

@@ -1,0 +1,57 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Loading a config of either toolbox."""
+
+import os
+
+from mmengine.config import Config
+
+from .compat import TOOLBOXES, check_toolboxes, map_config_scopes
+
+
+def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
+    """Load a config file, with ``mmseg::``, ``mmpretrain::`` and ``mmaselect::`` bases resolved.
+
+    Args:
+        path (str | PathLike): The config file.
+        options (dict, optional): Dotted keys that override the file's values. Defaults to None.
+
+    Returns:
+        Config: The config, with the classes of mmaselect registered.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'There is no config file {path!r} (from {os.getcwd()!r}).')
+    map_config_scopes()
+    config = Config.fromfile(path)
+    if options:
+        config.merge_from_dict(options)
+    import mmaselect.registry  # noqa: F401  # `mmaselect.X` is known even where the config does not import us
+
+    return config
+
+
+def get_toolbox(config: Config) -> str:
+    """The toolbox that a config is written for, checked to be installed.
+
+    Args:
+        config (Config): A config with a ``default_scope``.
+
+    Returns:
+        str: ``'mmseg'`` or ``'mmpretrain'``.
+
+    Raises:
+        ValueError: If the config's ``default_scope`` is neither.
+        ImportError: If the toolbox is not installed, or is installed twice.
+    """
+    scope = config.get('default_scope')
+    if scope not in TOOLBOXES:
+        raise ValueError(
+            f"The config's `default_scope` is {scope!r}; it must be 'mmseg' (MMSegmentation) or "
+            "'mmpretrain' (MMPretrain): set it in the config, or inherit the toolbox's "
+            'default_runtime.py.'
+        )
+    check_toolboxes(scope)
+    return scope

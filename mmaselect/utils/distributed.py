@@ -1,0 +1,79 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Distributed runs on machines without an accelerator.
+
+MMEngine's launchers set a CUDA device first, wrap the model for one, and leave SyncBN in: on a CPU
+each of the three fails.
+"""
+
+import datetime
+import logging
+
+import torch.distributed
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+
+#: Norm layers that synchronize over CUDA devices only, and their one-process selves.
+_CPU_NORMS = {'SyncBN': 'BN', 'MMSyncBN': 'BN'}
+
+
+def prepare_cpu_launch(config: Config) -> bool:
+    """Make a distributed run work on a machine without an accelerator; else do nothing.
+
+    Starts a gloo process group (MMEngine keeps one that is there), has the model wrapped without
+    device ids, and replaces SyncBN by BN, whose statistics are then those of one process.
+
+    Args:
+        config (Config): The run's config, with its ``launcher``; changed in place.
+
+    Returns:
+        bool: Whether the run is a distributed one on CPU.
+
+    Raises:
+        ValueError: If it is, and the launcher is not ``'pytorch'``.
+    """
+    launcher = config.get('launcher', 'none')
+    if launcher == 'none' or get_device() != 'cpu':
+        return False
+    if launcher != 'pytorch':
+        raise ValueError(
+            f'No accelerator was found, and launcher {launcher!r} needs one; on CPU use '
+            "launcher 'pytorch' (tools/dist_train.sh, tools/dist_test.sh)."
+        )
+    dist = config.get('env_cfg', {}).get('dist_cfg', {})
+    asked, timeout = dist.get('backend', 'nccl'), dist.get('timeout')
+    config.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    config.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': config.get('find_unused_parameters', False),
+        **(config.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
+    replaced = _replace_norms(config.model)
+
+    torch.distributed.init_process_group(
+        'gloo', timeout=None if timeout is None else datetime.timedelta(seconds=timeout)
+    )
+    if torch.distributed.get_rank() == 0:
+        print_log(
+            f'No accelerator was found: {torch.distributed.get_world_size()} processes on CPU, '
+            f'backend gloo instead of {asked}'
+            + (f', BN instead of {replaced} SyncBN layer settings.' if replaced else '.'),
+            logger='current',
+            level=logging.WARNING,
+        )
+    return True
+
+
+def _replace_norms(node) -> int:
+    """Replace synchronized norms in a nested config; returns how many settings were changed."""
+    if isinstance(node, dict):
+        kind = node.get('type')
+        changed = isinstance(kind, str) and kind in _CPU_NORMS
+        if changed:
+            node['type'] = _CPU_NORMS[kind]
+        return changed + sum(_replace_norms(value) for value in node.values())
+    if isinstance(node, (list, tuple)):
+        return sum(_replace_norms(value) for value in node)
+    return 0

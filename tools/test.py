@@ -1,0 +1,203 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Test a checkpoint of a MMSegmentation or MMPretrain config.
+
+    python tools/test.py configs/aselect_dit_ade20k.py work_dirs/aselect_dit_ade20k/iter_80000.pth
+    bash tools/dist_test.sh configs/aselect_dit_ade20k.py CHECKPOINT 8 --tta
+
+The flags are those of both toolboxes' own ``tools/test.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from copy import deepcopy
+from glob import glob
+from typing import TYPE_CHECKING
+
+# First of all: it checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+PICKLES = ('.pkl', '.pickle')
+METRIC_FILES = ('.json', '.yaml', '.yml', *PICKLES)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser('Test a segmentor or a classifier')
+    # Read as the second positional argument, after the config.
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        metavar='PATH',
+        help='where predictions go: segmentation, a folder for label maps in the format of the '
+        'dataset; classification, a .pkl file. With --out-item metrics: a file of the metrics',
+    )
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what --out holds; default: pred, the predictions',
+    )
+    parser.add_argument('--amp', action='store_true', help='test with automatic mixed precision')
+    parser.add_argument('--tta', action='store_true', help='augment the test images')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='folder for painted predictions')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that a window is shown; default: 2'
+    )
+    parser.add_argument(
+        '--interval', type=int, default=1, help='paint every n-th image; default: 1'
+    )
+    args = parser.parse_args(argv)
+    if args.out_item and not args.out:
+        parser.error('--out-item needs --out')
+    return args
+
+
+def check_checkpoint(path: str, work_dir: str) -> None:
+    """Stop before anything is built if there is no such checkpoint.
+
+    Args:
+        path (str): A file, or an address with a scheme (``https://``, ...).
+        work_dir (str): Where to look for checkpoints that may be meant.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if '://' in path or os.path.isfile(path):
+        return
+    found = sorted(glob(os.path.join(work_dir, '*.pth')))
+    raise FileNotFoundError(
+        f'There is no checkpoint file {path!r}. '
+        + (f'In the work dir: {", ".join(found)}.' if found else f'{work_dir!r} holds none either.')
+    )
+
+
+def check_out(args: argparse.Namespace, toolbox: str) -> None:
+    """Stop before testing if ``--out`` could not be written after it.
+
+    Args:
+        args (Namespace): The command line.
+        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+
+    Raises:
+        ValueError: If the file's suffix is none that it can have.
+    """
+    if args.out is None:
+        return
+    if args.out_item == 'metrics':
+        suffixes = METRIC_FILES
+    elif toolbox == 'mmpretrain':
+        suffixes = PICKLES
+    else:
+        return
+    if not args.out.endswith(suffixes):
+        raise ValueError(f'--out must end in one of {", ".join(suffixes)}, not {args.out!r}.')
+
+
+def set_visualization(config: Config, args: argparse.Namespace, toolbox: str) -> None:
+    """Turn the toolbox's visualization hook on.
+
+    Args:
+        config (Config): The run's config; changed in place.
+        args (Namespace): The command line.
+        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+
+    Raises:
+        ValueError: If the config has no such hook.
+    """
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        kind = {'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}[toolbox]
+        raise ValueError(
+            '--show and --show-dir need a visualization hook: set '
+            f"`default_hooks = dict(visualization=dict(type='{kind}'))` in the config."
+        )
+    hook.interval = args.interval
+    hook.show = args.show
+    hook.wait_time = args.wait_time
+    if toolbox == 'mmseg':
+        hook.draw = True
+        if args.show_dir:
+            config.visualizer.save_dir = args.show_dir
+    else:
+        hook.enable = True
+        hook.out_dir = args.show_dir
+
+
+def set_tta(config: Config, toolbox: str) -> None:
+    """Wrap the model and the pipeline for test-time augmentation.
+
+    Classification configs without settings of their own get what MMPretrain gives them: the mean
+    score over an image and its mirror image.
+
+    Args:
+        config (Config): The run's config; changed in place.
+        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+
+    Raises:
+        ValueError: If a segmentation config lacks ``tta_model`` or ``tta_pipeline``.
+    """
+    missing = [name for name in ('tta_model', 'tta_pipeline') if name not in config]
+    if missing and toolbox == 'mmseg':
+        raise ValueError(
+            f"--tta needs {' and '.join(missing)} in the config: see the toolbox's "
+            '_base_/default_runtime.py and _base_/datasets.'
+        )
+    pipeline = config.test_dataloader.dataset.pipeline
+    if 'tta_model' in missing:
+        config.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+    if 'tta_pipeline' in missing:
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        config.tta_pipeline = [
+            *deepcopy(pipeline[:-1]),
+            dict(type='TestTimeAug', transforms=[flips, [deepcopy(pipeline[-1])]]),
+        ]
+    config.model = dict(config.tta_model, module=config.model)
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+
+
+def set_segmentation_output(config: Config, folder: str) -> None:
+    """Have every segmentation metric of the config write the label maps that it is given."""
+    evaluators = config.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        evaluator.output_dir = folder
+        evaluator.keep_results = True
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Test, and write what was asked for."""
+    from mmengine import dump
+    from mmengine.dist import is_main_process
+    from mmengine.evaluator import DumpResults
+
+    args = parse_args(argv)
+    config, toolbox = load_run_config(args)
+    check_checkpoint(args.checkpoint, config.work_dir)
+    check_out(args, toolbox)
+    config.load_from = args.checkpoint
+    config.resume = False
+    if args.amp:
+        config.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        set_visualization(config, args, toolbox)
+    if args.tta:
+        set_tta(config, toolbox)
+    set_dataloaders(config, toolbox, ('test_dataloader',), args.no_pin_memory)
+
+    predictions = args.out if args.out_item != 'metrics' else None
+    if predictions and toolbox == 'mmseg':
+        set_segmentation_output(config, predictions)
+    runner = build_runner(config)
+    if predictions and toolbox == 'mmpretrain':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=predictions))
+    metrics = runner.test()
+    if args.out_item == 'metrics' and is_main_process():
+        dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

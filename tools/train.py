@@ -1,0 +1,110 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Train a model of a MMSegmentation or MMPretrain config.
+
+    python tools/train.py configs/aselect_dit_ade20k.py
+    bash tools/dist_train.sh configs/aselect_dit_ade20k.py 8 --amp
+
+The flags are those of both toolboxes' own ``tools/train.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+# First of all: it checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
+from mmaselect.utils.summary import print_summary
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser('Train a segmentor or a classifier')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; without a path, from the latest one in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the real batch size over the config's base_batch_size",
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='set persistent_workers=False in all dataloaders',
+    )
+    return parser.parse_args(argv)
+
+
+def merge_flags(config: Config, args: argparse.Namespace) -> None:
+    """Write what the flags ask for into the config.
+
+    Args:
+        config (Config): The run's config; changed in place.
+        args (Namespace): The command line.
+
+    Raises:
+        ValueError: If a flag asks for what the config cannot give.
+        FileNotFoundError: If the checkpoint to resume from does not exist.
+    """
+    if args.resume == 'auto':
+        config.resume = True
+        config.load_from = None
+    elif args.resume is not None:
+        if '://' not in args.resume and not os.path.isfile(args.resume):
+            raise FileNotFoundError(
+                f'--resume: there is no checkpoint {args.resume!r}. Without a path, --resume takes '
+                f'the latest one in {config.work_dir!r}.'
+            )
+        config.resume = True
+        config.load_from = args.resume
+    if args.amp:
+        wrapper = config.optim_wrapper
+        kind = wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(
+                '--amp needs an `optim_wrapper` of type OptimWrapper or AmpOptimWrapper, not '
+                f'{kind}.'
+            )
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (config.get('auto_scale_lr') or {}):
+            raise ValueError(
+                '--auto-scale-lr needs the batch size that the learning rate is meant for: set '
+                '`auto_scale_lr = dict(base_batch_size=...)` in the config.'
+            )
+        config.auto_scale_lr.enable = True
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, and say what came of it."""
+    args = parse_args(argv)
+    config, toolbox = load_run_config(args)
+    merge_flags(config, args)
+    set_dataloaders(
+        config,
+        toolbox,
+        ('train_dataloader', 'val_dataloader', 'test_dataloader'),
+        args.no_pin_memory,
+        args.no_persistent_workers,
+    )
+    runner = build_runner(config)
+    runner.train()
+    print_summary(runner)
+
+
+if __name__ == '__main__':
+    main()
