@@ -108,6 +108,14 @@ def test_without_class_structure_it_is_small_and_with_more_of_it_larger():
 
 
 @pytest.mark.parametrize('reduction', ['total', 'channel_mean'])
+def test_last_bit_of_a_constant_channel_is_no_class_structure(data, reduction):
+    _, labels = data
+    feature = torch.full((60, 3, 2, 2), 0.1)
+    feature[labels == 0] = torch.nextafter(torch.tensor(0.1), torch.tensor(1.0))
+    assert score_of(feature, labels, reduction=reduction)['score'] == 0
+
+
+@pytest.mark.parametrize('reduction', ['total', 'channel_mean'])
 def test_constant_channels_score_zero(data, reduction):
     feature = torch.full((60, 6, 5, 4), 1234.567)
     result = score_of(feature, data[1], reduction=reduction)
