@@ -1,0 +1,135 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Tiny models of the true architectures, real images, and a cache that no test shares."""
+
+import os
+import tarfile
+from pathlib import Path
+
+# Before torch is imported: workers of pytest-xdist share the cores.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path, monkeypatch):
+    """No test reads or writes the user's cache, and each starts from the same seed."""
+    monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'cache'))
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+def randomize(module: torch.nn.Module, std: float = 0.05) -> torch.nn.Module:
+    """Random weights everywhere: adaLN-zero starts with gates of 0, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return module.eval()
+
+
+def save_tiny_dit(folder: Path, latent: bool, num_layers: int = 6, seed_std: float = 0.05) -> Path:
+    """A DiT pipeline folder of the true classes, small enough for a test.
+
+    Args:
+        folder: Where to write.
+        latent: With a VAE (token stride 4), or in pixel space (token stride 4).
+        num_layers: Blocks.
+        seed_std: Scale of the random weights.
+    """
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4 if latent else 3,
+        out_channels=8 if latent else 3,
+        num_layers=num_layers,
+        sample_size=16 if latent else 32,
+        patch_size=2 if latent else 4,
+        num_embeds_ada_norm=10,
+    )
+    randomize(transformer, seed_std).save_pretrained(folder / 'transformer')
+    diffusers.DDPMScheduler(beta_schedule='linear').save_pretrained(folder / 'scheduler')
+    if latent:
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=['DownEncoderBlock2D'] * 2,
+            up_block_types=['UpDecoderBlock2D'] * 2,
+            latent_channels=4,
+            norm_num_groups=2,
+            scaling_factor=0.5,
+        )
+        randomize(vae, 0.2).save_pretrained(folder / 'vae')
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_dit(tmp_path_factory) -> str:
+    """Pipeline folder of a pixel-space DiT: 6 blocks, width 16, token stride 4, 32 x 32."""
+    return str(save_tiny_dit(tmp_path_factory.mktemp('tiny_dit'), latent=False))
+
+
+@pytest.fixture(scope='session')
+def tiny_latent_dit(tmp_path_factory) -> str:
+    """Pipeline folder of a latent DiT with a VAE: 6 blocks, width 16, token stride 4, 32 x 32."""
+    return str(save_tiny_dit(tmp_path_factory.mktemp('tiny_latent_dit'), latent=True))
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory) -> str:
+    """A folder of 24 crops, 48 x 40, of photographs that come with scikit-image."""
+    from skimage import data
+
+    folder = tmp_path_factory.mktemp('photos')
+    pictures = [data.astronaut(), data.coffee(), data.chelsea()]
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        picture = pictures[number % 3]
+        top = rng.integers(picture.shape[0] - 40)
+        left = rng.integers(picture.shape[1] - 48)
+        crop = picture[top : top + 40, left : left + 48]
+        Image.fromarray(crop).save(folder / f'{number:02d}.png')
+    return str(folder)
+
+
+def find_shared_data() -> Path | None:
+    """The project's real data, if this machine has it."""
+    candidates = [Path(__file__).resolve().parents[2] / 'shared' / 'data']
+    if os.environ.get('MMASELECT_DATA'):
+        candidates.insert(0, Path(os.environ['MMASELECT_DATA']))
+    return next((path for path in candidates if (path / 'ade20k_mini').is_dir()), None)
+
+
+@pytest.fixture(scope='session')
+def real_data():
+    """Folder of a real data set by name, unpacked once outside the repository.
+
+    ``real_data('cifar10')``, ``real_data('camvid11')``, ``real_data('ade20k_mini')``.
+    """
+    shared = find_shared_data()
+
+    def folder(name: str) -> Path:
+        if shared is None:
+            pytest.skip(
+                f'{name} is not here: set MMASELECT_DATA to the folder that holds it '
+                f'(or its .tar.xz)'
+            )
+        if (shared / name).is_dir():
+            return shared / name
+        root = Path.home() / '.cache' / 'mmaselect' / 'data'
+        if not (root / name).is_dir():
+            # To a name of this process first: a test run in parallel must not meet half of it.
+            root.mkdir(parents=True, exist_ok=True)
+            partial = root / f'.{name}.{os.getpid()}'
+            with tarfile.open(shared / f'{name}.tar.xz') as archive:
+                archive.extractall(partial, filter='data')
+            try:
+                (partial / name).rename(root / name)
+            except OSError:
+                assert (root / name).is_dir()
+        return root / name
+
+    return folder
