@@ -71,7 +71,7 @@ def weights_fingerprint(dit: FrozenDiT) -> str:
     return digest.hexdigest()
 
 
-def _build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
+def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
     """Criteria by the name they carry in results; a second of one type gets a number."""
     criteria: dict[str, Criterion] = {}
     for config in configs:
@@ -142,7 +142,7 @@ class Sweep:
         self.calibration = calibration
         self.timesteps = parse_timesteps(timesteps, dit.num_train_timesteps)
         self.configs = [dict(criterion), *(dict(other) for other in others)]
-        self.prototypes = _build_criteria(self.configs)
+        self.prototypes = build_criteria(self.configs)
         self.seed = int(seed)
         self.batch_size = batch_size
         self.cache = cache
