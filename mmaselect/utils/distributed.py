@@ -21,7 +21,8 @@ def prepare_cpu_launch(config: Config) -> bool:
     """Make a distributed run work on a machine without an accelerator; else do nothing.
 
     Starts a gloo process group (MMEngine keeps one that is there), has the model wrapped without
-    device ids, and replaces SyncBN by BN, whose statistics are then those of one process.
+    device ids, and keeps BN, or puts it in SyncBN's place: its statistics are then those of one
+    process.
 
     Args:
         config (Config): The run's config, with its ``launcher``; changed in place.
@@ -50,7 +51,8 @@ def prepare_cpu_launch(config: Config) -> bool:
         **(config.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
-    replaced = _replace_norms(config.model)
+    synchronized = _replace_norms(config.model) > 0 or config.get('sync_bn') is not None
+    config.sync_bn = None  # else MMEngine turns every BN into SyncBN
 
     torch.distributed.init_process_group(
         'gloo', timeout=None if timeout is None else datetime.timedelta(seconds=timeout)
@@ -59,7 +61,7 @@ def prepare_cpu_launch(config: Config) -> bool:
         print_log(
             f'No accelerator was found: {torch.distributed.get_world_size()} processes on CPU, '
             f'backend gloo instead of {asked}'
-            + (f', BN instead of {replaced} SyncBN layer settings.' if replaced else '.'),
+            + (', BN instead of SyncBN.' if synchronized else '.'),
             logger='current',
             level=logging.WARNING,
         )

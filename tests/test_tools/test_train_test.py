@@ -25,6 +25,7 @@ SEGMENTATION = """
 default_scope = 'mmseg'
 crop_size = (32, 32)
 norm_cfg = dict(type='SyncBN', requires_grad=True)
+sync_bn = 'torch'
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -329,7 +330,7 @@ def test_bad_out(flags, toolbox, allowed):
 
 def test_two_processes_on_cpu(trained_segmentor):
     work_dir, log = trained_segmentor
-    assert log.count('2 processes on CPU, backend gloo instead of nccl, BN instead of 2') == 1
+    assert log.count('2 processes on CPU, backend gloo instead of nccl, BN instead of SyncBN') == 1
     closing = log.strip().splitlines()[-2:]
     assert closing[0].startswith('last validation: aAcc')
     assert closing[1] == f'checkpoint: {work_dir / "iter_2.pth"}'
