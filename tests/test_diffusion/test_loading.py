@@ -49,7 +49,7 @@ def test_legacy_class_name_of_published_dits(tiny_dit, tmp_path):
 def test_scheduler_missing(tiny_dit, tmp_path):
     folder = shutil.copytree(tiny_dit, tmp_path / 'no_scheduler')
     shutil.rmtree(folder / 'scheduler')
-    with pytest.raises(FileNotFoundError, match='cannot read scheduler/scheduler_config.json'):
+    with pytest.raises(FileNotFoundError, match=r'cannot read scheduler/scheduler_config\.json'):
         FrozenDiT.from_pretrained(folder)
 
 

@@ -4,7 +4,8 @@
 Features of ``FrozenDiT`` must equal, bit for bit, what plain hooks read in the full forward pass
 of the full model that stock diffusers loads from the same folder.
 
-A test file subclasses :class:`FamilyProof`; pytest then runs all of it for that family::
+A test file subclasses :class:`FamilyProof`; pytest then runs all of it for that family, with the
+fixtures of ``conftest.py``: ``folder``, ``pipeline`` (stock's) and ``load`` (ours)::
 
     class TestSD3(FamilyProof):
         num_blocks = 4
@@ -15,13 +16,12 @@ A test file subclasses :class:`FamilyProof`; pytest then runs all of it for that
 """
 
 import contextlib
-import functools
 
 import diffusers
 import pytest
 import torch
 
-from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.diffusion import draw_noise
 
 
 def first_tokens(output, n):
@@ -37,6 +37,17 @@ def last_tokens(output, n):
 def item(index, pick=None):
     """Entry of a module's tuple output, then ``pick``."""
     return lambda output, n: pick(output[index], n) if pick else output[index]
+
+
+def aligned(module):
+    """The module with every weight in memory of its own.
+
+    Read from a file, weights lie at any address, and the CPU's matrix products may round otherwise
+    when it is no multiple of 64: not the same bits then, even from the same weights.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+    return module
 
 
 @contextlib.contextmanager
@@ -59,7 +70,9 @@ def recorded(model, paths):
             handle.remove()
 
 
-class FamilyProof:
+class FeatureProof:
+    """The heart of it; enough for a variant of a family that another test file class covers."""
+
     #: Of the tiny model; 4 at least, so that first, middle and last differ.
     num_blocks: int
     #: Pixels per token of the tiny model.
@@ -68,7 +81,7 @@ class FamilyProof:
     sizes = ((64, 64), (64, 96), (96, 32))
     #: What FrozenDiT is given, and `stock_call` must follow.
     condition = None
-    #: Token widths that differ from the query's, by feature.
+    #: As the paper has it: 0 is clean.
     timestep = 300
 
     # -- what a family supplies -------------------------------------------------------------------
@@ -80,7 +93,7 @@ class FamilyProof:
         """Run ``pipeline.transformer`` as the pipeline's own ``__call__`` does.
 
         Args:
-            pipeline: From ``DiffusionPipeline.from_pretrained(folder)``, complete.
+            pipeline: From :meth:`stock_pipeline`.
             noisy: Latent (B, C, H, W).
             model_time: (B,), in the scheduler's units.
         """
@@ -100,27 +113,15 @@ class FamilyProof:
         """
         return
 
+    def stock_pipeline(self, folder):
+        """What stock diffusers loads from ``folder``, complete."""
+        return diffusers.DiffusionPipeline.from_pretrained(folder)
+
     def stock_latent(self, pipeline, images):
         """Clean latent as the pipeline's VAE gives it."""
         config = pipeline.vae.config
         latent = pipeline.vae.encode(images).latent_dist.mode()
         return (latent - (getattr(config, 'shift_factor', None) or 0)) * config.scaling_factor
-
-    # -- fixtures ---------------------------------------------------------------------------------
-    @pytest.fixture(scope='class')
-    def folder(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp(type(self).__name__)
-        torch.manual_seed(0)
-        self.build(folder)
-        return folder
-
-    @pytest.fixture(scope='class')
-    def pipeline(self, folder):
-        return diffusers.DiffusionPipeline.from_pretrained(folder)
-
-    @pytest.fixture(scope='class')
-    def load(self, folder):
-        return functools.partial(FrozenDiT.from_pretrained, folder, condition=self.condition)
 
     # -- helpers ----------------------------------------------------------------------------------
     @property
@@ -175,48 +176,6 @@ class FamilyProof:
         maps = [value for value in features.values() if value.shape == features[0, 'query'].shape]
         assert not any(torch.equal(a, b) for i, a in enumerate(maps) for b in maps[:i])
 
-    def test_each_feature_alone_equals_all_together(self, load):
-        """Each ends its pass elsewhere."""
-        everything = load(blocks=1, features=load().family.features)
-        latent, noise, *_ = self.noisy(everything, self.sizes[1])
-        features = everything.features(latent, self.timestep, noise)
-        for feature in everything.family.features:
-            alone = load(blocks=1, features=feature).features(latent, self.timestep, noise)
-            assert torch.equal(alone[1, feature], features[1, feature]), feature
-
-    @pytest.mark.parametrize('which', [0, 1, 2], ids=['first', 'middle', 'last'])
-    def test_only_the_needed_blocks_are_built(self, load, pipeline, which):
-        block = self.chosen_blocks[which]
-        dit = load(blocks=block)
-        stock = pipeline.transformer.state_dict()
-        own = dit.transformer.state_dict()
-        assert own.keys() <= stock.keys()
-        for name, value in own.items():
-            assert torch.equal(value, stock[name]), name
-        built = self.block_paths(own)
-        assert len(built) == block + 1
-        if block + 1 == self.num_blocks:
-            assert built == self.block_paths(stock)
-        latent, noise, noisy, model_time = self.noisy(dit, self.sizes[1])
-        expected = self.stock_features(pipeline, noisy, model_time, self.sizes[1])
-        features = dit.features(latent, self.timestep, noise)
-        assert torch.equal(features[block, 'query'], expected[block, 'query'])
-
-    def block_paths(self, state_dict):
-        """Names of the blocks that a state dict holds."""
-        names = {tuple(name.split('.')[:2]) for name in state_dict}
-        return {(stack, index) for stack, index in names if stack in self.stacks}
-
-    #: Names of the ModuleLists that hold the blocks that are counted.
-    stacks = ('transformer_blocks',)
-
-    def test_latent_equals_the_vae(self, load, pipeline):
-        dit = load()
-        images = torch.rand(2, 3, *self.sizes[1]) * 2 - 1
-        with torch.no_grad():
-            expected = self.stock_latent(pipeline, images)
-        assert torch.equal(dit.encode(images), expected)
-
     def test_noise_level_is_the_schedulers(self, load, pipeline):
         """To rounding: the scheduler computes its table in float32, we do not."""
         dit = load()
@@ -249,6 +208,52 @@ class FamilyProof:
         scheduler.set_timesteps(sigmas=unshifted, **kwargs)
         time = scheduler.timesteps[steps - self.timestep]
         return scheduler.scale_noise(latent, time[None], noise), time.item()
+
+
+class FamilyProof(FeatureProof):
+    """All of it."""
+
+    #: Names of the ModuleLists that hold the blocks that are counted.
+    stacks = ('transformer_blocks',)
+
+    def test_each_feature_alone_equals_all_together(self, load):
+        """Each ends its pass elsewhere."""
+        everything = load(blocks=1, features=load().family.features)
+        latent, noise, *_ = self.noisy(everything, self.sizes[1])
+        features = everything.features(latent, self.timestep, noise)
+        for feature in everything.family.features:
+            alone = load(blocks=1, features=feature).features(latent, self.timestep, noise)
+            assert torch.equal(alone[1, feature], features[1, feature]), feature
+
+    @pytest.mark.parametrize('which', [0, 1, 2], ids=['first', 'middle', 'last'])
+    def test_only_the_needed_blocks_are_built(self, load, pipeline, which):
+        block = self.chosen_blocks[which]
+        dit = load(blocks=block)
+        stock = pipeline.transformer.state_dict()
+        own = dit.transformer.state_dict()
+        assert own.keys() <= stock.keys()
+        for name, value in own.items():
+            assert torch.equal(value, stock[name]), name
+        built = self.block_paths(own)
+        assert len(built) == block + 1
+        if block + 1 == self.num_blocks:
+            assert built == self.block_paths(stock)
+        latent, noise, noisy, model_time = self.noisy(dit, self.sizes[1])
+        expected = self.stock_features(pipeline, noisy, model_time, self.sizes[1])
+        features = dit.features(latent, self.timestep, noise)
+        assert torch.equal(features[block, 'query'], expected[block, 'query'])
+
+    def block_paths(self, state_dict):
+        """Names of the blocks that a state dict holds."""
+        names = {tuple(name.split('.')[:2]) for name in state_dict}
+        return {(stack, index) for stack, index in names if stack in self.stacks}
+
+    def test_latent_equals_the_vae(self, load, pipeline):
+        dit = load()
+        images = torch.rand(2, 3, *self.sizes[1]) * 2 - 1
+        with torch.no_grad():
+            expected = self.stock_latent(pipeline, images)
+        assert torch.equal(dit.encode(images), expected)
 
     def test_gradients_are_off(self, load):
         dit = load(features=('query', 'output'))

@@ -1,0 +1,325 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.registry import CRITERIA
+from mmaselect.selection import (
+    CalibrationSet,
+    ImageArrays,
+    ImageFolder,
+    SelectionCache,
+    SelectionResult,
+    Sweep,
+    save_selection,
+)
+from mmaselect.selection.criteria import PerImageCriterion, cross_spectrum_hfr, fisher_score
+from mmaselect.selection.sweep import noise_seed
+
+GRID = [0, 100, 300, 600, 900]
+
+
+def make_sweep(folder, photos, num_images=10, blocks=(1, 3), **options):
+    dit = FrozenDiT.from_pretrained(folder, blocks=list(blocks))
+    images = CalibrationSet(ImageFolder(photos), 32, num_images=num_images)
+    return Sweep(dit, images, timesteps=GRID, batch_size=4, **options)
+
+
+def test_scores_are_those_of_a_plain_loop(tiny_latent_dit, photos):
+    sweep = make_sweep(tiny_latent_dit, photos)
+    result = sweep.run(progress=False)
+    dit, images = sweep.dit, sweep.calibration
+    for point in result.curve.points:
+        scores = []
+        for index in range(10):
+            pixels = torch.from_numpy(images.image(index)).permute(2, 0, 1)[None] / 127.5 - 1
+            latent = dit.encode(pixels)
+            draws = [
+                dit.features(
+                    latent, point.timestep,
+                    draw_noise(tuple(latent.shape[1:]), [noise_seed(0, index, draw)]),
+                )
+                for draw in range(2)
+            ]  # fmt: skip
+            scores.append(
+                [cross_spectrum_hfr(draws[0][key], draws[1][key]).item() for key in dit.keys]
+            )
+        assert point.score == pytest.approx(np.mean(scores), abs=1e-6)
+        assert point.noise_level == pytest.approx(dit.process.at(point.timestep).sigma)
+    best = max(result.curve.points, key=lambda point: point.score)
+    assert result.timestep == best.timestep
+    assert [curve.block for curve in result.per_tap] == [1, 3]
+
+
+def test_it_runs_exactly_the_passes_that_are_needed(tiny_latent_dit, photos):
+    sweep = make_sweep(tiny_latent_dit, photos)
+    counted = dict(encoded=0, passes=0)
+    sweep.dit.codec.register_forward_pre_hook(
+        lambda module, args: counted.update(encoded=counted['encoded'] + len(args[0]))
+    )
+    sweep.dit.transformer.register_forward_pre_hook(
+        lambda module, args: counted.update(passes=counted['passes'] + len(args[0]))
+    )
+    result = sweep.run(progress=False)
+    assert counted == dict(encoded=10, passes=10 * len(GRID) * 2)
+    assert result.model_evaluations == 10 * len(GRID) * 2
+
+
+def test_one_draw_where_no_criterion_wants_two(tiny_dit, photos):
+    sweep = make_sweep(tiny_dit, photos, criterion=dict(type='HighFrequencyRatio'), others=[])
+    assert sweep.run(progress=False).model_evaluations == 10 * len(GRID)
+
+
+def test_batch_size_does_not_matter(tiny_dit, photos):
+    curves = []
+    for size in (1, 3, 10):
+        sweep = make_sweep(tiny_dit, photos)
+        sweep.batch_size = size
+        curves.append(sweep.run(progress=False).curve.scores)
+    assert np.allclose(curves[0], curves[1], atol=1e-6)
+    assert np.allclose(curves[0], curves[2], atol=1e-6)
+
+
+def test_criteria_beside_the_deciding_one(tiny_dit, photos):
+    result = make_sweep(
+        tiny_dit,
+        photos,
+        others=[dict(type='HighFrequencyRatio'), dict(type='HighFrequencyRatio', cutoff=0.25)],
+    ).run(progress=False)
+    assert list(result.others) == ['HighFrequencyRatio', 'HighFrequencyRatio-2']
+    alone = make_sweep(
+        tiny_dit, photos, criterion=dict(type='HighFrequencyRatio', cutoff=0.25), others=[]
+    ).run(progress=False)
+    assert alone.curve.scores == pytest.approx(result.others['HighFrequencyRatio-2'].scores)
+
+
+def test_labels_for_those_who_ask(tiny_dit):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(12)]
+    labels = [i % 3 for i in range(12)]
+    fisher = dict(type='FisherScore', num_classes=3)
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[2])
+    labelled = CalibrationSet(ImageArrays(images, labels), 32)
+    result = Sweep(dit, labelled, [50], criterion=fisher, others=[]).run(progress=False)
+    latent = torch.cat([batch.images for batch in labelled.batches(12)])
+    noise = draw_noise((3, 32, 32), [noise_seed(0, i, 0) for i in range(12)])
+    feature = dit.features(latent, 50, noise)[2, 'query']
+    expected = fisher_score(feature, torch.tensor([labels[i] for i in labelled.chosen]), 3)
+    assert result.curve.scores == pytest.approx([expected.item()], rel=1e-4)
+    with pytest.raises(ValueError, match='FisherScore needs labels'):
+        Sweep(dit, CalibrationSet(ImageArrays(images), 32), [50], criterion=fisher)
+
+
+@CRITERIA.register_module()
+class SaysWhatItIsTold(PerImageCriterion):
+    """A user's own criterion: the mean of the map."""
+
+    def per_image(self, feature):
+        return feature.float().mean((1, 2, 3))
+
+
+def poison(dit, timesteps):
+    """Make the true model overflow at some timesteps, as half precision does."""
+    features = dit.features
+
+    def poisoned(latent, timestep, noise):
+        maps = features(latent, timestep, noise)
+        if timestep in timesteps:
+            maps = {key: value * float('inf') for key, value in maps.items()}
+        return maps
+
+    dit.features = poisoned
+
+
+def test_non_finite_features_are_reported_and_never_picked(tiny_dit, photos):
+    sweep = make_sweep(tiny_dit, photos)
+    favourite = sweep.run(progress=False).timestep
+    poison(sweep.dit, [favourite])
+    result = sweep.run(progress=False)
+    assert result.timestep != favourite
+    assert (
+        f'not finite (NaN or infinity) in torch.float32 at timesteps [{favourite}]'
+        in (result.warnings[0])
+    )
+    assert result.curve.points[GRID.index(favourite)].score is None
+    poison(sweep.dit, GRID)
+    with pytest.raises(RuntimeError, match=r'no timestep gave finite features in torch\.float32'):
+        sweep.run(progress=False)
+
+
+def test_warnings_of_a_suspect_pick(tiny_dit, photos):
+    def warnings_for(values):
+        sweep = make_sweep(
+            tiny_dit, photos, criterion=dict(type='SaysWhatItIsTold'), others=[], blocks=[1]
+        )
+        sweep.dit.features = lambda latent, step, noise: {
+            (1, 'query'): torch.full((len(latent), 2, 4, 4), values[GRID.index(step)])
+            + torch.randn(len(latent), 1, 1, 1) * 0.01
+        }
+        return ' '.join(sweep.run(progress=False).warnings)
+
+    assert warnings_for([0.1, 0.2, 0.9, 0.3, 0.1]) == ''
+    assert 'first point of the grid' in warnings_for([0.9, 0.2, 0.1, 0.1, 0.1])
+    assert 'last point of the grid' in warnings_for([0.1, 0.2, 0.1, 0.1, 0.9])
+    flat = make_sweep(
+        tiny_dit, photos, criterion=dict(type='SaysWhatItIsTold'), others=[], blocks=[1]
+    )
+    same = torch.randn(len(flat.calibration), 2, 4, 4)
+    flat.dit.features = lambda latent, step, noise: {(1, 'query'): same[: len(latent)]}
+    assert 'the curve is flat' in ' '.join(flat.run(progress=False).warnings)
+
+
+def test_disagreement_is_a_warning(tiny_dit, photos):
+    sweep = make_sweep(tiny_dit, photos, others=[dict(type='SaysWhatItIsTold')])
+    result = sweep.run(progress=False)
+    other = result.others['SaysWhatItIsTold'].timestep
+    disagrees = any('SaysWhatItIsTold disagrees' in text for text in result.warnings)
+    assert disagrees == (abs(GRID.index(other) - GRID.index(result.timestep)) > 1)
+
+
+def test_bad_arguments(tiny_dit, photos):
+    with pytest.raises(ValueError, match=r"'NoSuch' is not known: choose from.*CrossSpectrumHFR"):
+        make_sweep(tiny_dit, photos, criterion=dict(type='NoSuch'))
+    dit = FrozenDiT.from_pretrained(tiny_dit)
+    images = CalibrationSet(ImageFolder(photos), 32)
+    with pytest.raises(ValueError, match=r'0 \(clean\) to 999'):
+        Sweep(dit, images, timesteps='0:2000:100')
+    with pytest.raises(ValueError, match='batch_size must be at least 1'):
+        Sweep(dit, images, batch_size=0)
+
+
+# -- results that are kept -----------------------------------------------------------------------
+def test_result_round_trip_and_documented_keys(tiny_dit, photos, tmp_path):
+    result = make_sweep(tiny_dit, photos).run(progress=False)
+    path, picture = save_selection(result, tmp_path)
+    data = json.loads(path.read_text())
+    for key in ('timestep', 'noise_level', 'criterion', 'feature', 'blocks', 'num_images',
+                'seconds', 'model_evaluations', 'warnings', 'others', 'curve'):  # fmt: skip
+        assert key in data
+    assert {'timestep', 'noise_level', 'score', 'std'} <= set(data['curve'][0])
+    assert data['others']['HighFrequencyRatio'].keys() == {'timestep', 'curve'}
+    assert SelectionResult.load(path).to_dict() == result.to_dict()
+    assert picture.stat().st_size > 10_000
+    assert sorted(p.name for p in tmp_path.glob('*selection*')) == [
+        'selection.json', 'selection.png',
+    ]  # fmt: skip
+
+
+def test_stored_result_is_found_and_costs_no_pass(tiny_dit, photos, tmp_path):
+    cache = SelectionCache(tmp_path)
+    first = make_sweep(tiny_dit, photos, cache=cache).run(progress=False)
+    second = make_sweep(tiny_dit, photos, cache=cache)
+    second.dit.features = None  # calling it would raise
+    assert second.run(progress=False).to_dict() == first.to_dict()
+
+
+@pytest.mark.parametrize(
+    'change',
+    ['weights', 'images', 'grid', 'block', 'criterion', 'seed', 'number', 'dtype', 'version'],
+)
+def test_stored_result_is_not_trusted_if_anything_that_matters_changed(
+    tiny_dit, photos, tmp_path, change, monkeypatch
+):
+    cache = SelectionCache(tmp_path)
+    make_sweep(tiny_dit, photos, cache=cache).run(progress=False)
+    options = dict(cache=cache)
+    if change == 'block':
+        options['blocks'] = (1, 4)
+    elif change == 'criterion':
+        options['criterion'] = dict(type='CrossSpectrumHFR', cutoff=0.25)
+    elif change == 'seed':
+        options['seed'] = 1
+    elif change == 'number':
+        options['num_images'] = 9
+    sweep = make_sweep(tiny_dit, photos, **options)
+    if change == 'weights':
+        sweep.dit.transformer.transformer_blocks[2].attn1.to_q.bias.data += 1e-3
+    elif change == 'images':
+        load = sweep.calibration.source.load
+        sweep.calibration.source.load = lambda i: load(i) // 2
+    elif change == 'grid':
+        sweep.timesteps = GRID[:-1]
+    elif change == 'dtype':
+        sweep.dit.to(torch.bfloat16)
+    elif change == 'version':
+        monkeypatch.setattr('mmaselect.__version__', '999')
+    stored = set(os.listdir(tmp_path))
+    sweep.run(progress=False)
+    assert len(set(os.listdir(tmp_path)) - stored) == 1
+
+
+def test_half_written_or_foreign_files_are_not_trusted(tiny_dit, photos, tmp_path):
+    cache = SelectionCache(tmp_path)
+    result = make_sweep(tiny_dit, photos, cache=cache).run(progress=False)
+    path = cache.path(result.key)
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    assert cache.find(result.key) is None
+    path.write_text(whole.replace(result.key, 'another'))
+    assert cache.find(result.key) is None
+    with pytest.raises(ValueError, match=r'is no selection\.json'):
+        path.write_text('{}')
+        SelectionResult.load(path)
+
+
+def test_a_kill_in_the_middle_leaves_nothing(tiny_dit, photos, tmp_path):
+    sweep = make_sweep(tiny_dit, photos, cache=SelectionCache(tmp_path / 'cache'))
+    features, calls = sweep.dit.features, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) > 7:
+            raise KeyboardInterrupt
+        return features(*args)
+
+    sweep.dit.features = killed
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    assert not list(tmp_path.rglob('*.json'))
+
+
+# -- several ranks -------------------------------------------------------------------------------
+def _rank(rank, world, folder, photos, out, corrupt):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{out}/store', rank=rank, world_size=world
+    )
+    cache = SelectionCache(f'{out}/cache')
+    sweep = make_sweep(folder, photos, num_images=9, cache=cache)
+    if corrupt and rank == 1:
+        sweep.calibration.source.load = None
+        sweep.calibration.fingerprint = lambda: 'unreadable'
+    try:
+        text = json.dumps(sweep.run(progress=False).to_dict())
+    except Exception as error:
+        text = json.dumps(dict(error=str(error)))
+    with open(f'{out}/rank{rank}.json', 'w') as file:
+        file.write(text)
+    torch.distributed.destroy_process_group()
+
+
+def run_ranks(folder, photos, out, corrupt=False):
+    # Forked: a spawned process would import torch again, which takes longer than the test.
+    args = (2, folder, photos, str(out), corrupt)
+    mp.start_processes(_rank, args, nprocs=2, start_method='fork')
+    return [json.loads((out / f'rank{rank}.json').read_text()) for rank in range(2)]
+
+
+def test_two_ranks_pick_what_one_picks(tiny_dit, photos, tmp_path):
+    alone = make_sweep(tiny_dit, photos, num_images=9).run(progress=False)
+    one, two = run_ranks(tiny_dit, photos, tmp_path)
+    assert one == two
+    assert one['timestep'] == alone.timestep
+    assert one['model_evaluations'] == alone.model_evaluations
+    assert [p['score'] for p in one['curve']] == pytest.approx(alone.curve.scores, abs=1e-9)
+    assert len(list((tmp_path / 'cache').iterdir())) == 1
+
+
+def test_a_failing_rank_does_not_leave_the_other_waiting(tiny_dit, photos, tmp_path):
+    one, two = run_ranks(tiny_dit, photos, tmp_path, corrupt=True)
+    assert 'failed on another rank' in one['error']
+    assert 'NoneType' in two['error']
