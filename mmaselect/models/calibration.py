@@ -91,10 +91,17 @@ def build_image_source(
         return ImageFolder(calibration)
     if isinstance(calibration, Mapping):
         config = {key: value for key, value in calibration.items() if key != 'pipeline'}
-        calibration = DATASETS.build(config)
-    if len(calibration) == 0:
-        raise ValueError(
-            f'the calibration set is empty: {type(calibration).__name__} found no images. Check '
-            f'its data_root and data_prefix'
+        empty = (
+            f'the calibration set is empty: {config.get("type")} found no images. Check its '
+            f'data_root and data_prefix'
         )
+        try:
+            calibration = DATASETS.build(config)
+        except ValueError as error:
+            # What MMEngine's BaseDataset says when it serializes no entries.
+            if 'need at least one array to concatenate' in str(error):
+                raise ValueError(empty) from error
+            raise
+        if len(calibration) == 0:
+            raise ValueError(empty)
     return DatasetImages(calibration, array_order)
