@@ -1,10 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Reading Q and K as the attention product gets them: after QK norm and rotary embedding.
+"""Reading Q and K as the attention product gets them, after QK norm and rotary embedding, and it.
 
 No submodule of a diffusers attention layer outputs these, so no forward hook can see them. They
-are the operands of ``torch.nn.functional.scaled_dot_product_attention``, which torch lets a
-``TorchFunctionMode`` watch, and so again nothing of diffusers is patched. The price: attention
-backends that call something else (flash-attn, sage, xformers) cannot be watched.
+are the operands, and the result, of ``torch.nn.functional.scaled_dot_product_attention``, which
+torch lets a ``TorchFunctionMode`` watch, and so again nothing of diffusers is patched. The price:
+attention backends that call something else (flash-attn, sage, xformers) cannot be watched.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AttentionOperands(TorchFunctionMode):
 
         Args:
             module: An attention layer.
-            operand: ``'query'`` or ``'key'``.
+            operand: ``'query'``, ``'key'``, or ``'product'`` for the result.
             callback: Gets (B, N, heads * head channels); may raise to end the pass.
         """
         if module not in self._callbacks:
@@ -53,12 +53,20 @@ class AttentionOperands(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and self._running:
-            operands = dict(zip(('query', 'key'), args, strict=False), **kwargs)
-            for operand, callback in self._callbacks[self._running[-1]]:
+        if func is not torch.nn.functional.scaled_dot_product_attention or not self._running:
+            return func(*args, **kwargs)
+        watched = self._callbacks[self._running[-1]]
+        tensors = dict(zip(('query', 'key'), args, strict=False), **kwargs)
+        # Operands first: a callback that ends the pass then saves the product.
+        for operand, callback in watched:
+            if operand != 'product':
                 # (B, heads, N, channels); grouped K has fewer heads than Q.
-                callback(operands[operand].transpose(1, 2).flatten(2))
-        return func(*args, **kwargs)
+                callback(tensors[operand].transpose(1, 2).flatten(2))
+        product = func(*args, **kwargs)
+        for operand, callback in watched:
+            if operand == 'product':
+                callback(product.transpose(1, 2).flatten(2))
+        return product
 
     def __exit__(self, *exception: Any) -> None:
         for handle in self._handles:

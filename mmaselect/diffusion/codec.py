@@ -33,10 +33,10 @@ class KLCodec(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        # A third to a half of a VAE, never called here.
+        # A third to a half of a VAE, never called here. An Identity, as some encoders look at it.
         for name in ('decoder', 'post_quant_conv'):
             if getattr(vae, name, None) is not None:
-                setattr(vae, name, None)
+                setattr(vae, name, nn.Identity())
         self.vae = vae
         self.scale = float(vae.config.get('scaling_factor') or 1.0)
         self.shift = float(vae.config.get('shift_factor') or 0.0)
@@ -54,7 +54,9 @@ class KLCodec(nn.Module):
         Returns:
             Tensor: (B, C, H / stride, W / stride), float32.
         """
-        latent = self._encode(images.to(self.vae.dtype)).float()
+        return self._normalize(self._encode(images.to(self.vae.dtype)).float())
+
+    def _normalize(self, latent: Tensor) -> Tensor:
         return (latent - self.shift) * self.scale
 
 
@@ -75,11 +77,56 @@ class DCCodec(KLCodec):
         return self.vae.encode(images).latent
 
 
+class QwenImageCodec(KLCodec):
+    """``AutoencoderKLQwenImage``: encodes clips, of which an image is one with a single frame.
+
+    Its config states a mean and a standard deviation for each channel.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__(vae)
+        for name in ('latents_mean', 'latents_std'):
+            value = torch.tensor(vae.config[name], dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def _stride(self) -> int:
+        return 2 ** len(self.vae.config.temperal_downsample)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images.unsqueeze(2)).latent_dist.mode().squeeze(2)
+
+    def _normalize(self, latent: Tensor) -> Tensor:
+        # Times the reciprocal, as the pipelines have it: equal bit for bit.
+        return (latent - self.latents_mean) * (1.0 / self.latents_std)
+
+
+class Flux2Codec(KLCodec):
+    """``AutoencoderKLFlux2``: 2x2 patches become channels, and batch-norm statistics scale them.
+
+    Packing is thus the codec's part: latents have 4 times the VAE's channels.
+    """
+
+    def _stride(self) -> int:
+        return super()._stride() * self._patch
+
+    @property
+    def _patch(self) -> int:
+        return self.vae.config.patch_size[0]
+
+    def _normalize(self, latent: Tensor) -> Tensor:
+        latent = nn.functional.pixel_unshuffle(latent, self._patch)
+        norm = self.vae.bn
+        mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
+        return (latent - mean) / torch.sqrt(var + self.vae.config.batch_norm_eps)
+
+
 #: VAE class, as its config names it, to the codec that knows how to call it.
 CODECS: dict[str, type[KLCodec]] = {
     'AutoencoderKL': KLCodec,
     'AutoencoderTiny': TinyCodec,
     'AutoencoderDC': DCCodec,
+    'AutoencoderKLQwenImage': QwenImageCodec,
+    'AutoencoderKLFlux2': Flux2Codec,
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from packaging.version import Version
 from torch import nn
 
 from mmaselect.diffusion.codec import PixelCodec, codec_class
@@ -202,6 +203,7 @@ class PipelineSource:
 
         Raises:
             ValueError: If no family knows its class; the message lists those that are known.
+            ImportError: If the installed diffusers is too old for it.
         """
         config = self.config('transformer')
         name = config.get('_class_name')
@@ -215,7 +217,16 @@ class PipelineSource:
                 f'subclass of mmaselect.diffusion.families.Family and decorate it with '
                 f'@register_family'
             )
-        return families[name](config)
+        family = families[name](config)
+        # Builds from diffusers' main branch, '0.38.0.dev0', count as the release they become.
+        installed = Version(diffusers.__version__)
+        if Version(installed.base_version) < Version(family.min_diffusers):
+            raise ImportError(
+                f'pretrained={self.name!r}: {family.title} ({name}) needs diffusers >= '
+                f'{family.min_diffusers}, and {installed} is installed: '
+                f"`pip install -U 'diffusers>={family.min_diffusers}'`"
+            )
+        return family
 
     def transformer(
         self, family: Family, num_blocks: int, dtype: torch.dtype, **load_kwargs: Any

@@ -35,8 +35,8 @@ class Tap:
         tokens: Takes that output and the token grid (h, w), and returns the **image** tokens,
             (B, h * w, C): text tokens, registers and padding are left behind here.
         operand: None to read the module's output. ``'query'`` or ``'key'`` to read that operand of
-            the ``scaled_dot_product_attention`` which the module calls instead; ``tokens`` is then
-            given (B, N, C), the heads concatenated.
+            the ``scaled_dot_product_attention`` which the module calls instead, ``'product'`` to
+            read its result; ``tokens`` is then given (B, N, C), the heads concatenated.
     """
 
     module: nn.Module
@@ -63,6 +63,8 @@ class Family(ABC):
     transformer_class: ClassVar[str]
     #: Name in messages and tables.
     title: ClassVar[str]
+    #: First release of diffusers that has the class, called as the family calls it.
+    min_diffusers: ClassVar[str] = '0.32'
     #: Whether a prompt conditions the model (otherwise a class label, or nothing, does).
     uses_text: ClassVar[bool] = False
     #: Entries of FEATURES that this class offers.
