@@ -10,7 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .config import get_toolbox, load_config
-from .distributed import prepare_cpu_launch
+from .distributed import AverageNormStatistics, prepare_cpu_launch
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -106,7 +106,8 @@ def set_dataloaders(
 
 def build_runner(config: Config) -> Runner:
     """Build the runner of a config, ready for any launcher on any device."""
-    prepare_cpu_launch(config)
-    if 'runner_type' in config:
-        return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    on_cpus = prepare_cpu_launch(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if on_cpus:
+        runner.register_hook(AverageNormStatistics())
+    return runner

@@ -11,7 +11,10 @@ import logging
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import all_reduce_params
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from torch.nn.modules.batchnorm import _BatchNorm
 
 #: Norm layers that synchronize over CUDA devices only, and their one-process selves.
 _CPU_NORMS = {'SyncBN': 'BN', 'MMSyncBN': 'BN'}
@@ -21,8 +24,8 @@ def prepare_cpu_launch(config: Config) -> bool:
     """Make a distributed run work on a machine without an accelerator; else do nothing.
 
     Starts a gloo process group (MMEngine keeps one that is there), has the model wrapped without
-    device ids, and keeps BN, or puts it in SyncBN's place: its statistics are then those of one
-    process.
+    device ids, and keeps BN, or puts it in SyncBN's place; the runner then needs the hook
+    :class:`AverageNormStatistics`.
 
     Args:
         config (Config): The run's config, with its ``launcher``; changed in place.
@@ -66,6 +69,27 @@ def prepare_cpu_launch(config: Config) -> bool:
             level=logging.WARNING,
         )
     return True
+
+
+class AverageNormStatistics(Hook):
+    """Averages the running statistics of BN layers over the processes, after each iteration.
+
+    BN sees the batch of its own process only. Without this, every process would validate with
+    statistics of its own, and a checkpoint, which holds the first one's, would test differently.
+    """
+
+    priority = 'HIGH'  # before anything saves, copies or validates the model
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        all_reduce_params(
+            [
+                statistic
+                for module in runner.model.modules()
+                if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+                for statistic in (module.running_mean, module.running_var)
+            ],
+            op='mean',
+        )
 
 
 def _replace_norms(node) -> int:
