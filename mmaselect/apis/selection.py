@@ -51,10 +51,10 @@ def select_timestep(
     """Pick the timestep at which a diffusion transformer's features are best, without labels.
 
     Args:
-        model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model that is loaded already
+        model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already
             (then ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
-        images: A folder of images, a list of them ((H, W, 3) uint8 RGB arrays or PIL images), or the
-            config of a registered dataset.
+        images: A folder of images, a list of them ((H, W, 3) uint8 RGB arrays or PIL images), or a
+            registered dataset's config.
         labels: One class label per image of a list, for label-aware criteria.
         blocks: Blocks to score; the family's default if None.
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
