@@ -2,7 +2,9 @@
 """One short file per transformer class. Importing the package registers them all."""
 
 # One import a line, so that adding a family is adding a line; each registers itself.
-import mmaselect.diffusion.families.dit  # noqa: F401
+import mmaselect.diffusion.families.dit
+import mmaselect.diffusion.families.flux
+import mmaselect.diffusion.families.sd3  # noqa: F401
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,

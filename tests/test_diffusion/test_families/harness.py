@@ -39,17 +39,6 @@ def item(index, pick=None):
     return lambda output, n: pick(output[index], n) if pick else output[index]
 
 
-def aligned(module):
-    """The module with every weight in memory of its own.
-
-    Read from a file, weights lie at any address, and the CPU's matrix products may round otherwise
-    when it is no multiple of 64: not the same bits then, even from the same weights.
-    """
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
-    return module
-
-
 @contextlib.contextmanager
 def recorded(model, paths):
     """Outputs of submodules, by path; each runs exactly once."""

@@ -1,0 +1,124 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""FLUX.1: two-stream blocks, then single-stream blocks, on latents packed 2x2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.text import TextFamily
+
+
+def pack(latent: Tensor) -> Tensor:
+    """2x2 latent pixels a token: (B, C, H, W) to (B, H/2 * W/2, C * 4), channel before pixel."""
+    patches = latent.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # B C h 2 w 2
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """(0, row, column) of each image token, row-major: (h * w, 3)."""
+    rows, columns = (torch.arange(side, device=device) for side in grid)
+    return torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype, device=device), rows, columns)
+
+
+@register_family
+class FluxFamily(TextFamily):
+    """``FluxTransformer2DModel``: FLUX.1-dev, -schnell, -Krea.
+
+    Blocks are counted through both stacks: of FLUX.1-dev's 57, the first 19 have two streams, the
+    other 38 one, in which the text's tokens come first.
+
+    Options: ``guidance``, the scale that distilled models (dev) are told, 3.5 as in the pipeline;
+    models without a guidance embedding (schnell) ignore it. ``max_sequence_length``, T5 tokens
+    that the prompt is padded to. T5 cannot be left out: CLIP gives but the pooled embedding.
+    """
+
+    transformer_class = 'FluxTransformer2DModel'
+    title = 'FLUX.1'
+    pipeline_class = 'FluxPipeline'
+    condition_options: ClassVar[dict[str, Any]] = {'guidance': 3.5, 'max_sequence_length': 512}
+    features = FEATURES + POST_FEATURES
+
+    @property
+    def num_double(self) -> int:
+        """Two-stream blocks, which come first."""
+        return int(self.config['num_layers'])
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_double + int(self.config['num_single_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    @property
+    def patch_size(self) -> int:
+        return 2  # by packing, outside of the transformer, whose config says 1
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.config['in_channels']) // self.patch_size**2
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {
+            'num_layers': min(num_blocks, self.num_double),
+            'num_single_layers': max(num_blocks - self.num_double, 0),
+        }
+
+    def embed(
+        self, pipeline: Any, prompt: str, guidance: float, max_sequence_length: int
+    ) -> dict[str, Tensor]:
+        embeds, pooled, _ = pipeline.encode_prompt(
+            prompt, device='cpu', max_sequence_length=max_sequence_length
+        )
+        condition = {'prompt_embeds': embeds, 'pooled_prompt_embeds': pooled}
+        if self.config.get('guidance_embeds'):
+            condition['guidance'] = torch.tensor([guidance])
+        return condition
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        embeds = condition['prompt_embeds']
+        transformer(
+            pack(latent),
+            encoder_hidden_states=embeds,
+            pooled_projections=condition['pooled_prompt_embeds'],
+            timestep=model_time / 1000,  # the class multiplies by 1000 again
+            img_ids=position_ids(self.grid(latent), latent.device),
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=latent.device),
+            guidance=condition.get('guidance'),
+        )
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        if index < self.num_double:
+            return transformer.transformer_blocks[index]
+        return transformer.single_transformer_blocks[index - self.num_double]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        attn = block.attn
+
+        def image_last(output: Any, grid: tuple[int, int]) -> Tensor:
+            # Two-stream projections and attention have no text in their (first) output.
+            tokens = output[0] if isinstance(output, tuple) else output
+            return tokens[:, -grid[0] * grid[1] :]
+
+        return {
+            'query': Tap(attn.to_q, image_last),
+            'key': Tap(attn.to_k, image_last),
+            'value': Tap(attn.to_v, image_last),
+            'attention': Tap(attn, image_last),
+            'output': Tap(block, lambda output, grid: output[1]),
+            'query_post': Tap(attn, image_last, operand='query'),
+            'key_post': Tap(attn, image_last, operand='key'),
+        }[feature]

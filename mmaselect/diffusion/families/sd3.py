@@ -1,0 +1,127 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Stable Diffusion 3 and 3.5 (MMDiT, arXiv 2403.03206): image and text tokens attend jointly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import (
+    FEATURES,
+    POST_FEATURES,
+    Tap,
+    register_family,
+    whole_output,
+)
+from mmaselect.diffusion.families.text import TextFamily
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+
+@register_family
+class SD3Family(TextFamily):
+    """``SD3Transformer2DModel``: SD3-medium, SD3.5-medium, SD3.5-large (and turbo).
+
+    The first blocks of SD3.5-medium (``dual_attention_layers``) hold a second self-attention,
+    ``attn2``, of the image alone. Features are those of ``attn``, the joint attention that every
+    block has, so that blocks and models can be compared.
+
+    The option ``t5=True`` embeds the prompt with T5-XXL as well. It is off by default: T5 is
+    twice the size of SD3-medium, the model was trained to do without it, and the paper does.
+    """
+
+    transformer_class = 'SD3Transformer2DModel'
+    title = 'Stable Diffusion 3'
+    pipeline_class = 'StableDiffusion3Pipeline'
+    condition_options: ClassVar[dict[str, Any]] = {'t5': False}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        # No rotary embedding; 3.5 has QK norm, 3 has not.
+        return FEATURES + POST_FEATURES if self.config.get('qk_norm') else FEATURES
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.config['num_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    @property
+    def default_block(self) -> int:
+        """The paper's: 9 of SD3-medium's 24, and the same relative depth elsewhere."""
+        return round(9 / 24 * self.num_blocks)
+
+    def check_grid(self, grid: tuple[int, int], stride: int) -> None:
+        limit = int(self.config['pos_embed_max_size'])
+        if max(grid) > limit:
+            height, width = (side * stride for side in grid)
+            raise ValueError(
+                f'a {height}x{width} image is too large for this {self.title}: its position table '
+                f'holds {limit}x{limit} tokens, that is {limit * stride} pixels along a side. '
+                f'Resize or crop the images, or read them in slides '
+                f"(test_cfg=dict(mode='slide', ...) of a segmentor)"
+            )
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        # The class builds its last block differently (without a text branch to hand on), so one
+        # more than needed is built, and `trim` drops it.
+        return {'num_layers': min(num_blocks + 1, self.num_blocks)}
+
+    def trim(self, transformer: nn.Module, num_blocks: int) -> None:
+        del transformer.transformer_blocks[num_blocks:]
+
+    def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:
+        parts = super().pipeline_parts(source, options)
+        if not options['t5']:
+            # encode_prompt puts zeros in place of T5's tokens, and looks up their width here.
+            parts |= {
+                'text_encoder_3': None,
+                'tokenizer_3': None,
+                'transformer': self.weightless_transformer(),
+            }
+        return parts
+
+    def embed(self, pipeline: Any, prompt: str, t5: bool = False) -> dict[str, Tensor]:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            prompt, prompt, prompt, device='cpu', do_classifier_free_guidance=False
+        )
+        return {'prompt_embeds': embeds, 'pooled_prompt_embeds': pooled}
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        transformer(
+            latent,
+            encoder_hidden_states=condition['prompt_embeds'],
+            pooled_projections=condition['pooled_prompt_embeds'],
+            timestep=model_time,
+        )
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        return transformer.transformer_blocks[index]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        attn = block.attn
+
+        def image_first(operand: Tensor, grid: tuple[int, int]) -> Tensor:
+            return operand[:, : grid[0] * grid[1]]
+
+        return {
+            'query': Tap(attn.to_q, whole_output),
+            'key': Tap(attn.to_k, whole_output),
+            'value': Tap(attn.to_v, whole_output),
+            'attention': Tap(attn, lambda output, grid: output[0]),
+            'output': Tap(block, lambda output, grid: output[1]),
+            'query_post': Tap(attn, image_first, operand='query'),
+            'key_post': Tap(attn, image_first, operand='key'),
+        }[feature]

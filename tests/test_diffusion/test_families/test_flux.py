@@ -1,0 +1,134 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import diffusers
+import pytest
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from harness import FamilyProof, FeatureProof, item, last_tokens, recorded
+from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from tiny_vae import kl_vae
+
+DOUBLE, SINGLE = 2, 3
+
+
+def save_pipeline(folder, guidance_embeds=True, dynamic=True):
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=DOUBLE,
+        num_single_layers=SINGLE,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 6, 6),
+    )
+    diffusers.FluxPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if dynamic else 1.0, use_dynamic_shifting=dynamic
+        ),
+        vae=kl_vae(scale=0.3611, shift=0.1159),
+        text_encoder=clip_encoder(16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(32),
+        tokenizer_2=t5_tokenizer(),
+    ).save_pretrained(folder)
+
+
+class Flux:
+    num_blocks = DOUBLE + SINGLE
+    stride = 8
+    stacks = ('transformer_blocks', 'single_transformer_blocks')
+    prompt = ''
+    guidance = 3.5
+    length = 512
+
+    @property
+    def chosen_blocks(self):
+        return (0, 1, 2, 4)  # the last and the first of the two stacks, too
+
+    def stock_call(self, pipeline, noisy, model_time):
+        batch, channels, height, width = noisy.shape
+        embeds, pooled, text_ids = pipeline.encode_prompt(
+            self.prompt, self.prompt, max_sequence_length=self.length
+        )
+        image_ids = pipeline._prepare_latent_image_ids(
+            batch, height // 2, width // 2, 'cpu', noisy.dtype
+        )
+        return pipeline.transformer(
+            hidden_states=pipeline._pack_latents(noisy, batch, channels, height, width),
+            timestep=model_time / 1000,
+            guidance=self.guidance and torch.full((batch,), self.guidance),
+            pooled_projections=pooled.repeat(batch, 1),
+            encoder_hidden_states=embeds.repeat(batch, 1, 1),
+            txt_ids=text_ids,
+            img_ids=image_ids,
+        ).sample
+
+    def points(self, block):
+        if block < DOUBLE:
+            path = f'transformer_blocks.{block}'
+            pick = attention = lambda output, n: output
+            attention = item(0)
+        else:
+            path = f'single_transformer_blocks.{block - DOUBLE}'
+            pick = attention = last_tokens
+        return {
+            'query': (f'{path}.attn.to_q', pick),
+            'key': (f'{path}.attn.to_k', pick),
+            'value': (f'{path}.attn.to_v', pick),
+            'attention': (f'{path}.attn', attention),
+            'output': (path, item(1)),
+        }
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        path = self.points(block)['attention'][0]
+        paths = [f'{path}.norm_q', f'{path}.norm_k', 'pos_embed']
+        with recorded(pipeline.transformer, paths) as outputs:
+            self.stock_call(pipeline, noisy, model_time)
+        n = noisy.shape[2] * noisy.shape[3] // 4
+        rotation = tuple(part[-n:] for part in outputs['pos_embed'])
+        query, key = (
+            apply_rotary_emb(outputs[p][:, -n:], rotation, sequence_dim=1).flatten(2)
+            for p in paths[:2]
+        )
+        return {'query_post': query, 'key_post': key}
+
+
+class TestFluxDev(Flux, FamilyProof):
+    """Guidance embedding and a shift that depends on the resolution."""
+
+    def build(self, folder):
+        save_pipeline(folder)
+
+    def test_single_blocks_are_left_out_where_none_is_needed(self, load):
+        assert len(load(blocks=DOUBLE - 1).transformer.single_transformer_blocks) == 0
+
+    @pytest.mark.parametrize('condition', [{'guidance': '1'}, {'guidance': True}, {'prompt': 3}, 7])
+    def test_a_condition_of_the_wrong_type_is_refused(self, load, condition):
+        with pytest.raises(TypeError, match=r'does not fit FLUX\.1'):
+            load(condition=condition)
+
+
+class TestFluxSchnell(Flux, FeatureProof):
+    """No guidance embedding, no shift; a prompt, padded to fewer tokens."""
+
+    prompt = 'a bird'
+    guidance = None
+    length = 256
+    condition = {'prompt': 'a bird', 'max_sequence_length': 256}  # noqa: RUF012
+
+    def build(self, folder):
+        save_pipeline(folder, guidance_embeds=False, dynamic=False)
+
+
+class TestFluxGuidance(Flux, FeatureProof):
+    """A guidance scale of the user's, a whole number; fewer tokens than there are by default."""
+
+    guidance = 1.0
+    length = 16
+    condition = {'guidance': 1, 'max_sequence_length': 16}  # noqa: RUF012
+
+    def build(self, folder):
+        save_pipeline(folder)

@@ -1,0 +1,130 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import diffusers
+import pytest
+import torch
+from harness import FamilyProof, item, recorded
+from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
+from tiny_vae import kl_vae
+
+from mmaselect.diffusion import FrozenDiT
+
+
+def save_pipeline(folder, **config):
+    config = {
+        'sample_size': 8,
+        'patch_size': 2,
+        'in_channels': 16,
+        'num_layers': 5,
+        'attention_head_dim': 8,
+        'num_attention_heads': 2,
+        'joint_attention_dim': 32,
+        'caption_projection_dim': 16,
+        'pooled_projection_dim': 20,
+        'pos_embed_max_size': 12,
+        **config,
+    }
+    diffusers.StableDiffusion3Pipeline(
+        transformer=diffusers.SD3Transformer2DModel(**config),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=kl_vae(),
+        text_encoder=clip_encoder(16, projection=12, seed=3),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_encoder(8, projection=8, seed=4),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5_encoder(32),
+        tokenizer_3=t5_tokenizer(),
+    ).save_pretrained(folder)
+
+
+class TestSD3Medium(FamilyProof):
+    """No QK norm, no second attention; T5 left out."""
+
+    num_blocks = 5
+    stride = 8
+
+    def build(self, folder):
+        save_pipeline(folder)
+
+    def stock_pipeline(self, folder):
+        return diffusers.StableDiffusion3Pipeline.from_pretrained(
+            folder, text_encoder_3=None, tokenizer_3=None
+        )
+
+    def stock_call(self, pipeline, noisy, model_time):
+        embeds, _, pooled, _ = pipeline.encode_prompt('', None, None)
+        return pipeline.transformer(
+            hidden_states=noisy,
+            timestep=model_time,
+            encoder_hidden_states=embeds.repeat(len(noisy), 1, 1),
+            pooled_projections=pooled.repeat(len(noisy), 1),
+        ).sample
+
+    def points(self, block):
+        path = f'transformer_blocks.{block}'
+        return {
+            'query': (f'{path}.attn.to_q', lambda output, n: output),
+            'key': (f'{path}.attn.to_k', lambda output, n: output),
+            'value': (f'{path}.attn.to_v', lambda output, n: output),
+            'attention': (f'{path}.attn', item(0)),
+            'output': (path, item(1)),
+        }
+
+    def test_a_size_beyond_the_position_table_is_refused(self, load):
+        dit = load()
+        dit.encode(torch.zeros(1, 3, 96, 96))
+        with pytest.raises(ValueError, match=r'96x104 image.*12x12 tokens.*96 pixels'):
+            dit.encode(torch.zeros(1, 3, 96, 97))
+
+    def test_default_block_is_the_papers(self, load):
+        family = load().family
+        for depth, block in ((24, 9), (38, 14)):
+            assert type(family)({**family.config, 'num_layers': depth}).default_block == block
+
+
+class TestSD35Medium(TestSD3Medium):
+    """QK norm, a second attention in the first blocks; a prompt, through T5 as well."""
+
+    condition = {'prompt': 'a bird', 't5': True}  # noqa: RUF012
+
+    def build(self, folder):
+        save_pipeline(folder, dual_attention_layers=(0, 1, 2), qk_norm='rms_norm')
+
+    def stock_pipeline(self, folder):
+        return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+    def stock_call(self, pipeline, noisy, model_time):
+        embeds, _, pooled, _ = pipeline.encode_prompt('a bird', 'a bird', 'a bird')
+        return pipeline.transformer(
+            hidden_states=noisy,
+            timestep=model_time,
+            encoder_hidden_states=embeds.repeat(len(noisy), 1, 1),
+            pooled_projections=pooled.repeat(len(noisy), 1),
+        ).sample
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        path = f'transformer_blocks.{block}.attn'
+        paths = [f'{path}.norm_q', f'{path}.norm_k']  # of image tokens only, (B, heads, N, C)
+        with recorded(pipeline.transformer, paths) as outputs:
+            self.stock_call(pipeline, noisy, model_time)
+        query, key = (outputs[p].transpose(1, 2).flatten(2) for p in paths)
+        return {'query_post': query, 'key_post': key}
+
+    def test_second_attention_is_built_where_the_model_has_it(self, load):
+        blocks = load(blocks=-1).transformer.transformer_blocks
+        assert [b.attn2 is not None for b in blocks] == [True] * 3 + [False] * 2
+
+    def test_features_of_the_wrong_kind_are_refused(self, folder, tmp_path):
+        save_pipeline(tmp_path)
+        with pytest.raises(ValueError, match=r'query_post.*choose from query, key, value'):
+            FrozenDiT.from_pretrained(tmp_path, features='query_post')
+
+
+def test_prompt_and_t5_matter(tmp_path):
+    save_pipeline(tmp_path)
+    noise = torch.randn(1, 16, 8, 8)
+    seen = []
+    for condition in (None, 'a bird', {'prompt': 'a bird', 't5': True}, {'t5': False}):
+        dit = FrozenDiT.from_pretrained(tmp_path, blocks=1, condition=condition)
+        seen.append(dit.features(noise, 500, noise)[1, 'query'])
+    assert torch.equal(seen[0], seen[3])
+    assert not any(torch.equal(a, b) for i, a in enumerate(seen[:3]) for b in seen[:i])
