@@ -1,0 +1,187 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Labelled images of a toolbox dataset, read past its pipeline, all at one size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset
+from PIL import Image
+
+from mmaselect.models.calibration import DatasetImages
+from mmaselect.selection.calibration import CalibrationBatch, CalibrationSet, resize_and_crop
+
+#: Value of a label map for "no class", in MMSegmentation and here.
+IGNORE_INDEX = 255
+
+
+def resize_and_crop_labels(labels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """What :func:`~mmaselect.selection.calibration.resize_and_crop` does, for a label map.
+
+    Args:
+        labels: (H, W) uint8.
+        size: Side of a square, or (height, width), in pixels.
+
+    Returns:
+        (height, width) uint8: each pixel has the label of the nearest pixel in ``labels``.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if labels.shape == (height, width):
+        return labels
+    scale = max(height / labels.shape[0], width / labels.shape[1])
+    scaled = (
+        max(width, round(labels.shape[1] * scale)),
+        max(height, round(labels.shape[0] * scale)),
+    )
+    resized = Image.fromarray(labels).resize(scaled, Image.Resampling.NEAREST)
+    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    return np.asarray(resized.crop((left, top, left + width, top + height)))
+
+
+class DatasetLabels(DatasetImages):
+    """Images of a toolbox dataset with their labels.
+
+    Args:
+        dataset: One of MMPretrain (entries hold ``gt_label``) or of MMSegmentation (entries hold
+            ``gt_seg_map`` or ``seg_map_path``).
+        task: ``'classification'`` or ``'segmentation'``.
+        array_order: Channel order of arrays in memory, ``'rgb'`` or ``'bgr'``.
+    """
+
+    def __init__(self, dataset: BaseDataset, task: str, array_order: str = 'rgb') -> None:
+        super().__init__(dataset, array_order)
+        self.task = task
+        if task == 'segmentation':
+            from mmseg.datasets.transforms import LoadAnnotations
+
+            self._load_annotations = LoadAnnotations()
+
+    def class_label(self, index: int) -> int:
+        """The image's class.
+
+        Raises:
+            ValueError: If the dataset gives none, or more than one.
+        """
+        label = self.label(index)
+        if label is None:
+            got = self.dataset.get_data_info(index).get('gt_label')
+            raise ValueError(
+                f'{self.name(index)}: a linear probe needs one class label (gt_label) per image, '
+                f'but {type(self.dataset).__name__} gives {got!r}. Use a single-label dataset'
+            )
+        return label
+
+    def label_map(self, index: int) -> np.ndarray:
+        """The image's label map, (H, W) uint8, as MMSegmentation's own loading gives it.
+
+        Raises:
+            ValueError: If the dataset gives none.
+        """
+        info = dict(self.dataset.get_data_info(index))
+        if 'gt_seg_map' not in info:
+            if 'seg_map_path' not in info:
+                raise ValueError(
+                    f'{self.name(index)}: a per-pixel probe needs a label map, but entries of '
+                    f'{type(self.dataset).__name__} have neither gt_seg_map nor seg_map_path'
+                )
+            info['seg_fields'] = []
+            info = self._load_annotations(info)
+        return np.asarray(info['gt_seg_map'])
+
+
+class LabelledImages(CalibrationSet):
+    """A fixed, seeded choice of labelled images, all at one size.
+
+    The choice is that of :class:`~mmaselect.selection.calibration.CalibrationSet`: with the same
+    dataset, number and seed, a sweep and a probe see the same images.
+
+    Args:
+        source: Images with labels.
+        image_size: Side of the square that each image is scaled and cropped to, or
+            (height, width), in pixels.
+        num_images: How many to use; all of them if None, or if the source has fewer.
+        seed: Of the choice.
+    """
+
+    source: DatasetLabels
+
+    def __init__(
+        self,
+        source: DatasetLabels,
+        image_size: int | tuple[int, int],
+        num_images: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            source, image_size, len(source) if num_images is None else num_images, seed
+        )
+
+    @property
+    def labels_available(self) -> bool:
+        return True
+
+    def labels(self, positions: list[int]) -> torch.Tensor:
+        """Labels of some images: (B,), or label maps (B, H, W) at this set's size, int64."""
+        if self.source.task == 'classification':
+            values = [self.source.class_label(self.chosen[position]) for position in positions]
+            return torch.tensor(values, dtype=torch.long)
+        maps = [
+            resize_and_crop_labels(self.source.label_map(self.chosen[position]), self.image_size)
+            for position in positions
+        ]
+        return torch.from_numpy(np.stack(maps)).long()
+
+    def batches(
+        self, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[CalibrationBatch]:
+        positions = list(range(rank, len(self), world_size))
+        for start in range(0, len(positions), batch_size):
+            part = positions[start : start + batch_size]
+            pixels = np.stack(
+                [
+                    resize_and_crop(self.source.load(self.chosen[position]), self.image_size)
+                    for position in part
+                ]
+            )
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+            yield CalibrationBatch(images, part, self.labels(part))
+
+    def identity(self) -> str:
+        """Hash of which images these are (not of their pixels: that would read them all)."""
+        digest = hashlib.sha256(f'{self.image_size}'.encode())
+        for index in self.chosen:
+            info = self.source.dataset.get_data_info(index)
+            digest.update(str(info.get('img_path', index)).encode())
+            digest.update(str(info.get('gt_label', '')).encode())
+        return digest.hexdigest()[:16]
+
+
+def build_labelled_images(
+    dataset: Mapping[str, Any],
+    task: str,
+    image_size: int | tuple[int, int],
+    num_images: int | None,
+    seed: int,
+    array_order: str = 'rgb',
+) -> LabelledImages:
+    """Labelled images of a dataset's config, past its pipeline.
+
+    Args:
+        dataset: The config.
+        task: ``'classification'`` or ``'segmentation'``.
+        image_size: See :class:`LabelledImages`, as for the next two.
+        num_images: See there.
+        seed: See there.
+        array_order: See :class:`DatasetLabels`.
+    """
+    from mmengine.registry import DATASETS
+
+    config = {key: value for key, value in deepcopy(dict(dataset)).items() if key != 'pipeline'}
+    return LabelledImages(
+        DatasetLabels(DATASETS.build(config), task, array_order), image_size, num_images, seed
+    )

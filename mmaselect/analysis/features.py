@@ -1,0 +1,96 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Features of labelled images: one pass per timestep for all blocks and features at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmaselect.analysis.data import LabelledImages
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.selection.sweep import noise_seed
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Feature maps of some images at one timestep.
+
+    Attributes:
+        draws: For each noise draw, (block, feature) to maps (B, C, h, w).
+        labels: (B,) or (B, H, W), on the CPU.
+        positions: Of the images in their set.
+    """
+
+    draws: list[dict[TapKey, Tensor]]
+    labels: Tensor
+    positions: list[int]
+
+
+class EncodedImages:
+    """Clean latents of labelled images, encoded once and kept in (CPU) memory.
+
+    An image keeps its noise for all timesteps, as in a sweep: curves over timesteps then differ by
+    the timestep and not by the draw.
+
+    Args:
+        dit: The frozen model.
+        images: The images.
+        batch_size: Images per pass.
+        seed: Of the noise.
+        first: Noise of the image at position i is that of number ``first + i``: gives two sets
+            noise of their own.
+        on_batch: Called with the number of images after each batch that was encoded.
+    """
+
+    def __init__(
+        self,
+        dit: FrozenDiT,
+        images: LabelledImages,
+        batch_size: int = 16,
+        seed: int = 0,
+        first: int = 0,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        self.dit = dit
+        self.images = images
+        self.seed = seed
+        self.first = first
+        self._batches: list[tuple[Tensor, Tensor, list[int]]] = []
+        for batch in images.batches(batch_size):
+            latent = dit.encode(batch.images.to(dit.device)).cpu()
+            self._batches.append((latent, batch.labels, batch.indices))
+            if on_batch:
+                on_batch(len(batch.indices))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of all images: (N,), or (N, H, W)."""
+        return torch.cat([labels for _, labels, _ in self._batches])
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens of one image."""
+        height, width = self.dit.family.grid(self._batches[0][0])
+        return height * width
+
+    def features(self, timestep: int, draws: int = 1) -> Iterator[FeatureBatch]:
+        """Feature maps of all images at a timestep, a batch at a time.
+
+        Args:
+            timestep: 0 (clean) to T - 1 (noise).
+            draws: Independent noise draws of each image.
+        """
+        for latent, labels, positions in self._batches:
+            latent = latent.to(self.dit.device)
+            maps = []
+            for draw in range(draws):
+                seeds = [noise_seed(self.seed, self.first + i, draw) for i in positions]
+                noise = draw_noise(tuple(latent.shape[1:]), seeds, latent.device)
+                maps.append(self.dit.features(latent, timestep, noise))
+            yield FeatureBatch(maps, labels, positions)

@@ -1,0 +1,96 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Scores of many criteria at one timestep, each (block, feature) by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mmaselect.analysis.features import EncodedImages
+from mmaselect.selection import Criterion
+
+
+def score_timestep(
+    images: EncodedImages, timestep: int, criteria: Mapping[str, Criterion]
+) -> list[dict[str, Any]]:
+    """Score every block and feature by every criterion, from one pass over the images.
+
+    The numbers are those that :class:`~mmaselect.selection.sweep.Sweep` gives for the same images
+    and seed; a sweep reports the criteria that it was not asked to pick by as means over blocks.
+
+    Args:
+        images: Calibration images.
+        timestep: 0 (clean) to T - 1 (noise).
+        criteria: Name to criterion; they are cloned, and not changed.
+
+    Returns:
+        Rows ``criterion, block, feature, score, std, sem``; None where a number is undefined.
+        Features that are not finite at this timestep leave no score.
+    """
+    device = images.dit.device
+    meters = {
+        (tap, name): criterion.clone().to(device)
+        for tap in images.dit.keys
+        for name, criterion in criteria.items()
+    }
+    draws = max(criterion.draws for criterion in criteria.values())
+    for batch in images.features(timestep, draws):
+        labels = batch.labels.to(device)
+        for (tap, _), meter in meters.items():
+            features = [drawn[tap] for drawn in batch.draws[: meter.draws]]
+            if meter.needs_labels:
+                meter.update(*features, labels=labels)
+            else:
+                meter.update(*features)
+    rows = []
+    for (tap, name), meter in meters.items():
+        values = meter.compute()
+        broken = int(values['nonfinite']) > 0
+        rows.append(
+            dict(
+                criterion=name,
+                block=tap[0],
+                feature=tap[1],
+                **{
+                    key: None if broken else _number(values[key]) for key in ('score', 'std', 'sem')
+                },
+            )
+        )
+    return rows
+
+
+def usable_criteria(
+    images: EncodedImages, criteria: Mapping[str, Criterion]
+) -> tuple[dict[str, Criterion], dict[str, str]]:
+    """Those criteria that are defined for feature maps of this size, and why the others are not.
+
+    A cut-off may leave no low or no high frequency on a small map: a ValueError that is better met
+    before an hour of scoring than after.
+
+    Returns:
+        Usable criteria by name, and reasons by name.
+    """
+    batch = next(images.features(0))
+    usable, reasons = {}, {}
+    for name, criterion in criteria.items():
+        if criterion.needs_labels:
+            usable[name] = criterion
+            continue
+        trial = criterion.clone()
+        try:
+            for tap in images.dit.keys:
+                blank = torch.zeros_like(batch.draws[0][tap][:1], device='cpu')
+                trial.update(*[blank] * criterion.draws)
+        except ValueError as error:
+            reasons[name] = str(error)
+        else:
+            usable[name] = criterion
+    return usable, reasons
+
+
+def _number(value: Any) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None

@@ -1,0 +1,84 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A folder that a long run can be resumed from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmaselect.selection.result import write_atomically
+
+
+class RunFolder:
+    """Results by timestep, each in a file of its own that is there in full or not at all.
+
+    Args:
+        folder: Made if it is not there.
+        settings: What the results depend on (JSON-ready). A folder made with others is refused.
+
+    Raises:
+        ValueError: If the folder holds results of other settings, or files that are no results.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.settings = json.loads(json.dumps(settings, default=str))
+        path = self.folder / 'settings.json'
+        if path.is_file():
+            self._compare(json.loads(path.read_text(encoding='utf-8')))
+        else:
+            write_json(path, self.settings)
+
+    def _compare(self, theirs: dict[str, Any]) -> None:
+        keys = sorted(
+            key
+            for key in {*theirs, *self.settings}
+            if theirs.get(key, '(none)') != self.settings.get(key, '(none)')
+        )
+        if keys:
+            changes = '; '.join(
+                f'{key}: {_short(theirs.get(key, "(none)"))} there, '
+                f'{_short(self.settings.get(key, "(none)"))} now'
+                for key in keys
+            )
+            raise ValueError(
+                f'{str(self.folder)!r} holds results of other settings ({changes}). Take another '
+                f'--out, or remove that folder'
+            )
+
+    def path(self, timestep: int) -> Path:
+        return self.folder / 'timesteps' / f't{timestep:04d}.json'
+
+    def find(self, timestep: int) -> dict[str, Any] | None:
+        """The result of a timestep, or None if it has none yet."""
+        path = self.path(timestep)
+        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+    def save(self, timestep: int, result: dict[str, Any]) -> None:
+        write_json(self.path(timestep), result)
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Settings of a run folder.
+
+    Raises:
+        FileNotFoundError: If the folder is none.
+    """
+    path = Path(folder) / 'settings.json'
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{str(folder)!r} is no folder of results: it has no settings.json. Give the --out of '
+            f'an earlier run'
+        )
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Write JSON, in full or not at all."""
+    return write_atomically(Path(path), json.dumps(data, indent=2) + '\n')
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'

@@ -1,0 +1,337 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""From a config and a command line to a frozen model and labelled images."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mmaselect.analysis.data import LabelledImages, build_labelled_images
+from mmaselect.analysis.features import EncodedImages
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.families.base import FEATURES
+from mmaselect.selection import DEFAULT_NUM_IMAGES
+from mmaselect.selection.sweep import weights_fingerprint
+from mmaselect.utils import get_toolbox, load_config
+
+#: Toolbox to what its heads do.
+TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
+#: Arguments of ASelecTDiT that the frozen model is built from.
+MODEL_KEYS = ('pretrained', 'dtype', 'condition', 'load_kwargs')
+
+
+def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser with what every analysis tool takes."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'config',
+        help='config of MMPretrain or MMSegmentation whose backbone is mmaselect.ASelecTDiT',
+    )
+    parser.add_argument(
+        '--out', help='folder for results; default: work_dirs/CONFIG_NAME/TOOL_NAME'
+    )
+    parser.add_argument(
+        '--blocks',
+        nargs='+',
+        help="blocks to read, negative ones count from the end, or 'all'; default: the config's",
+    )
+    parser.add_argument(
+        '--features',
+        nargs='+',
+        help="query, key, value, attention, output, or 'all' of them; default: the config's",
+    )
+    parser.add_argument(
+        '--image-size',
+        nargs='+',
+        type=int,
+        metavar='PIXELS',
+        help='side, or height and width, that images are scaled and cropped to; default: '
+        "selection.image_size of the config's backbone, else the model's own training size",
+    )
+    parser.add_argument('--batch-size', type=int, default=32, help='images per pass; default: 32')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of the choice of images and of the noise; default: 0'
+    )
+    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config, such as '
+        'model.backbone.pretrained=work_dirs/pretrain/my_dit',
+    )
+    return parser
+
+
+def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """What tools take that score criteria."""
+    parser.add_argument(
+        '--num-images',
+        type=int,
+        help='calibration images, of the training set; default: selection.num_images of the '
+        f"config's backbone, else {DEFAULT_NUM_IMAGES}",
+    )
+
+
+def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What tools take that fit probes."""
+    parser.add_argument(
+        '--num-train', type=int, help='training images of the probes; default: all of them'
+    )
+    parser.add_argument(
+        '--num-test', type=int, help='images that probes are measured on; default: all of them'
+    )
+    parser.add_argument(
+        '--split',
+        choices=['val', 'test'],
+        default='val',
+        help='which dataloader of the config gives the images that probes are measured on; '
+        'default: val',
+    )
+    parser.add_argument(
+        '--pixels-per-image',
+        type=int,
+        default=32,
+        help='segmentation: labelled pixels of each training image that probes are fitted on; '
+        'default: 32',
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='probes fitted at the same time; default: 1'
+    )
+
+
+def find_backbone(config: Config, path: str | Path) -> ConfigDict:
+    """The backbone's config.
+
+    Raises:
+        ValueError: If it is none of ours.
+    """
+    backbone = config.model.get('backbone') or {}
+    if str(backbone.get('type', '')).rpartition('.')[2] != 'ASelecTDiT':
+        raise ValueError(
+            f'{str(path)!r}: model.backbone is {backbone.get("type")!r}; this tool needs '
+            f"type='mmaselect.ASelecTDiT'"
+        )
+    return backbone
+
+
+def build_frozen(
+    backbone: Mapping[str, Any],
+    blocks: Sequence[int] | None,
+    features: Sequence[str] | None,
+    device: str,
+) -> FrozenDiT:
+    """The frozen model of a backbone's config, at other blocks and features.
+
+    Args:
+        backbone: Arguments of ``ASelecTDiT``.
+        blocks: See :meth:`FrozenDiT.from_pretrained`.
+        features: See there.
+        device: Where it goes.
+    """
+    arguments = {key: backbone[key] for key in MODEL_KEYS if backbone.get(key) is not None}
+    dit = FrozenDiT.from_pretrained(
+        blocks=blocks, features=features, **arguments, **(backbone.get('hub_kwargs') or {})
+    )
+    return dit if getattr(dit.transformer, 'hf_device_map', None) else dit.to(device)
+
+
+@dataclass
+class Study:
+    """A frozen model, and where its labelled images are.
+
+    Attributes:
+        config: The whole config.
+        backbone: Its backbone.
+        task: ``'classification'`` or ``'segmentation'``.
+        dit: The frozen model, at all wanted blocks and features.
+        num_classes: Number of classes.
+        class_names: Their names, where the dataset has them.
+        image_size: Side, or (height, width), in pixels.
+        batch_size: Images per pass.
+        seed: Of images and noise.
+        out: Folder for results.
+    """
+
+    config: Config
+    backbone: ConfigDict
+    task: str
+    dit: FrozenDiT
+    num_classes: int
+    image_size: int | tuple[int, int]
+    batch_size: int
+    seed: int
+    out: Path
+
+    def images(self, split: str, num_images: int | None) -> LabelledImages:
+        """Labelled images of the config's ``train``, ``val`` or ``test`` dataloader.
+
+        Raises:
+            ValueError: If the config has no such dataloader.
+        """
+        loader = self.config.get(f'{split}_dataloader')
+        if not loader:
+            raise ValueError(f'the config has no {split}_dataloader')
+        return build_labelled_images(
+            loader.dataset,
+            self.task,
+            self.image_size,
+            num_images,
+            self.seed,
+            (self.backbone.get('selection') or {}).get('array_order', 'rgb'),
+        )
+
+    def encode(self, images: LabelledImages, first: int = 0, title: str = 'encoding') -> Encoded:
+        """Encode images, with a progress bar; measures the time."""
+        start = time.perf_counter()
+        with progress_bar('images') as bar:
+            task = bar.add_task(title, total=len(images))
+            encoded = EncodedImages(
+                self.dit,
+                images,
+                self.batch_size,
+                self.seed,
+                first,
+                on_batch=lambda count: bar.advance(task, count),
+            )
+        return Encoded(encoded, time.perf_counter() - start)
+
+    def settings(self) -> dict[str, Any]:
+        """What any result of this study depends on."""
+        dit = self.dit
+        return dict(
+            task=self.task,
+            pretrained=str(self.backbone.pretrained),
+            weights=weights_fingerprint(dit),
+            dtype=str(dit.dtype),
+            condition=self.backbone.get('condition'),
+            blocks=list(dit.blocks),
+            features=list(dit.feature_names),
+            num_classes=self.num_classes,
+            image_size=self.image_size,
+            seed=self.seed,
+        )
+
+    def level(self, timestep: int, num_tokens: int) -> dict[str, float | None]:
+        """Noise level of a timestep, for tables."""
+        level = self.dit.process.at(timestep, num_tokens)
+        finite = level.sigma > 0 and level.alpha > 0
+        return dict(noise_level=level.sigma, log_snr=level.log_snr if finite else None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded images, and the seconds that it took."""
+
+    images: EncodedImages
+    seconds: float
+
+
+def parse_blocks(blocks: Sequence[str] | None, backbone: Mapping[str, Any]) -> Any:
+    """``--blocks`` as block indices, ``'all'``, or the config's own.
+
+    Raises:
+        ValueError: If one is no number.
+    """
+    if not blocks:
+        return backbone.get('blocks')
+    if list(blocks) == ['all']:
+        return 'all'
+    try:
+        return [int(block) for block in blocks]
+    except ValueError as error:
+        raise ValueError(f"--blocks takes numbers, or 'all'; got {list(blocks)}") from error
+
+
+def open_study(args: argparse.Namespace, tool: str) -> Study:
+    """Load the config, build the model.
+
+    Args:
+        args: What a parser of :func:`make_parser` returned.
+        tool: Names the default output folder.
+    """
+    config = load_config(args.config, args.cfg_options)
+    toolbox = get_toolbox(config)
+    init_default_scope(toolbox)
+    backbone = find_backbone(config, args.config)
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    blocks = parse_blocks(args.blocks, backbone)
+    features = args.features or [backbone.get('feature', 'query')]
+    if list(features) == ['all']:
+        features = FEATURES
+    if blocks == 'all':
+        from mmaselect.diffusion.loading import PipelineSource
+
+        source = PipelineSource(backbone.pretrained, **(backbone.get('hub_kwargs') or {}))
+        blocks = list(range(source.family().num_blocks))
+    dit = build_frozen(backbone, blocks, features, device)
+    size = args.image_size or (backbone.get('selection') or {}).get('image_size')
+    if isinstance(size, (list, tuple)):
+        if len(size) not in (1, 2):
+            raise ValueError(f'--image-size takes a side, or height and width; got {size}')
+        size = size[0] if len(size) == 1 else tuple(size)
+    return Study(
+        config=config,
+        backbone=backbone,
+        task=TASKS[toolbox],
+        dit=dit,
+        num_classes=_num_classes(config),
+        image_size=size or dit.native_size,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        out=Path(args.out or Path('work_dirs') / Path(args.config).stem / tool),
+    )
+
+
+def _num_classes(config: Config) -> int:
+    """Classes of the config's head.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    for name in ('head', 'decode_head'):
+        head = config.model.get(name)
+        head = head[-1] if isinstance(head, (list, tuple)) and head else head
+        if isinstance(head, Mapping) and head.get('num_classes'):
+            return int(head['num_classes'])
+    raise ValueError(
+        'the config says neither model.head.num_classes nor model.decode_head.num_classes'
+    )
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Progress]:
+    """A progress bar on stderr."""
+    with Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        yield bar

@@ -1,0 +1,349 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The exhaustive search that A-SelecT replaces, beside A-SelecT (Fig. 1 of the paper).
+
+At every timestep of a grid, for every block and feature: a linear probe's accuracy (MMPretrain) or
+mIoU (MMSegmentation) with its 95 % interval, and the score of the config's criteria, which see no
+labels. From both: each criterion's pick, its regret (best metric minus metric at the pick), the
+rank correlation, and what the search and the selection cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
+from mmaselect.analysis.probe import ProbeOptions
+from mmaselect.analysis.probe_table import ProbeTable, scores_over
+from mmaselect.analysis.scores import score_timestep, usable_criteria
+from mmaselect.analysis.search import SEARCHES, Search
+from mmaselect.analysis.store import RunFolder, write_json
+from mmaselect.analysis.study import (
+    Encoded,
+    Study,
+    add_calibration_arguments,
+    add_probe_arguments,
+    make_parser,
+    open_study,
+    progress_bar,
+)
+from mmaselect.analysis.tables import write_csv
+from mmaselect.selection import (
+    DEFAULT_CRITERION,
+    DEFAULT_NUM_IMAGES,
+    DEFAULT_OTHERS,
+    Criterion,
+    parse_timesteps,
+)
+from mmaselect.selection.sweep import build_criteria
+
+EXAMPLES = """
+examples:
+  # accuracy and criteria at 20 timesteps, for the block and feature of the config
+  python tools/analysis_tools/probe_timesteps.py \\
+      configs/classification/aselect_dit-tiny_linear_1xb128-10e_cifar10-32px.py
+
+  # a quick look: 3,000 training and 2,000 test images, four blocks, queries and keys
+  python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:25 \\
+      --num-train 3000 --num-test 2000 --blocks 1 2 3 4 --features query key --out work_dirs/fig1
+
+  # stopped? the same command goes on where it was. A finer grid only adds what is missing:
+  python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:5 ... --out work_dirs/fig1
+
+  # segmentation: per-pixel probes, 64 pixels of each training image, whole images
+  python tools/analysis_tools/probe_timesteps.py configs/segmentation/CONFIG --image-size 180 240 \\
+      --pixels-per-image 64
+
+writes, into --out:
+  probe_timesteps.png, .pdf, .svg    metric and criteria over timesteps, a panel for each block and
+                                     feature
+  probe_timesteps.csv                a row for each timestep, block and feature
+  summary.json                       picks, regrets, rank correlations, cost
+  timesteps/                         what each timestep gave: the run resumes from these
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument(
+        '--timesteps',
+        default='0:1000:50',
+        metavar='START:STOP:STEP',
+        help='grid, 0 = clean, STOP left out; or a comma-separated list; default: 0:1000:50',
+    )
+    add_probe_arguments(parser)
+    add_calibration_arguments(parser)
+    parser.add_argument(
+        '--no-fisher',
+        action='store_true',
+        help='leave out the Fisher score, the label-aware check that is drawn beside the criteria',
+    )
+    return parser.parse_args(argv)
+
+
+def criteria_of(study: Study, fisher: bool) -> dict[str, Criterion]:
+    """The config's criteria, the one that picks first; then the Fisher score."""
+    selection = study.backbone.get('selection') or {}
+    configs = [
+        selection.get('criterion', DEFAULT_CRITERION),
+        *(selection.get('others', DEFAULT_OTHERS) or ()),
+    ]
+    if fisher and not any(config['type'] == 'FisherScore' for config in configs):
+        configs.append(dict(type='FisherScore', num_classes=study.num_classes))
+    return build_criteria(configs)
+
+
+def measure(
+    study: Study,
+    folder: RunFolder,
+    timesteps: list[int],
+    search: Search,
+    calibration: Encoded,
+    criteria: dict[str, Criterion],
+) -> None:
+    """Probe and score every timestep that has no stored result."""
+    draws = max(criterion.draws for criterion in criteria.values())
+    with progress_bar('timesteps') as bar:
+        task = bar.add_task('probing', total=len(timesteps))
+        for step in timesteps:
+            if folder.find(step) is None:
+                start = time.perf_counter()
+                probes = search.measure(step)
+                middle = time.perf_counter()
+                scores = score_timestep(calibration.images, step, criteria)
+                end = time.perf_counter()
+                folder.save(
+                    step,
+                    dict(
+                        timestep=step,
+                        **study.level(step, calibration.images.num_tokens),
+                        metric=search.metric,
+                        probes=probes,
+                        criteria=scores,
+                        cost=dict(
+                            search_seconds=middle - start,
+                            search_evaluations=search.evaluations,
+                            selection_seconds=end - middle,
+                            selection_evaluations=len(calibration.images) * draws,
+                        ),
+                    ),
+                )
+            bar.advance(task)
+
+
+def summarize(
+    study: Study,
+    steps: list[dict[str, Any]],
+    names: list[str],
+    encoding: dict[str, float],
+) -> dict[str, Any]:
+    """Picks, regrets, rank correlations and cost."""
+    table = ProbeTable.from_steps(steps)
+    taps = []
+    for tap, curve in table.curves.items():
+        agreements = {
+            name: table.agreement(tap, scores_over(steps, name, tap)).to_dict() for name in names
+        }
+        taps.append(
+            dict(
+                block=tap[0],
+                feature=tap[1],
+                best_timestep=table.timesteps[curve.values.index(max(curve.values))],
+                best=max(curve.values),
+                worst=min(curve.values),
+                criteria=agreements,
+            )
+        )
+    cost = {
+        name: sum(step['cost'][name] for step in steps)
+        for name in (
+            'search_seconds',
+            'search_evaluations',
+            'selection_seconds',
+            'selection_evaluations',
+        )
+    }
+    cost['search_seconds'] += encoding['search']
+    cost['selection_seconds'] += encoding['selection']
+    cost['ratio_seconds'] = cost['search_seconds'] / cost['selection_seconds']
+    cost['ratio_evaluations'] = cost['search_evaluations'] / cost['selection_evaluations']
+    return dict(
+        metric=table.metric,
+        timesteps=table.timesteps,
+        criteria=names,
+        taps=taps,
+        cost=cost,
+        unconverged_probes=sum(not row['converged'] for step in steps for row in step['probes']),
+        settings=study.settings(),
+    )
+
+
+def rows_for_csv(steps: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    """A row for each timestep, block and feature."""
+    rows = []
+    for step in steps:
+        for probe in step['probes']:
+            tap = probe['block'], probe['feature']
+            row = dict(
+                timestep=step['timestep'],
+                noise_level=step['noise_level'],
+                log_snr=step['log_snr'],
+                block=tap[0],
+                feature=tap[1],
+                **{step['metric']: probe['value'], 'low': probe['low'], 'high': probe['high']},
+                strength=probe['strength'],
+                converged=probe['converged'],
+            )
+            row.update({name: scores_over([step], name, tap)[0] for name in names})
+            rows.append(row)
+    return rows
+
+
+@styled
+def draw(steps: list[dict[str, Any]], summary: dict[str, Any], stem: Any) -> list[Any]:
+    """Figure 1: a panel for each block and feature."""
+    table = ProbeTable.from_steps(steps)
+    rows, columns = panel_grid(len(table.curves))
+    figure, axes = make_figure(rows, columns, sharex=True)
+    for axis, (tap, curve), entry in zip(
+        axes.flat, table.curves.items(), summary['taps'], strict=False
+    ):
+        names = summary['criteria']
+        draw_overlay(
+            axis,
+            table.timesteps,
+            table.metric,
+            curve.values,
+            curve.lows,
+            curve.highs,
+            {name: scores_over(steps, name, tap) for name in names},
+            {name: entry['criteria'][name]['pick'] for name in names},
+        )
+        first = entry['criteria'][names[0]]
+        axis.set_title(
+            f'{tap[1]} of block {tap[0]}: regret {first["regret"]:.1f} points', loc='left'
+        )
+    for axis in axes.flat[len(table.curves) :]:
+        axis.set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(4, len(labels)))
+    return save_all(figure, stem)
+
+
+def report(summary: dict[str, Any]) -> None:
+    """The summary on the terminal."""
+    console = Console()
+    table = Table(title=f'linear probe, {summary["metric"]} in percent')
+    for column in ('block', 'feature', 'best', 'at t'):
+        table.add_column(column, justify='left' if column == 'feature' else 'right')
+    table.add_column('criterion', no_wrap=True)
+    for column in ('pick', 'there', 'regret', 'rho'):
+        table.add_column(column, justify='right')
+    for entry in summary['taps']:
+        for position, (name, found) in enumerate(entry['criteria'].items()):
+            head = [
+                str(entry['block']),
+                entry['feature'],
+                f'{entry["best"]:.1f}',
+                str(entry['best_timestep']),
+            ]
+            rho = '-' if found['spearman'] is None else f'{found["spearman"]:.2f}'
+            table.add_row(
+                *(head if position == 0 else [''] * 4),
+                name,
+                str(found['pick']),
+                f'{found["value"]:.1f}',
+                f'{found["regret"]:.1f}',
+                rho,
+                end_section=position == len(entry['criteria']) - 1,
+            )
+    console.print(table)
+    cost = summary['cost']
+    console.print(
+        f'search: {cost["search_seconds"]:.1f} s, {cost["search_evaluations"]} model evaluations; '
+        f'selection (all {len(summary["criteria"])} criteria): {cost["selection_seconds"]:.1f} s, '
+        f'{cost["selection_evaluations"]}; {cost["ratio_seconds"]:.1f} times the seconds, '
+        f'{cost["ratio_evaluations"]:.1f} times the evaluations'
+    )
+    if summary['unconverged_probes']:
+        console.print(
+            f'{summary["unconverged_probes"]} probes ran out of iterations', style='yellow'
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Probe, score, write, report."""
+    args = parse_args(argv)
+    study = open_study(args, 'probe_timesteps')
+    timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
+    selection = study.backbone.get('selection') or {}
+    num_images = args.num_images or selection.get('num_images', DEFAULT_NUM_IMAGES)
+    train = study.images('train', args.num_train)
+    test = study.images(args.split, args.num_test)
+    calibration = study.images('train', num_images)
+    criteria = criteria_of(study, not args.no_fisher)
+    options = ProbeOptions(seed=args.seed)
+
+    folder = RunFolder(
+        study.out,
+        dict(
+            tool='probe_timesteps',
+            **study.settings(),
+            train=train.identity(),
+            num_train=len(train),
+            test=test.identity(),
+            num_test=len(test),
+            split=args.split,
+            calibration=calibration.identity(),
+            num_images=len(calibration),
+            criteria=list(criteria),
+            pixels_per_image=args.pixels_per_image if study.task == 'segmentation' else None,
+            probe=vars(options),
+        ),
+    )
+    encoding_path = study.out / 'encoding.json'
+    if any(folder.find(step) is None for step in timesteps):
+        encoded = {
+            'train': study.encode(train, title='encoding train'),
+            'test': study.encode(test, first=len(train), title=f'encoding {args.split}'),
+            'calibration': study.encode(calibration, title='encoding calibration'),
+        }
+        extra = dict(pixels_per_image=args.pixels_per_image) if study.task == 'segmentation' else {}
+        search = SEARCHES[study.task](
+            encoded['train'].images,
+            encoded['test'].images,
+            study.num_classes,
+            options,
+            args.jobs,
+            **extra,
+        )
+        _, unusable = usable_criteria(encoded['calibration'].images, criteria)
+        if unusable:
+            raise ValueError('; '.join(f'{name}: {why}' for name, why in unusable.items()))
+        write_json(
+            encoding_path,
+            dict(
+                search=encoded['train'].seconds + encoded['test'].seconds,
+                selection=encoded['calibration'].seconds,
+            ),
+        )
+        measure(study, folder, timesteps, search, encoded['calibration'], criteria)
+
+    steps = [folder.find(step) for step in timesteps]
+    encoding = json.loads(encoding_path.read_text(encoding='utf-8'))
+    summary = summarize(study, steps, list(criteria), encoding)
+    write_csv(study.out / 'probe_timesteps.csv', rows_for_csv(steps, list(criteria)))
+    write_json(study.out / 'summary.json', summary)
+    draw(steps, summary, study.out / 'probe_timesteps')
+    report(summary)
+    print(study.out)
+
+
+if __name__ == '__main__':
+    main()
