@@ -11,11 +11,16 @@ from mmaselect.diffusion import FrozenDiT
 sys.path.insert(0, str(Path(__file__).parent))  # `from harness import FamilyProof`
 
 
-@pytest.fixture(autouse=True, scope='session')
+@pytest.fixture(scope='session')
 def _condition_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('MMASELECT_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(autouse=True)
+def _isolated(_condition_cache, monkeypatch):
+    """As for all tests, but prompts stay embedded from one test to the next: half the time."""
+    monkeypatch.setenv('MMASELECT_CACHE', str(_condition_cache))
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='class')
