@@ -1,0 +1,15 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+# Linear probe on ImageNet-1k.
+_base_ = [
+    '../_base_/models/aselect_dit-xl2_linear.py',
+    '../_base_/datasets/imagenet_256.py',
+    '../_base_/schedules/cls_28e.py',
+    '../_base_/default_runtime_cls.py',
+]
+model = dict(
+    backbone=dict(pretrained='facebook/DiT-XL-2-256', calibration=_base_.calibration),
+    head=dict(num_classes=_base_.num_classes),
+)
+# Eight GPUs: 1,024 images an iteration.
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+auto_scale_lr = dict(base_batch_size=1024)

@@ -1,0 +1,9 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+# UperNet on a frozen DiT-XL/2-512, ADE20K, 160k iterations of 16 images.
+_base_ = [
+    '../_base_/models/aselect_dit-xl2_upernet.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/seg_160k.py',
+    '../_base_/default_runtime_seg.py',
+]
+model = dict(backbone=dict(calibration=_base_.calibration))
