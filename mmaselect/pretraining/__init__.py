@@ -1,0 +1,5 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Making a DiT of one's own: what ``tools/pretrain_dit.py`` is built from.
+
+Knows torch, diffusers and accelerate; nothing of OpenMMLab, nor of the rest of this package.
+"""

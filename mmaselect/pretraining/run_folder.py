@@ -1,0 +1,136 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The folder of one pre-training run: settings, checkpoints, log."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmaselect.pretraining.export import replace_text
+
+KEPT_STATES = 2
+
+
+class RunFolder:
+    """``settings.json``, ``states/step_NNNNNNNN/``, ``log.jsonl`` and ``loss.png``.
+
+    A state is written under another name and renamed when complete, so the newest one under its own
+    name can always be resumed from, whenever the run was killed.
+
+    Args:
+        path: The folder; made if need be.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.states = self.path / 'states'
+        self.log_file = self.path / 'log.jsonl'
+        self.settings_file = self.path / 'settings.json'
+
+    def prepare(self, settings: dict[str, Any], resume: bool) -> None:
+        """Make the folder, or see that the run in it can go on with these settings.
+
+        Args:
+            settings: What must not change within a run.
+            resume: Whether a run that is already there is to go on.
+
+        Raises:
+            FileExistsError: If a run is there and ``resume`` is False.
+            ValueError: If the run that is there had other settings.
+        """
+        state = self.newest()
+        if state is not None and not resume:
+            raise FileExistsError(
+                f'{self.path} holds a run at {state.name}: add --resume to go on with it, or give '
+                'another --out'
+            )
+        if state is not None:
+            if not self.settings_file.exists():
+                raise FileNotFoundError(
+                    f'{self.path} holds {state.name} without the settings.json it was made with: '
+                    'give another --out'
+                )
+            before = json.loads(self.settings_file.read_text())
+            changed = [
+                f'{key}: {before.get(key)!r} before, {value!r} now'
+                for key, value in settings.items()
+                if before.get(key) != value
+            ]
+            if changed:
+                raise ValueError(
+                    f'the run in {self.path} cannot go on with other settings ('
+                    f'{"; ".join(changed)}): give those it had, or another --out'
+                )
+        self.states.mkdir(parents=True, exist_ok=True)
+        replace_text(self.settings_file, json.dumps(settings, indent=2) + '\n')
+
+    def newest(self) -> Path | None:
+        """The newest complete state, or None."""
+        return max(self.states.glob('step_????????'), default=None)
+
+    def save_state(self, step: int, progress: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """Write a state, and remove older ones.
+
+        Args:
+            step: Steps done.
+            progress: What `read_progress` is to return.
+            save: Fills the folder it is given.
+        """
+        folder = self.states / f'step_{step:08d}'
+        unfinished = self.states / f'.{folder.name}'
+        save(unfinished)
+        (unfinished / 'progress.json').write_text(json.dumps(progress))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+        for left_over in self.states.glob('.step_*'):
+            shutil.rmtree(left_over)
+        for old in sorted(self.states.glob('step_????????'))[:-KEPT_STATES]:
+            shutil.rmtree(old)
+
+    @staticmethod
+    def read_progress(state: Path) -> dict[str, Any]:
+        """What was stored beside a state."""
+        return json.loads((state / 'progress.json').read_text())
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the log."""
+        with self.log_file.open('a') as file:
+            file.write(json.dumps(record) + '\n')
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All lines of the log; a last one that a kill cut short is left out."""
+        if not self.log_file.exists():
+            return []
+        lines = self.log_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith('\n')]
+
+    def forget_after(self, step: int) -> None:
+        """Drop what the log says of steps after ``step``: they will be done again."""
+        records = [r for r in self.read_log() if r['step'] <= step]
+        replace_text(self.log_file, ''.join(json.dumps(r) + '\n' for r in records))
+
+    def plot(self) -> None:
+        """Draw loss and probe over the images seen into ``loss.png``."""
+        from matplotlib.figure import Figure
+
+        records = self.read_log()
+        losses = [r for r in records if 'loss' in r]
+        probes = [r for r in records if 'probe' in r]
+        if not losses:
+            return
+        figure = Figure(figsize=(7, 3.5), layout='constrained')
+        axes = figure.subplots()
+        axes.plot([r['images'] for r in losses], [r['loss'] for r in losses], lw=0.8, label='loss')
+        axes.set(xlabel='images seen', ylabel='loss', yscale='log')
+        if probes:
+            right = axes.twinx()
+            best = [100 * max(r['probe'].values()) for r in probes]
+            right.plot([r['images'] for r in probes], best, 'C1o-', ms=3)
+            right.set_ylabel('best linear probe, %', color='C1')
+        new = self.path / '.loss.new.png'
+        figure.savefig(new, dpi=120)
+        os.replace(new, self.path / 'loss.png')
