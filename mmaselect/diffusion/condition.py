@@ -125,7 +125,7 @@ def cached_embedding(
     """
     description = json.dumps(identity, sort_keys=True)
     key = hashlib.sha256(description.encode()).hexdigest()
-    slug = re.sub(r'[^A-Za-z0-9.]+', '-', label).strip('-')[-60:]
+    slug = re.sub(r'[^A-Za-z0-9.]+', '-', label).strip('-')[:80]
     file = cache_folder() / f'{slug}-{key[:16]}.safetensors'
     stored = _read(file, key)
     if stored is not None:

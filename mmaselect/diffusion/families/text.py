@@ -120,7 +120,7 @@ class TextFamily(Family):
             'dtype': str(dtype),
         }
         tensors = cached_embedding(
-            f'{source.path}-{prompt[:20]}',
+            f'{name}-{prompt[:40]}',
             identity,
             lambda: self._embed(source, name, replaced, encoders, prompt, options, dtype),
         )

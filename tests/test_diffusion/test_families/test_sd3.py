@@ -3,37 +3,9 @@ import diffusers
 import pytest
 import torch
 from harness import FamilyProof, item, recorded
-from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
-from tiny_vae import kl_vae
+from tiny_sd3 import save_sd3
 
 from mmaselect.diffusion import FrozenDiT
-
-
-def save_pipeline(folder, **config):
-    config = {
-        'sample_size': 8,
-        'patch_size': 2,
-        'in_channels': 16,
-        'num_layers': 5,
-        'attention_head_dim': 8,
-        'num_attention_heads': 2,
-        'joint_attention_dim': 32,
-        'caption_projection_dim': 16,
-        'pooled_projection_dim': 20,
-        'pos_embed_max_size': 12,
-        **config,
-    }
-    diffusers.StableDiffusion3Pipeline(
-        transformer=diffusers.SD3Transformer2DModel(**config),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=kl_vae(),
-        text_encoder=clip_encoder(16, projection=12, seed=3),
-        tokenizer=clip_tokenizer(),
-        text_encoder_2=clip_encoder(8, projection=8, seed=4),
-        tokenizer_2=clip_tokenizer(),
-        text_encoder_3=t5_encoder(32),
-        tokenizer_3=t5_tokenizer(),
-    ).save_pretrained(folder)
 
 
 class TestSD3Medium(FamilyProof):
@@ -43,7 +15,7 @@ class TestSD3Medium(FamilyProof):
     stride = 8
 
     def build(self, folder):
-        save_pipeline(folder)
+        save_sd3(folder)
 
     def stock_pipeline(self, folder):
         return diffusers.StableDiffusion3Pipeline.from_pretrained(
@@ -87,7 +59,7 @@ class TestSD35Medium(TestSD3Medium):
     condition = {'prompt': 'a bird', 't5': True}  # noqa: RUF012
 
     def build(self, folder):
-        save_pipeline(folder, dual_attention_layers=(0, 1, 2), qk_norm='rms_norm')
+        save_sd3(folder, dual_attention_layers=(0, 1, 2), qk_norm='rms_norm')
 
     def stock_pipeline(self, folder):
         return diffusers.DiffusionPipeline.from_pretrained(folder)
@@ -114,13 +86,13 @@ class TestSD35Medium(TestSD3Medium):
         assert [b.attn2 is not None for b in blocks] == [True] * 3 + [False] * 2
 
     def test_features_of_the_wrong_kind_are_refused(self, folder, tmp_path):
-        save_pipeline(tmp_path)
+        save_sd3(tmp_path)
         with pytest.raises(ValueError, match=r'query_post.*choose from query, key, value'):
             FrozenDiT.from_pretrained(tmp_path, features='query_post')
 
 
 def test_prompt_and_t5_matter(tmp_path):
-    save_pipeline(tmp_path)
+    save_sd3(tmp_path)
     noise = torch.randn(1, 16, 8, 8)
     seen = []
     for condition in (None, 'a bird', {'prompt': 'a bird', 't5': True}, {'t5': False}):
