@@ -1,0 +1,108 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Lumina-Image 2.0 (arXiv 2503.21758): text and image in one sequence, grouped heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.tokens import last_tokens
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+
+@register_family
+class Lumina2Family(TextFamily):
+    """``Lumina2Transformer2DModel``: ``Alpha-VLLM/Lumina-Image-2.0``.
+
+    Blocks are those of the joint sequence; the refiners before them (two for the text, two for the
+    image) run, and are not counted. Keys and values have fewer heads than queries, so fewer
+    channels; ``'key_post'`` is read after the heads were repeated.
+    """
+
+    transformer_class = 'Lumina2Transformer2DModel'
+    title = 'Lumina 2'
+    pipeline_class = 'Lumina2Pipeline'
+    features = FEATURES + POST_FEATURES
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.config['num_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['hidden_size'])
+
+    def channels(self, block: int, feature: str) -> int:
+        if feature not in ('key', 'value'):
+            return self.width
+        head = self.width // int(self.config['num_attention_heads'])
+        return head * int(self.config['num_kv_heads'])
+
+    def check_grid(self, grid: tuple[int, int], stride: int) -> None:
+        longest = tuple(self.config['axes_lens'][1:])
+        if grid[0] > longest[0] or grid[1] > longest[1]:
+            raise ValueError(
+                f'{self.title} has rotary positions for {longest[0]}x{longest[1]} tokens, that is '
+                f'images up to {longest[0] * stride}x{longest[1] * stride}; got '
+                f'{grid[0]}x{grid[1]} tokens ({grid[0] * stride}x{grid[1] * stride}): resize or '
+                f'crop the images'
+            )
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {'num_layers': num_blocks}
+
+    def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        # A prompt gets the system prompt in front, the empty one of guidance does not.
+        *conditional, states, mask = pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=not prompt, device=torch.device('cpu')
+        )
+        if prompt:
+            states, mask = conditional
+        return {'encoder_hidden_states': states, 'encoder_attention_mask': mask}
+
+    def prepare_condition(
+        self, spec: Any, source: PipelineSource, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        steps = int(source.config('scheduler').get('num_train_timesteps', 1000))
+        return {
+            **super().prepare_condition(spec, source, dtype),
+            'num_train_timesteps': torch.tensor([steps]),
+        }
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        transformer(
+            latent,
+            # To this model 0 is noise and 1 is the image.
+            timestep=1 - model_time / condition['num_train_timesteps'],
+            encoder_hidden_states=condition['encoder_hidden_states'],
+            encoder_attention_mask=condition['encoder_attention_mask'],
+        )
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        return transformer.layers[index]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        if feature in POST_FEATURES:
+            return Tap(block.attn, last_tokens, operand=feature.removesuffix('_post'))
+        module = {
+            'query': block.attn.to_q,
+            'key': block.attn.to_k,
+            'value': block.attn.to_v,
+            'attention': block.attn,
+            'output': block,
+        }[feature]
+        return Tap(module, last_tokens)

@@ -1,0 +1,97 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""PixArt-alpha (arXiv 2310.00426) and -sigma (arXiv 2403.04692): DiT with cross-attention to T5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import Tap, register_family, whole_output
+from mmaselect.diffusion.families.pixels import image_size, pixel_condition
+from mmaselect.diffusion.families.text import TextFamily
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+
+@register_family
+class PixArtFamily(TextFamily):
+    """``PixArtTransformer2DModel``: ``PixArt-alpha/PixArt-XL-2-512x512``, ``...-Sigma-...``.
+
+    Text enters by cross-attention only, so every token is an image token. There is neither QK norm
+    nor rotary embedding. Positions are computed for any size.
+    """
+
+    transformer_class = 'PixArtTransformer2DModel'
+    title = 'PixArt'
+    pipeline_class = 'PixArtAlphaPipeline'
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.config['num_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    @property
+    def knows_size(self) -> bool:
+        """Whether the model is told resolution and aspect ratio (alpha at 1024 pixels is)."""
+        asked = self.config.get('use_additional_conditions')
+        return bool(asked) if asked is not None else int(self.config['sample_size']) == 128
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {'num_layers': num_blocks}
+
+    def pipeline_name(self, source: PipelineSource) -> str:
+        # Alpha and sigma share the transformer, and read prompts of different lengths.
+        return source.index()['_class_name']
+
+    def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        states, mask, *_ = pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, device=torch.device('cpu')
+        )
+        return {'encoder_hidden_states': states, 'encoder_attention_mask': mask}
+
+    def prepare_condition(
+        self, spec: Any, source: PipelineSource, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        size = pixel_condition(source) if self.knows_size else {}
+        return {**super().prepare_condition(spec, source, dtype), **size}
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        size = {'resolution': None, 'aspect_ratio': None}
+        if self.knows_size:
+            height, width = latent.shape[-2:]
+            ratio = latent.new_full((len(latent), 1), height / width)
+            size = {'resolution': image_size(latent, condition), 'aspect_ratio': ratio}
+        transformer(
+            latent,
+            encoder_hidden_states=condition['encoder_hidden_states'],
+            encoder_attention_mask=condition['encoder_attention_mask'],
+            timestep=model_time.long(),
+            added_cond_kwargs=size,
+        )
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        return transformer.transformer_blocks[index]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        module = {
+            'query': block.attn1.to_q,
+            'key': block.attn1.to_k,
+            'value': block.attn1.to_v,
+            'attention': block.attn1,
+            'output': block,
+        }[feature]
+        return Tap(module, whole_output)

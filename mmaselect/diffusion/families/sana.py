@@ -1,0 +1,103 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Sana (arXiv 2410.10629): linear self-attention, no positions, a VAE with a stride of 32."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import (
+    FEATURES,
+    POST_FEATURES,
+    Tap,
+    register_family,
+    whole_output,
+)
+from mmaselect.diffusion.families.text import TextFamily
+
+
+@register_family
+class SanaFamily(TextFamily):
+    """``SanaTransformer2DModel``: ``Efficient-Large-Model/Sana_600M_512px_diffusers``, ...
+
+    Text enters by cross-attention only, so every token is an image token; positions come from the
+    convolutions of the feed-forward layers, so any size works. Sana-Sprint, which is distilled to
+    one or a few steps, has no forward process to noise an image with.
+
+    Args:
+        config: The transformer's config.
+
+    Raises:
+        ValueError: If it is that of a Sana-Sprint.
+    """
+
+    transformer_class = 'SanaTransformer2DModel'
+    title = 'Sana'
+    pipeline_class = 'SanaPipeline'
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        if config.get('guidance_embeds'):
+            raise ValueError(
+                'this is a Sana-Sprint (guidance_embeds=True), distilled on a trigonometric '
+                'schedule that mmaselect does not know; use the Sana that it was distilled from'
+            )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Sana 1.5 has QK norm, the first Sana does not; neither has rotary embedding."""
+        return FEATURES + POST_FEATURES if self.config.get('qk_norm') else FEATURES
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.config['num_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {'num_layers': num_blocks}
+
+    def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        # A prompt is preceded by a page of instructions, the empty one is not: as in __call__.
+        call = inspect.signature(pipeline.__call__).parameters
+        instruction = call['complex_human_instruction'].default if prompt else None
+        states, mask, *_ = pipeline.encode_prompt(
+            prompt,
+            do_classifier_free_guidance=False,
+            device=torch.device('cpu'),
+            complex_human_instruction=instruction,
+        )
+        return {'encoder_hidden_states': states, 'encoder_attention_mask': mask}
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        # Its DPM-Solver cuts the shifted time down to a whole number.
+        time = model_time.long() * transformer.config.timestep_scale
+        transformer(latent, timestep=time, **condition)
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        return transformer.transformer_blocks[index]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        module = {
+            'query': block.attn1.to_q,
+            'key': block.attn1.to_k,
+            'value': block.attn1.to_v,
+            'query_post': block.attn1.norm_q,
+            'key_post': block.attn1.norm_k,
+            'attention': block.attn1,
+            'output': block,
+        }[feature]
+        return Tap(module, whole_output)

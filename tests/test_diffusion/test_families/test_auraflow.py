@@ -1,0 +1,132 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import pytest
+import torch
+from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
+from harness import item, last_tokens, recorded
+from rooted_proof import RootedProof
+from tiny_language import umt5
+from tiny_text import t5_tokenizer
+from tiny_vae import kl_vae
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.families.auraflow import AuraFlowFamily
+
+_V3 = {
+    'sample_size': 64,
+    'patch_size': 2,
+    'in_channels': 4,
+    'out_channels': 4,
+    'num_mmdit_layers': 4,
+    'num_single_dit_layers': 32,
+    'attention_head_dim': 256,
+    'num_attention_heads': 12,
+    'joint_attention_dim': 2048,
+    'caption_projection_dim': 3072,
+    'pos_embed_max_size': 9216,
+}
+
+#: Name, config as on the model page, width, blocks, parameters in billions as published.
+PUBLISHED = [
+    ('fal/AuraFlow-v0.3', AuraFlowTransformer2DModel, _V3, 3072, 36, 6.8),
+]
+
+TEXT, WIDTH, JOINT = 8, 16, 2
+
+
+class TestAuraFlow(RootedProof):
+    num_blocks = 5
+    stride = 16
+    stacks = ('joint_transformer_blocks', 'single_transformer_blocks')
+    # The last joint block and the first single one are next to each other.
+    chosen_blocks = (0, 1, 2, 4)
+
+    def build(self, folder):
+        tokenizer = t5_tokenizer(max_length=256)
+        AuraFlowPipeline(
+            tokenizer=tokenizer,
+            text_encoder=umt5(tokenizer, TEXT),
+            vae=kl_vae(4, scale=0.13025, shift=0.0, levels=4),
+            transformer=AuraFlowTransformer2DModel(
+                sample_size=8,
+                num_mmdit_layers=JOINT,
+                num_single_dit_layers=self.num_blocks - JOINT,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=TEXT,
+                caption_projection_dim=WIDTH,
+                pos_embed_max_size=64,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+        ).save_pretrained(folder)
+
+    def stock_prompt(self, pipeline, batch):
+        """As guidance asks for the empty prompt."""
+        return pipeline.encode_prompt('a bird', num_images_per_prompt=batch)[2]
+
+    def stock_call(self, pipeline, noisy, model_time):
+        pipeline.transformer(
+            noisy,
+            encoder_hidden_states=self.stock_prompt(pipeline, len(noisy)),
+            timestep=torch.tensor([model_time[0] / 1000]).expand(len(noisy)),
+            return_dict=False,
+        )
+
+    def points(self, block):
+        joint = block < JOINT
+        path = f'{self.stacks[0]}.{block}' if joint else f'{self.stacks[1]}.{block - JOINT}'
+        image = item(slice(None)) if joint else last_tokens
+        return {
+            'query': (f'{path}.attn.to_q', image),
+            'key': (f'{path}.attn.to_k', image),
+            'value': (f'{path}.attn.to_v', image),
+            'attention': (f'{path}.attn', item(0) if joint else last_tokens),
+            'output': (path, item(1) if joint else last_tokens),
+        }
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        path = self.points(block)['attention'][0]
+        with recorded(pipeline.transformer, [f'{path}.norm_q', f'{path}.norm_k']) as outputs:
+            self.stock_call(pipeline, noisy, model_time)
+        tokens = noisy[0, 0].numel() // 4
+        return {
+            f'{name}_post': outputs[f'{path}.norm_{name[0]}'].flatten(2)[:, -tokens:]
+            for name in ('query', 'key')
+        }
+
+    def test_too_large_an_image_is_refused(self, load):
+        """A wider one would silently get the positions of other rows."""
+        dit = load()
+        dit.encode(torch.zeros(1, 3, 128, 112))
+        with pytest.raises(ValueError, match=r'8x8 tokens.*128x128; got 1x9 .*16x144'):
+            dit.encode(torch.zeros(1, 3, 16, 144))
+
+
+class TestAuraFlowWithAPrompt(TestAuraFlow):
+    condition = 'a red bird'
+
+    def stock_prompt(self, pipeline, batch):
+        return pipeline.encode_prompt(
+            self.condition, do_classifier_free_guidance=False, num_images_per_prompt=batch
+        )[0]
+
+
+def test_blocks_are_counted_through_both_kinds(tmp_path):
+    TestAuraFlow().build(tmp_path)
+    counts = []
+    for block in (0, 1, 2, 3):
+        transformer = FrozenDiT.from_pretrained(tmp_path, blocks=block).transformer
+        counts.append(
+            (len(transformer.joint_transformer_blocks), len(transformer.single_transformer_blocks))
+        )
+    assert counts == [(1, 0), (2, 0), (2, 1), (2, 2)]
+
+
+def test_published_sizes_are_accepted():
+    family = AuraFlowFamily(_V3)
+    family.check_grid((96, 96), 16)
+    with pytest.raises(ValueError, match='1536x1536'):
+        family.check_grid((97, 96), 16)

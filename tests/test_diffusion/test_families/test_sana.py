@@ -1,0 +1,218 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import inspect
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderDC,
+    DPMSolverMultistepScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+)
+from harness import item
+from rooted_proof import RootedProof
+from tiny_language import gemma2
+from tiny_text import gemma_tokenizer
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.families.sana import SanaFamily
+
+_1600M = {
+    'sample_size': 32,
+    'patch_size': 1,
+    'in_channels': 32,
+    'out_channels': 32,
+    'num_layers': 20,
+    'num_attention_heads': 70,
+    'attention_head_dim': 32,
+    'num_cross_attention_heads': 20,
+    'cross_attention_head_dim': 112,
+    'cross_attention_dim': 2240,
+    'caption_channels': 2304,
+    'mlp_ratio': 2.5,
+}
+_600M = {
+    'num_layers': 28,
+    'num_attention_heads': 36,
+    'num_cross_attention_heads': 16,
+    'cross_attention_head_dim': 72,
+    'cross_attention_dim': 1152,
+}
+
+#: Name, config as on the model page, width, blocks, parameters in billions as published.
+PUBLISHED = [
+    (
+        'Efficient-Large-Model/Sana_600M_1024px_diffusers',
+        SanaTransformer2DModel,
+        {**_1600M, **_600M},
+        1152,
+        28,
+        0.6,
+    ),
+    (
+        'Efficient-Large-Model/Sana_1600M_1024px_diffusers',
+        SanaTransformer2DModel,
+        _1600M,
+        2240,
+        20,
+        1.6,
+    ),
+    (
+        'Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers',
+        SanaTransformer2DModel,
+        {**_1600M, 'num_layers': 60, 'qk_norm': 'rms_norm_across_heads'},
+        2240,
+        60,
+        4.8,
+    ),
+]
+
+TEXT = 8
+
+
+def dc_autoencoder():
+    torch.manual_seed(2)
+    widths, depths, scales = (4,) * 6, (1,) * 6, ((),) * 6
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=depths,
+        decoder_layers_per_block=depths,
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        scaling_factor=0.41407,
+    ).eval()
+
+
+class TestSana(RootedProof):
+    num_blocks = 4
+    stride = 32
+    sizes = ((128, 128), (128, 192), (192, 64))
+    transformer_options = {}  # noqa: RUF012
+
+    def build(self, folder):
+        tokenizer = gemma_tokenizer(max_length=4096)
+        SanaPipeline(
+            tokenizer=tokenizer,
+            text_encoder=gemma2(tokenizer, TEXT),
+            vae=dc_autoencoder(),
+            transformer=SanaTransformer2DModel(
+                sample_size=4,
+                in_channels=4,
+                out_channels=4,
+                num_layers=self.num_blocks,
+                num_attention_heads=2,
+                attention_head_dim=8,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=8,
+                cross_attention_dim=16,
+                caption_channels=TEXT,
+                **self.transformer_options,
+            ),
+            scheduler=DPMSolverMultistepScheduler(
+                use_flow_sigmas=True, flow_shift=3.0, prediction_type='flow_prediction'
+            ),
+        ).save_pretrained(folder)
+
+    def stock_prompt(self, pipeline, batch):
+        """As guidance asks for the empty prompt."""
+        *_, embeds, mask = pipeline.encode_prompt('a bird', num_images_per_prompt=batch)
+        return embeds, mask
+
+    def stock_call(self, pipeline, noisy, model_time):
+        embeds, mask = self.stock_prompt(pipeline, len(noisy))
+        timestep = model_time.to(torch.int64) * pipeline.transformer.config.timestep_scale
+        pipeline.transformer(
+            noisy,
+            encoder_hidden_states=embeds,
+            encoder_attention_mask=mask,
+            timestep=timestep,
+            return_dict=False,
+        )
+
+    def points(self, block):
+        path, whole = f'transformer_blocks.{block}', item(slice(None))
+        return {
+            'query': (f'{path}.attn1.to_q', whole),
+            'key': (f'{path}.attn1.to_k', whole),
+            'value': (f'{path}.attn1.to_v', whole),
+            'attention': (f'{path}.attn1', whole),
+            'output': (path, whole),
+        }
+
+    def stock_latent(self, pipeline, images):
+        return pipeline.vae.encode(images).latent * pipeline.vae.config.scaling_factor
+
+    def stock_noise(self, pipeline, latent, noise, num_tokens):
+        """The table of T steps starts at the noise end and leaves the clean end out."""
+        scheduler = pipeline.scheduler
+        steps = scheduler.config.num_train_timesteps
+        # Its grid has a step of (1 - 1 / T) / T: whole timesteps are those of T - 1 steps.
+        scheduler.set_timesteps(steps - 1)
+        index = steps - 1 - self.timestep
+        sigma = scheduler.sigmas[index]
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
+        return alpha * latent + sigma * noise, sigma.item() * steps
+
+    def test_time_is_whole(self, load, pipeline):
+        """As the int64 table of its own scheduler has it."""
+        dit = load()
+        scheduler = pipeline.scheduler
+        scheduler.set_timesteps(scheduler.config.num_train_timesteps - 1)
+        told = []
+        handle = dit.transformer.time_embed.register_forward_pre_hook(
+            lambda module, args: told.append(args[0][0].item())
+        )
+        latent, noise, *_ = self.noisy(dit, self.sizes[0])
+        with handle:
+            for timestep in (999, 640, 300, 1):
+                dit.features(latent, timestep, noise)
+        table = scheduler.timesteps.tolist()
+        assert told == [table[999 - timestep] for timestep in (999, 640, 300, 1)]
+
+
+class TestSana15(TestSana):
+    """QK norm, positions, and a prompt, which a page of instructions precedes."""
+
+    transformer_options = {  # noqa: RUF012
+        'qk_norm': 'rms_norm_across_heads',
+        'interpolation_scale': 1.0,
+    }
+    condition = 'a red bird'
+
+    def stock_prompt(self, pipeline, batch):
+        parameters = inspect.signature(SanaPipeline.__call__).parameters
+        instruction = parameters['complex_human_instruction'].default
+        assert len(instruction) > 3
+        return pipeline.encode_prompt(
+            self.condition,
+            do_classifier_free_guidance=False,
+            num_images_per_prompt=batch,
+            complex_human_instruction=instruction,
+        )[:2]
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        attention = pipeline.transformer.transformer_blocks[block].attn1
+        operands = []
+        handles = [
+            norm.register_forward_hook(lambda module, args, output: operands.append(output))
+            for norm in (attention.norm_q, attention.norm_k)
+        ]
+        self.stock_call(pipeline, noisy, model_time)
+        for handle in handles:
+            handle.remove()
+        return dict(zip(('query_post', 'key_post'), operands, strict=True))
+
+
+def test_after_the_norm_is_offered_where_there_is_one(tmp_path):
+    proof = TestSana()
+    proof.build(tmp_path)
+    with pytest.raises(ValueError, match="'query_post' is not available for Sana: choose from"):
+        FrozenDiT.from_pretrained(tmp_path, features='query_post')
+
+
+def test_sprint_is_refused():
+    with pytest.raises(ValueError, match=r'Sana-Sprint .*use the Sana'):
+        SanaFamily({**_1600M, 'guidance_embeds': True})
