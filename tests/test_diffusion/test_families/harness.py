@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from mmaselect.diffusion import draw_noise
+from mmaselect.models import ASelecTDiT
 
 
 def first_tokens(output, n):
@@ -270,3 +271,43 @@ class FamilyProof(FeatureProof):
         (exact,) = full.features(latent, self.timestep, noise).values()
         error = (feature.float() - exact).norm() / exact.norm()
         assert error < 0.1, f'relative error {error:.3f}'
+
+    def test_a_sweep_and_training_through_the_backbone(self, folder, photos):
+        backbone = ASelecTDiT(
+            folder,
+            timestep='auto',
+            condition=self.condition,
+            calibration=photos,
+            selection={
+                'timesteps': [200, 500, 800],
+                'num_images': 2,
+                'batch_size': 2,
+                'image_size': self.sizes[0][0],
+            },
+            noise='fixed',
+        )
+        backbone.init_weights()
+        result = backbone.selection_result
+        assert backbone.timestep == result.timestep
+        assert [point.timestep for point in result.curve.points] == [200, 500, 800]
+
+        head = torch.nn.Sequential(
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.BatchNorm2d(backbone.out_channels[0]),
+            torch.nn.Flatten(),
+            torch.nn.Linear(backbone.out_channels[0], 2),
+        )
+        before = {k: v.clone() for k, v in backbone.dit.transformer.state_dict().items()}
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+        images = torch.rand(2, 3, *self.sizes[1]) * 2 - 1
+        losses = []
+        for _ in range(8):
+            (features,) = backbone.train()(images)
+            losses.append(torch.nn.functional.cross_entropy(head(features), torch.arange(2)))
+            optimizer.zero_grad()
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[-1] < 0.8 * losses[0]
+        assert all(
+            torch.equal(v, before[k]) for k, v in backbone.dit.transformer.state_dict().items()
+        )
