@@ -81,8 +81,8 @@ def draw_overlay(
     timesteps: Sequence[int],
     metric: str,
     values: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
+    lows: Sequence[float] | None,
+    highs: Sequence[float] | None,
     curves: dict[str, Sequence[float | None]],
     picks: dict[str, int],
 ) -> None:
@@ -94,22 +94,23 @@ def draw_overlay(
     Args:
         axis: Where to draw.
         timesteps: Of all curves.
-        metric: Name of the metric.
-        values: Of the metric, in percent.
-        lows: Lower ends of its intervals.
+        metric: Name of the metric, with its unit.
+        values: Of the metric.
+        lows: Lower ends of its intervals; None for no intervals.
         highs: Upper ends.
         curves: Scores by criterion.
         picks: Timestep by criterion.
     """
-    axis.fill_between(timesteps, lows, highs, color=METRIC_COLOR, alpha=0.12, linewidth=0)
-    axis.plot(timesteps, values, color=METRIC_COLOR, marker='o', label=f'{metric} (%)')
+    if lows is not None:
+        axis.fill_between(timesteps, lows, highs, color=METRIC_COLOR, alpha=0.12, linewidth=0)
+    axis.plot(timesteps, values, color=METRIC_COLOR, marker='o', label=metric)
     bottom, top = min(values), max(values)
     for (name, scores), color in zip(curves.items(), _cycle(len(curves)), strict=True):
         scaled = scale_to(scores, bottom, top)
         axis.plot(timesteps, scaled, color=color, linestyle='--', label=f'{name} (scaled)')
         axis.axvline(picks[name], color=color, linewidth=0.8, linestyle=':')
     axis.set_xlabel('timestep (0 = clean)')
-    axis.set_ylabel(f'{metric} (%)')
+    axis.set_ylabel(metric)
 
 
 def scale_to(scores: Sequence[float | None], bottom: float, top: float) -> np.ndarray:

@@ -24,13 +24,19 @@ class ProbeOptions:
         strengths: Values of scikit-learn's C to choose from, increasing (weaker and weaker).
         holdout: Share of the training samples that the choice is made on.
         max_iter: Of the L-BFGS solver.
-        seed: Of the split.
+        seed: Of the split, and of the choice of pixels.
+        pixels_per_image: Segmentation: labelled pixels of each training image.
     """
 
     strengths: Sequence[float] = STRENGTHS
     holdout: float = 0.2
     max_iter: int = 500
     seed: int = 0
+    pixels_per_image: int = 32
+
+    def __post_init__(self) -> None:
+        if self.pixels_per_image < 1:
+            raise ValueError(f'pixels_per_image must be at least 1, got {self.pixels_per_image}')
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from mmaselect.analysis.data import LabelledImages
 from mmaselect.analysis.features import EncodedImages
+from mmaselect.analysis.store import RunFolder
+from mmaselect.analysis.study import Study, progress_bar
 from mmaselect.selection import Criterion
 
 
@@ -89,6 +92,57 @@ def usable_criteria(
         else:
             usable[name] = criterion
     return usable, reasons
+
+
+def score_grid(
+    study: Study,
+    folder: RunFolder,
+    images: LabelledImages,
+    timesteps: Sequence[int],
+    criteria: Mapping[str, Criterion],
+) -> list[dict[str, Any]]:
+    """Score the timesteps that have no stored result, with a progress bar.
+
+    Criteria that are not defined for maps of this size are left out, and a line says so.
+
+    Returns:
+        For each timestep ``timestep, noise_level, log_snr, criteria`` (rows), in order.
+    """
+    todo = [step for step in timesteps if folder.find(step) is None]
+    if todo:
+        encoded = study.encode(images).images
+        usable, unusable = usable_criteria(encoded, criteria)
+        for name, reason in unusable.items():
+            print(f'left out: {name}: {reason}')
+        if not usable:
+            raise ValueError('no criterion is defined for feature maps of this size')
+        with progress_bar('timesteps') as bar:
+            task = bar.add_task(f'{len(usable)} criteria', total=len(todo))
+            for step in todo:
+                folder.save(
+                    step,
+                    dict(
+                        timestep=step,
+                        **study.level(step, encoded.num_tokens),
+                        criteria=score_timestep(encoded, step, usable),
+                    ),
+                )
+                bar.advance(task)
+    return [folder.find(step) for step in timesteps]
+
+
+def scores_table(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows ``timestep, noise_level, log_snr, criterion, block, feature, score, std, sem``."""
+    return [
+        dict(
+            timestep=step['timestep'],
+            noise_level=step['noise_level'],
+            log_snr=step['log_snr'],
+            **row,
+        )
+        for step in steps
+        for row in step['criteria']
+    ]
 
 
 def _number(value: Any) -> float | None:

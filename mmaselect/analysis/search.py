@@ -7,8 +7,10 @@ by probes that are fitted.
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from mmaselect.analysis.data import IGNORE_INDEX
 from mmaselect.analysis.features import EncodedImages
 from mmaselect.analysis.probe import LinearProbe, ProbeOptions, fit_probe
 from mmaselect.analysis.stats import wilson_interval
+from mmaselect.analysis.study import Study
 from mmaselect.diffusion import TapKey
 
 
@@ -52,14 +55,19 @@ class Search(ABC):
         self.options = options
         self.jobs = jobs
 
-    def measure(self, timestep: int) -> list[dict[str, Any]]:
-        """Probe every block and feature at a timestep.
+    def measure(self, timestep: int, taps: Sequence[TapKey] | None = None) -> list[dict[str, Any]]:
+        """Probe blocks and features at a timestep.
+
+        Args:
+            timestep: 0 (clean) to T - 1 (noise).
+            taps: Which (block, feature); all that the model gives if None.
 
         Returns:
             Rows ``block, feature, value, low, high`` (percent; the ends of a 95 % interval),
             ``strength``, ``holdout_accuracy`` and ``converged`` of the probe.
         """
         samples, labels, groups = self.training_samples(timestep)
+        samples = {tap: samples[tap] for tap in taps or samples}
         fitted = Parallel(n_jobs=self.jobs)(
             delayed(fit_probe)(values, labels, self.num_classes, self.options, groups)
             for values in samples.values()
@@ -123,8 +131,9 @@ class ClassificationSearch(Search):
     ) -> dict[TapKey, tuple[float, float, float]]:
         labels = self.test.labels.numpy()
         metrics = {}
-        for tap, samples in self._pooled(self.test, timestep).items():
-            correct = int((probes[tap].predict(samples) == labels).sum())
+        pooled = self._pooled(self.test, timestep)
+        for tap, probe in probes.items():
+            correct = int((probe.predict(pooled[tap]) == labels).sum())
             low, high = wilson_interval(correct, len(labels))
             metrics[tap] = 100 * correct / len(labels), 100 * low, 100 * high
         return metrics
@@ -136,31 +145,9 @@ class SegmentationSearch(Search):
 
     A linear layer and bilinear interpolation commute, so this is a linear head whose logits are
     enlarged to the image, as in MMSegmentation.
-
-    Args:
-        train: See :class:`Search`, as for all but the last.
-        test: See there.
-        num_classes: See there.
-        options: See there.
-        jobs: See there.
-        pixels_per_image: Labelled pixels of each training image that probes are fitted on.
     """
 
     metric = 'mIoU'
-
-    def __init__(
-        self,
-        train: EncodedImages,
-        test: EncodedImages,
-        num_classes: int,
-        options: ProbeOptions,
-        jobs: int = 1,
-        pixels_per_image: int = 32,
-    ) -> None:
-        super().__init__(train, test, num_classes, options, jobs)
-        if pixels_per_image < 1:
-            raise ValueError(f'pixels_per_image must be at least 1, got {pixels_per_image}')
-        self.pixels_per_image = pixels_per_image
 
     def training_samples(
         self, timestep: int
@@ -187,7 +174,7 @@ class SegmentationSearch(Search):
         """The same pixels of an image at all timesteps."""
         candidates = (label_map != IGNORE_INDEX).nonzero()
         rng = np.random.default_rng([self.options.seed, position])
-        chosen = rng.permutation(len(candidates))[: self.pixels_per_image]
+        chosen = rng.permutation(len(candidates))[: self.options.pixels_per_image]
         rows, columns = candidates[torch.from_numpy(chosen)].unbind(1)
         return rows, columns
 
@@ -286,7 +273,63 @@ def bootstrap_iou(
 
 
 #: Task to its search.
-SEARCHES: dict[str, Callable[..., Search]] = {
+SEARCHES: dict[str, type[Search]] = {
     'classification': ClassificationSearch,
     'segmentation': SegmentationSearch,
 }
+
+
+class SearchPlan:
+    """The images and options of a search, before anything is encoded.
+
+    Args:
+        study: The model and its config.
+        num_train: Training images; all of them if None.
+        num_test: Images that probes are measured on; all of them if None.
+        split: ``'val'`` or ``'test'``.
+        options: Of the probes.
+        jobs: Probes fitted at the same time.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        num_train: int | None,
+        num_test: int | None,
+        split: str,
+        options: ProbeOptions,
+        jobs: int = 1,
+    ) -> None:
+        self.study = study
+        self.train = study.images('train', num_train)
+        self.test = study.images(split, num_test)
+        self.split = split
+        self.options = options
+        self.jobs = jobs
+
+    @classmethod
+    def from_args(cls, study: Study, args: argparse.Namespace) -> SearchPlan:
+        """From the flags of :func:`~mmaselect.analysis.study.add_probe_arguments`."""
+        options = ProbeOptions(seed=args.seed, pixels_per_image=args.pixels_per_image)
+        return cls(study, args.num_train, args.num_test, args.split, options, args.jobs)
+
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on, beside the model."""
+        return dict(
+            split=self.split,
+            num_train=len(self.train),
+            num_test=len(self.test),
+            train=self.train.identity(),
+            test=self.test.identity(),
+            probe=asdict(self.options),
+        )
+
+    def encode(self) -> tuple[Search, float]:
+        """Encode all images; the search, and the seconds that it took."""
+        train = self.study.encode(self.train, title='encoding train')
+        # Noise of their own: test image 0 must not share it with training image 0.
+        test = self.study.encode(self.test, first=len(self.train), title=f'encoding {self.split}')
+        search = SEARCHES[self.study.task](
+            train.images, test.images, self.study.num_classes, self.options, self.jobs
+        )
+        return search, train.seconds + test.seconds

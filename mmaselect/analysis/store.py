@@ -74,6 +74,26 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding='utf-8'))
 
 
+def check_same_model(settings: dict[str, Any], probe: dict[str, Any]) -> None:
+    """Refuse to join scores with accuracies of another model, or of other image sizes.
+
+    Args:
+        settings: Of this command's study.
+        probe: Those that ``probe_timesteps.py`` stored.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    for key in ('weights', 'image_size', 'task', 'dtype', 'condition'):
+        mine, theirs = settings[key], probe.get(key)
+        mine = list(mine) if isinstance(mine, tuple) else mine
+        if mine != theirs:
+            raise ValueError(
+                f'--probe was made with {key}={theirs!r}, but this command has {mine!r}: give the '
+                f'same config and options to both'
+            )
+
+
 def write_json(path: str | Path, data: Any) -> Path:
     """Write JSON, in full or not at all."""
     return write_atomically(Path(path), json.dumps(data, indent=2) + '\n')

@@ -28,8 +28,14 @@ from mmaselect.analysis.data import LabelledImages, build_labelled_images
 from mmaselect.analysis.features import EncodedImages
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.base import FEATURES
-from mmaselect.selection import DEFAULT_NUM_IMAGES
-from mmaselect.selection.sweep import weights_fingerprint
+from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.selection import (
+    DEFAULT_CRITERION,
+    DEFAULT_NUM_IMAGES,
+    DEFAULT_OTHERS,
+    Criterion,
+)
+from mmaselect.selection.sweep import build_criteria, weights_fingerprint
 from mmaselect.utils import get_toolbox, load_config
 
 #: Toolbox to what its heads do.
@@ -169,7 +175,6 @@ class Study:
         task: ``'classification'`` or ``'segmentation'``.
         dit: The frozen model, at all wanted blocks and features.
         num_classes: Number of classes.
-        class_names: Their names, where the dataset has them.
         image_size: Side, or (height, width), in pixels.
         batch_size: Images per pass.
         seed: Of images and noise.
@@ -218,6 +223,26 @@ class Study:
                 on_batch=lambda count: bar.advance(task, count),
             )
         return Encoded(encoded, time.perf_counter() - start)
+
+    def calibration_images(self, num_images: int | None) -> LabelledImages:
+        """Training images to score criteria on; as many as the config says if None."""
+        selection = self.backbone.get('selection') or {}
+        return self.images('train', num_images or selection.get('num_images', DEFAULT_NUM_IMAGES))
+
+    def criteria_configs(self, fisher: bool) -> list[dict[str, Any]]:
+        """Configs of :meth:`criteria`."""
+        selection = self.backbone.get('selection') or {}
+        configs = [
+            selection.get('criterion', DEFAULT_CRITERION),
+            *(selection.get('others', DEFAULT_OTHERS) or ()),
+        ]
+        if fisher and not any(config['type'] == 'FisherScore' for config in configs):
+            configs.append(dict(type='FisherScore', num_classes=self.num_classes))
+        return [dict(config) for config in configs]
+
+    def criteria(self, fisher: bool) -> dict[str, Criterion]:
+        """The config's criteria, the one that picks first; then, if wanted, the Fisher score."""
+        return build_criteria(self.criteria_configs(fisher))
 
     def settings(self) -> dict[str, Any]:
         """What any result of this study depends on."""
@@ -280,13 +305,13 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     blocks = parse_blocks(args.blocks, backbone)
     features = args.features or [backbone.get('feature', 'query')]
-    if list(features) == ['all']:
-        features = FEATURES
-    if blocks == 'all':
-        from mmaselect.diffusion.loading import PipelineSource
-
+    if blocks == 'all' or list(features) == ['all']:
         source = PipelineSource(backbone.pretrained, **(backbone.get('hub_kwargs') or {}))
-        blocks = list(range(source.family().num_blocks))
+        family = source.family()
+        if blocks == 'all':
+            blocks = list(range(family.num_blocks))
+        if list(features) == ['all']:
+            features = [feature for feature in FEATURES if feature in family.features]
     dit = build_frozen(backbone, blocks, features, device)
     size = args.image_size or (backbone.get('selection') or {}).get('image_size')
     if isinstance(size, (list, tuple)):

@@ -22,17 +22,15 @@ from rich.table import Table
 
 from mmaselect.analysis.figures import make_figure, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
-from mmaselect.analysis.scores import score_timestep, usable_criteria
-from mmaselect.analysis.store import RunFolder, read_settings, write_json
+from mmaselect.analysis.scores import score_grid, scores_table
+from mmaselect.analysis.store import RunFolder, check_same_model, read_settings, write_json
 from mmaselect.analysis.study import (
     add_calibration_arguments,
     make_parser,
     open_study,
-    progress_bar,
 )
 from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.analysis.variants import describe, variants
-from mmaselect.selection import DEFAULT_NUM_IMAGES
 from mmaselect.selection.result import write_atomically
 from mmaselect.selection.sweep import build_criteria
 
@@ -97,22 +95,6 @@ def parse_added(added: list[list[str]]) -> list[dict[str, Any]]:
             raise ValueError(f'--add takes type=NAME and KEY=VALUE, got {entry}')
         configs.append(config)
     return configs
-
-
-def check_same_model(settings: dict[str, Any], probe: dict[str, Any]) -> None:
-    """Accuracies of another model or size would be joined with these scores silently.
-
-    Raises:
-        ValueError: If they differ.
-    """
-    for key in ('weights', 'image_size', 'task', 'dtype', 'condition'):
-        mine, theirs = settings[key], probe.get(key)
-        mine = list(mine) if isinstance(mine, tuple) else mine
-        if mine != theirs:
-            raise ValueError(
-                f'--probe was made with {key}={theirs!r}, but this command has {mine!r}: give the '
-                f'same config and options to both'
-            )
 
 
 def summarize(
@@ -208,10 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         if not named:
             raise ValueError(f'--only {args.only!r} matches none of the {len(configs)} definitions')
     criteria = dict(zip(named, build_criteria(list(named.values())).values(), strict=True))
-    selection = study.backbone.get('selection') or {}
-    images = study.images(
-        'train', args.num_images or selection.get('num_images', DEFAULT_NUM_IMAGES)
-    )
+    images = study.calibration_images(args.num_images)
     folder = RunFolder(
         study.out,
         dict(
@@ -222,40 +201,14 @@ def main(argv: list[str] | None = None) -> None:
             criteria=named,
         ),
     )
-    todo = [step for step in probe.timesteps if folder.find(step) is None]
-    if todo:
-        encoded = study.encode(images).images
-        criteria, unusable = usable_criteria(encoded, criteria)
-        for name, reason in unusable.items():
-            print(f'left out: {name}: {reason}')
-        with progress_bar('timesteps') as bar:
-            task = bar.add_task(f'{len(criteria)} definitions', total=len(todo))
-            for step in todo:
-                folder.save(
-                    step,
-                    dict(
-                        timestep=step,
-                        **study.level(step, encoded.num_tokens),
-                        criteria=score_timestep(encoded, step, criteria),
-                    ),
-                )
-                bar.advance(task)
-
-    steps = [folder.find(step) for step in probe.timesteps]
+    steps = score_grid(study, folder, images, probe.timesteps, criteria)
     names = list(dict.fromkeys(row['criterion'] for row in steps[0]['criteria']))
     kept = ProbeTable(
         probe.metric, probe.timesteps, {tap: probe.curves[tap] for tap in study.dit.keys}
     )
     overall, details = summarize(kept, steps, names)
     write_csv(study.out / 'criteria_study.csv', details)
-    write_csv(
-        study.out / 'scores.csv',
-        [
-            dict(timestep=step['timestep'], noise_level=step['noise_level'], **row)
-            for step in steps
-            for row in step['criteria']
-        ],
-    )
+    write_csv(study.out / 'scores.csv', scores_table(steps))
     write_json(study.out / 'summary.json', dict(overall=overall, details=details))
     write_atomically(study.out / 'criteria_study.md', markdown_table(overall))
     draw(kept, overall, details, study.out / 'criteria_study')

@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
-from mmaselect.analysis.probe import ProbeOptions
 from mmaselect.analysis.probe_table import ProbeTable, scores_over
 from mmaselect.analysis.scores import score_timestep, usable_criteria
-from mmaselect.analysis.search import SEARCHES, Search
+from mmaselect.analysis.search import Search, SearchPlan
 from mmaselect.analysis.store import RunFolder, write_json
 from mmaselect.analysis.study import (
     Encoded,
@@ -33,14 +32,7 @@ from mmaselect.analysis.study import (
     progress_bar,
 )
 from mmaselect.analysis.tables import write_csv
-from mmaselect.selection import (
-    DEFAULT_CRITERION,
-    DEFAULT_NUM_IMAGES,
-    DEFAULT_OTHERS,
-    Criterion,
-    parse_timesteps,
-)
-from mmaselect.selection.sweep import build_criteria
+from mmaselect.selection import Criterion, parse_timesteps
 
 EXAMPLES = """
 examples:
@@ -85,18 +77,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='leave out the Fisher score, the label-aware check that is drawn beside the criteria',
     )
     return parser.parse_args(argv)
-
-
-def criteria_of(study: Study, fisher: bool) -> dict[str, Criterion]:
-    """The config's criteria, the one that picks first; then the Fisher score."""
-    selection = study.backbone.get('selection') or {}
-    configs = [
-        selection.get('criterion', DEFAULT_CRITERION),
-        *(selection.get('others', DEFAULT_OTHERS) or ()),
-    ]
-    if fisher and not any(config['type'] == 'FisherScore' for config in configs):
-        configs.append(dict(type='FisherScore', num_classes=study.num_classes))
-    return build_criteria(configs)
 
 
 def measure(
@@ -218,7 +198,7 @@ def draw(steps: list[dict[str, Any]], summary: dict[str, Any], stem: Any) -> lis
         draw_overlay(
             axis,
             table.timesteps,
-            table.metric,
+            f'{table.metric} (%)',
             curve.values,
             curve.lows,
             curve.highs,
@@ -282,58 +262,29 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     study = open_study(args, 'probe_timesteps')
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
-    selection = study.backbone.get('selection') or {}
-    num_images = args.num_images or selection.get('num_images', DEFAULT_NUM_IMAGES)
-    train = study.images('train', args.num_train)
-    test = study.images(args.split, args.num_test)
-    calibration = study.images('train', num_images)
-    criteria = criteria_of(study, not args.no_fisher)
-    options = ProbeOptions(seed=args.seed)
-
+    plan = SearchPlan.from_args(study, args)
+    calibration = study.calibration_images(args.num_images)
+    criteria = study.criteria(fisher=not args.no_fisher)
     folder = RunFolder(
         study.out,
         dict(
             tool='probe_timesteps',
             **study.settings(),
-            train=train.identity(),
-            num_train=len(train),
-            test=test.identity(),
-            num_test=len(test),
-            split=args.split,
+            **plan.settings(),
             calibration=calibration.identity(),
             num_images=len(calibration),
-            criteria=list(criteria),
-            pixels_per_image=args.pixels_per_image if study.task == 'segmentation' else None,
-            probe=vars(options),
+            criteria=study.criteria_configs(fisher=not args.no_fisher),
         ),
     )
     encoding_path = study.out / 'encoding.json'
     if any(folder.find(step) is None for step in timesteps):
-        encoded = {
-            'train': study.encode(train, title='encoding train'),
-            'test': study.encode(test, first=len(train), title=f'encoding {args.split}'),
-            'calibration': study.encode(calibration, title='encoding calibration'),
-        }
-        extra = dict(pixels_per_image=args.pixels_per_image) if study.task == 'segmentation' else {}
-        search = SEARCHES[study.task](
-            encoded['train'].images,
-            encoded['test'].images,
-            study.num_classes,
-            options,
-            args.jobs,
-            **extra,
-        )
-        _, unusable = usable_criteria(encoded['calibration'].images, criteria)
+        encoded = study.encode(calibration, title='encoding calibration')
+        _, unusable = usable_criteria(encoded.images, criteria)
         if unusable:
             raise ValueError('; '.join(f'{name}: {why}' for name, why in unusable.items()))
-        write_json(
-            encoding_path,
-            dict(
-                search=encoded['train'].seconds + encoded['test'].seconds,
-                selection=encoded['calibration'].seconds,
-            ),
-        )
-        measure(study, folder, timesteps, search, encoded['calibration'], criteria)
+        search, seconds = plan.encode()
+        write_json(encoding_path, dict(search=seconds, selection=encoded.seconds))
+        measure(study, folder, timesteps, search, encoded, criteria)
 
     steps = [folder.find(step) for step in timesteps]
     encoding = json.loads(encoding_path.read_text(encoding='utf-8'))

@@ -1,0 +1,280 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Accuracy by block and by query, key, value, attention and output (Fig. 5 of the paper).
+
+Every block and feature is read at the timestep that the config's criterion picks for it (one sweep
+scores them all), or at one given timestep; a linear probe measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mmaselect.analysis.figures import make_figure, save_all, styled
+from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
+from mmaselect.analysis.scores import score_grid
+from mmaselect.analysis.search import SearchPlan
+from mmaselect.analysis.store import RunFolder, check_same_model, read_settings, write_json
+from mmaselect.analysis.study import (
+    Study,
+    add_calibration_arguments,
+    add_probe_arguments,
+    make_parser,
+    open_study,
+    progress_bar,
+)
+from mmaselect.analysis.tables import markdown_table, write_csv
+from mmaselect.diffusion import TapKey
+from mmaselect.selection import parse_timesteps
+from mmaselect.selection.plot import COLORS
+from mmaselect.selection.result import write_atomically
+
+EXAMPLES = """
+examples:
+  # all blocks, all five features, each at its own pick
+  python tools/analysis_tools/block_feature_grid.py CONFIG --num-train 3000 --num-test 2000
+
+  # all at timestep 50; queries and values of four blocks only
+  python tools/analysis_tools/block_feature_grid.py CONFIG --at 50 \\
+      --blocks 6 10 14 18 --features query value
+
+  # nothing is measured again: accuracies that probe_timesteps.py has, each at its best timestep
+  python tools/analysis_tools/probe_timesteps.py CONFIG --blocks all --features all --out runs/p
+  python tools/analysis_tools/block_feature_grid.py CONFIG --probe runs/p --at best
+
+writes, into --out:
+  block_feature_grid.png, .pdf, .svg  heat map, and accuracy by block
+  block_feature_grid.md, .csv         the same as tables
+  summary.json                        the same with intervals and settings
+  selection/, probes/                 what each timestep gave: the run resumes from these
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.set_defaults(blocks=['all'], features=['all'])
+    parser.add_argument(
+        '--at',
+        default='pick',
+        metavar='pick|best|T',
+        help="where a block and feature is read: 'pick', what the config's criterion picks for it; "
+        "'best', where --probe found it best; or one timestep for all; default: pick",
+    )
+    parser.add_argument(
+        '--timesteps',
+        default='0:1000:50',
+        metavar='START:STOP:STEP',
+        help='grid that the criterion picks from; default: 0:1000:50, or that of --probe',
+    )
+    parser.add_argument('--probe', help='folder that probe_timesteps.py wrote: nothing is measured')
+    add_probe_arguments(parser)
+    add_calibration_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.at not in ('pick', 'best') and not args.at.isdigit():
+        parser.error(f"--at takes pick, best or a timestep, got '{args.at}'")
+    if args.at == 'best' and not args.probe:
+        parser.error('--at best needs --probe: without accuracies at all timesteps none is best')
+    return args
+
+
+def best_step(timesteps: list[int], scores: list[float | None]) -> int:
+    """The timestep with the highest score; the smallest of equals."""
+    scored = [
+        (score, -step) for score, step in zip(scores, timesteps, strict=True) if score is not None
+    ]
+    if not scored:
+        raise ValueError(f'no score is defined at any of the timesteps {timesteps}')
+    return -max(scored)[1]
+
+
+def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
+    """What the config's criterion picks for each block and feature, or the given timestep."""
+    if args.at != 'pick':
+        step = study.dit.process.check_timestep(int(args.at))
+        return dict.fromkeys(study.dit.keys, step)
+    timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
+    images = study.calibration_images(args.num_images)
+    folder = RunFolder(
+        study.out / 'selection',
+        dict(
+            tool='block_feature_grid',
+            **study.settings(),
+            images=images.identity(),
+            num_images=len(images),
+            criteria=study.criteria_configs(fisher=False)[:1],
+        ),
+    )
+    name, criterion = next(iter(study.criteria(fisher=False).items()))
+    steps = score_grid(study, folder, images, timesteps, {name: criterion})
+    return {tap: best_step(timesteps, scores_over(steps, name, tap)) for tap in study.dit.keys}
+
+
+def measure(study: Study, args: argparse.Namespace, picks: dict[TapKey, int]) -> list[dict]:
+    """Probe each block and feature at its timestep."""
+    plan = SearchPlan.from_args(study, args)
+    folder = RunFolder(
+        study.out / 'probes',
+        dict(
+            tool='block_feature_grid',
+            **study.settings(),
+            **plan.settings(),
+            picks={f'{feature} {block}': step for (block, feature), step in picks.items()},
+        ),
+    )
+    steps = sorted(set(picks.values()))
+    todo = [step for step in steps if folder.find(step) is None]
+    if todo:
+        search, _ = plan.encode()
+        with progress_bar('timesteps') as bar:
+            task = bar.add_task('probing', total=len(todo))
+            for step in todo:
+                taps = [tap for tap, pick in picks.items() if pick == step]
+                folder.save(step, dict(metric=search.metric, probes=search.measure(step, taps)))
+                bar.advance(task)
+    rows = []
+    for step in steps:
+        stored = folder.find(step)
+        rows += [dict(timestep=step, metric=stored['metric'], **row) for row in stored['probes']]
+    return rows
+
+
+def look_up(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same rows from what ``probe_timesteps.py`` stored."""
+    settings = read_settings(args.probe)
+    check_same_model(study.settings(), settings)
+    steps = read_steps(args.probe)
+    table = ProbeTable.from_steps(steps)
+    picker = steps[0]['criteria'][0]['criterion']
+    rows = []
+    for tap in study.dit.keys:
+        if tap not in table.curves:
+            raise ValueError(
+                f'--probe {args.probe!r} has no accuracies of {tap}: name --blocks and --features '
+                f'that it has, {sorted(table.curves)}'
+            )
+        curve = table.curves[tap]
+        if args.at == 'best':
+            step = best_step(table.timesteps, curve.values)
+        elif args.at == 'pick':
+            step = best_step(table.timesteps, scores_over(steps, picker, tap))
+        else:
+            step = int(args.at)
+            if step not in table.timesteps:
+                raise ValueError(f'--at {step} was not probed; timesteps: {table.timesteps}')
+        index = table.timesteps.index(step)
+        rows.append(
+            dict(
+                timestep=step,
+                metric=table.metric,
+                block=tap[0],
+                feature=tap[1],
+                value=curve.values[index],
+                low=curve.lows[index],
+                high=curve.highs[index],
+            )
+        )
+    return rows
+
+
+@styled
+def draw(rows: list[dict[str, Any]], stem: Path) -> None:
+    """Figure 5: a heat map, and lines with intervals."""
+    blocks = sorted({row['block'] for row in rows})
+    features = list(dict.fromkeys(row['feature'] for row in rows))
+    found = {(row['feature'], row['block']): row for row in rows}
+    values = np.array(
+        [[found[feature, block]['value'] for block in blocks] for feature in features]
+    )
+    metric = rows[0]['metric']
+    figure, axes = make_figure(1, 2, width=max(3.3, 0.45 * len(blocks) + 1.2), height=2.6)
+    heat, lines = axes[0]
+    image = heat.imshow(values, aspect='auto', cmap='viridis')
+    heat.set_xticks(range(len(blocks)), blocks)
+    heat.set_yticks(range(len(features)), features)
+    middle = (values.min() + values.max()) / 2
+    for (row, column), value in np.ndenumerate(values):
+        best = value == values.max()
+        heat.text(
+            column,
+            row,
+            f'{value:.1f}',
+            ha='center',
+            va='center',
+            fontsize=6,
+            color='black' if value > middle else 'white',
+            fontweight='bold' if best else 'normal',
+        )
+    heat.set_xlabel('block')
+    figure.colorbar(image, ax=heat, label=f'{metric} (%)')
+    for number, feature in enumerate(features):
+        mine = [found[feature, block] for block in blocks]
+        color = COLORS[number % len(COLORS)]
+        lines.plot(blocks, [row['value'] for row in mine], marker='o', color=color, label=feature)
+        lines.fill_between(
+            blocks,
+            [row['low'] for row in mine],
+            [row['high'] for row in mine],
+            color=color,
+            alpha=0.1,
+            linewidth=0,
+        )
+    lines.set_xticks(blocks)
+    lines.set_xlabel('block')
+    lines.set_ylabel(f'{metric} (%)')
+    lines.legend()
+    save_all(figure, stem)
+
+
+def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each block, a column for each feature: the value, and where it was read."""
+    found = {(row['block'], row['feature']): row for row in rows}
+    features = list(dict.fromkeys(row['feature'] for row in rows))
+    table = []
+    for block in sorted({row['block'] for row in rows}):
+        cells = {
+            feature: f'{found[block, feature]["value"]:.1f} (t={found[block, feature]["timestep"]})'
+            for feature in features
+        }
+        table.append(dict(block=block, **cells))
+    return table
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """The table on the terminal."""
+    cells = table_rows(rows)
+    table = Table(title=f'linear probe, {rows[0]["metric"]} in percent (timestep)')
+    for column in cells[0]:
+        table.add_column(column, justify='right')
+    for row in cells:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Pick, probe, write, report."""
+    args = parse_args(argv)
+    if args.probe:
+        settings = read_settings(args.probe)
+        if args.blocks == ['all']:
+            args.blocks = [str(block) for block in settings['blocks']]
+        if args.features == ['all']:
+            args.features = settings['features']
+        args.image_size = args.image_size or np.atleast_1d(settings['image_size']).tolist()
+    study = open_study(args, 'block_feature_grid')
+    rows = look_up(study, args) if args.probe else measure(study, args, picks_by_sweep(study, args))
+    write_csv(study.out / 'block_feature_grid.csv', rows)
+    write_json(study.out / 'summary.json', dict(at=args.at, rows=rows, settings=study.settings()))
+    write_atomically(study.out / 'block_feature_grid.md', markdown_table(table_rows(rows)))
+    draw(rows, study.out / 'block_feature_grid')
+    report(rows)
+    print(study.out)
+
+
+if __name__ == '__main__':
+    main()
