@@ -2,11 +2,13 @@
 """Models as they are published, built on the meta device: width, depth, number of weights."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmaselect.diffusion import known_families
 
@@ -120,3 +122,28 @@ def test_width_depth_and_weights(model):
     assert family.width == family.channels(0, 'query') == model.width
     query = family.tap(transformer, model.default_block, 'query').module
     assert query.out_features == model.width
+
+
+_FOLDER = Path(__file__).parents[3] / 'configs'
+CONFIGS = [
+    path for name in ('sd3', 'flux') for path in sorted(_FOLDER.glob(f'*/aselect_{name}*.py'))
+]
+NAMES = {model.name: model for model in PUBLISHED}
+
+
+def test_every_reference_config_is_there():
+    assert len(CONFIGS) == 6
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_configs_fit_the_models_that_they_name(path):
+    model = Config.fromfile(path).model
+    published = NAMES[model.backbone.pretrained]
+    assert max(model.backbone.blocks) == published.default_block
+    if 'neck' in model:
+        assert model.neck.embed_dim == model.auxiliary_head.in_channels == published.width
+        assert model.decode_head.in_channels == [published.width] * len(model.backbone.blocks)
+    else:
+        assert model.head.in_channels == published.width
+    family = known_families()[published.transformer_class](published.config)
+    assert family.parse_condition(model.backbone.condition)[0] == ''

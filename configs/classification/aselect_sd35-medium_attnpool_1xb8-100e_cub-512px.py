@@ -1,0 +1,12 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+# A-SelecT's reference settings on CUB-200-2011, with a frozen Stable Diffusion 3.5 medium.
+_base_ = [
+    '../_base_/models/aselect_sd35-medium_attnpool.py',
+    '../_base_/datasets/cub_512.py',
+    '../_base_/schedules/cls_100e.py',
+    '../_base_/default_runtime_cls.py',
+]
+model = dict(
+    backbone=dict(calibration=_base_.calibration),
+    head=dict(num_classes=_base_.num_classes),
+)

@@ -1,0 +1,9 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+# UperNet on a frozen Stable Diffusion 3 medium, ADE20K, 80k iterations of 16 images.
+_base_ = [
+    '../_base_/models/aselect_sd3-medium_upernet.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/seg_80k.py',
+    '../_base_/default_runtime_seg.py',
+]
+model = dict(backbone=dict(calibration=_base_.calibration))
