@@ -104,7 +104,7 @@ def load_vae(folder: str | Path) -> nn.Module:
     """Load a VAE, whatever its class.
 
     Args:
-        folder: A pipeline's folder with a ``vae/``, or the VAE's own; or a hub id of either.
+        folder: A pipeline's folder with a ``vae/``, or the VAE's own; or the hub id of a VAE.
 
     Raises:
         OSError: If diffusers finds no model there.
@@ -112,4 +112,4 @@ def load_vae(folder: str | Path) -> nn.Module:
     local = Path(folder).expanduser()
     if local.is_dir():
         folder = local / 'vae' if (local / 'vae').is_dir() else local
-    return diffusers.AutoModel.from_pretrained(folder)
+    return diffusers.AutoModel.from_pretrained(str(folder))

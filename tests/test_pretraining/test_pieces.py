@@ -1,0 +1,228 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The pieces of the pre-training tool, each against an independent computation."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mmaselect.pretraining.clean import LatentSource, PixelSource
+from mmaselect.pretraining.images import read_images
+from mmaselect.pretraining.network import build_dit, build_optimizers, build_schedule
+from mmaselect.pretraining.objective import Objective
+from mmaselect.pretraining.randomness import DataOrder, step_generator
+from mmaselect.pretraining.sampling import image_grid
+from mmaselect.pretraining.tokens import TokenDrop, to_tokens
+
+CPU = torch.device('cpu')
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small_dit():
+    model = build_dit(channels=3, size=8, patch=2, width=16, depth=2, heads=2, num_classes=3)
+    for parameter in model.parameters():  # adaLN-zero would answer 0 whatever it is asked
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def test_images_are_resized_by_the_shorter_side_and_cut_in_the_middle(tmp_path):
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / 'wide.png')
+    assert (read_images(tmp_path, size=10).images == 255).all()
+    assert read_images(tmp_path, size=5).images.shape == (1, 3, 5, 5)
+
+
+def test_class_folders_may_be_nested(tmp_path):
+    for name in ('b/left', 'a', 'b/right'):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new('L', (4, 4), 7).save(tmp_path / name / 'image.JPG')
+    images = read_images(tmp_path)
+    assert images.classes == ('a', 'b')
+    assert images.labels.tolist() == [0, 1, 1]
+    assert images.images.shape == (3, 3, 4, 4)
+
+
+def test_null_class_gives_one_answer_in_training_mode():
+    """diffusers' own label dropout, different in each block, is off."""
+    model = small_dit().train()
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([10])
+    answers = [model(x, timestep=t, class_labels=torch.tensor([1])).sample for _ in range(40)]
+    assert all(torch.equal(a, answers[0]) for a in answers)
+    assert not torch.equal(answers[0], model(x, timestep=t, class_labels=torch.tensor([3])).sample)
+
+
+def test_untrained_network_answers_zero():
+    model = build_dit(channels=3, size=8, patch=2, width=16, depth=2, heads=2, num_classes=3)
+    x = torch.randn(2, 3, 8, 8)
+    assert not model(
+        x, timestep=torch.tensor([1, 2]), class_labels=torch.tensor([0, 3])
+    ).sample.any()
+
+
+def test_muon_gets_the_matrices_that_act_on_tokens_and_adamw_all_else():
+    model = small_dit()
+    adamw, muon = build_optimizers(model, 'muon')
+    names = {id(p): n for n, p in model.named_parameters()}
+    by_muon = {names[id(p)] for g in muon.param_groups for p in g['params']}
+    by_adamw = {names[id(p)] for g in adamw.param_groups for p in g['params']}
+    assert len(by_muon) == 2 * 6  # query, key, value, output and two of the MLP, in two blocks
+    assert all('attn1' in n or 'ff' in n for n in by_muon)
+    assert by_muon | by_adamw == set(names.values()) and not by_muon & by_adamw
+
+
+@pytest.mark.parametrize('kind', ['cosine', 'linear', 'constant_with_warmup', 'wsd'])
+def test_schedule_warms_up_and_ends_where_it_should(kind):
+    factor = build_schedule(kind, steps=100, warmup_steps=10, decay_steps=20)
+    factors = [factor(step) for step in range(100)]
+    np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
+    if kind == 'wsd':
+        assert factors[10:81] == [1.0] * 71
+        np.testing.assert_allclose(factors[80:], np.arange(20, 0, -1) / 20)
+    elif kind == 'cosine':
+        np.testing.assert_allclose(
+            factors[10:], 0.5 * (1 + np.cos(np.pi * np.arange(1, 91) / 90)), atol=1e-12
+        )
+    else:
+        assert factors[-1] == (1 if kind == 'constant_with_warmup' else 0)
+
+
+@pytest.mark.parametrize('target', ['epsilon', 'v_prediction', 'flow'])
+def test_noising_and_target_follow_the_formulas(target):
+    objective = Objective(target)
+    clean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    noisy, told = objective.add_noise(clean, noise, torch.tensor([0.1234, 0.9999]))
+    wanted = objective.wanted(clean, noise, told)
+    if target == 'flow':
+        sigma = torch.tensor([0.1234, 0.9999]).view(2, 1, 1, 1)
+        torch.testing.assert_close(told, torch.tensor([123.4, 999.9]))
+        torch.testing.assert_close(noisy, (1 - sigma) * clean + sigma * noise)
+        torch.testing.assert_close(wanted, noise - clean)
+        return
+    assert told.tolist() == [123, 999]
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[123, 999]].reshape(2, 1, 1, 1)
+    alpha, sigma = (torch.tensor(x**0.5, dtype=torch.float32) for x in (alpha_bar, 1 - alpha_bar))
+    torch.testing.assert_close(noisy, alpha * clean + sigma * noise, atol=1e-5, rtol=1e-4)
+    velocity = alpha * noise - sigma * clean
+    torch.testing.assert_close(
+        wanted, noise if target == 'epsilon' else velocity, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_sampler_ends_at_the_clean_image():
+    """With the true answer at every step, sampling returns the image it started from."""
+    clean = torch.rand(1, 3, 4, 4) * 2 - 1
+    for target in ('epsilon', 'v_prediction', 'flow'):
+        objective = Objective(target)
+        sampler = objective.sampler()
+        sampler.set_timesteps(10)
+        noise = torch.randn(1, 3, 4, 4)
+        start = torch.tensor([1.0])
+        x, _ = objective.add_noise(clean, noise, start)
+        for time in sampler.timesteps:
+            told = time.reshape(1)
+            x = sampler.step(objective.wanted(clean, noise, told), time, x).prev_sample
+        torch.testing.assert_close(x, clean, atol=0.02, rtol=0)
+
+
+def test_logit_normal_times_have_the_median_that_was_asked_for():
+    times = Objective('flow', 'logit-normal', logit_mean=-0.8, logit_std=1.2).draw_times(
+        20000, generator()
+    )
+    assert times.median().item() == pytest.approx(1 / (1 + np.exp(0.8)), abs=0.01)
+    assert times.min() > 0 and times.max() < 1
+
+
+def test_to_tokens_is_unfold():
+    samples = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(to_tokens(samples, 2), F.unfold(samples, 2, stride=2).mT)
+
+
+def test_tokens_in_another_order_give_the_same_answers_in_that_order():
+    """Positions travel with their tokens, and answers are matched to the right ones."""
+    model = small_dit()
+    drop = TokenDrop(model, keep=0.55)
+    assert (drop.count, drop.total) == (9, 16)
+    x, t, y = torch.randn(2, 3, 8, 8), torch.tensor([5, 500]), torch.tensor([0, 3])
+    whole = to_tokens(model(x, timestep=t, class_labels=y).sample, 2)
+    order = torch.stack([torch.randperm(16), torch.randperm(16)])
+    drop.use(order)
+    answer = drop.answer(model(x, timestep=t, class_labels=y).sample, order)
+    expected = whole.gather(1, order[..., None].expand(-1, -1, 12))
+    torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(drop.kept(x, order)[1, 0], to_tokens(x, 2)[1, order[1, 0]])
+
+
+def test_dropped_tokens_are_not_seen():
+    model = small_dit()
+    drop = TokenDrop(model, keep=0.25)
+    index = drop.draw(1, generator())
+    assert index.shape == (1, 4) and len(set(index[0].tolist())) == 4
+    drop.use(index)
+    x, t, y = torch.randn(1, 3, 8, 8), torch.tensor([5]), torch.tensor([0])
+    seen = torch.zeros(1, 16, 12).scatter(1, index[..., None].expand(-1, -1, 12), 1.0)
+    mask = F.fold(seen.mT, (8, 8), 2, stride=2)
+    a, b = (model(v, timestep=t, class_labels=y).sample for v in (x, x * mask + 9 * (1 - mask)))
+    assert torch.equal(a, b)
+
+
+def test_data_order_visits_every_image_once_an_epoch():
+    order = DataOrder(10, seed=1)
+    whole = order(0, 30)
+    for epoch in whole.split(10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(whole[:10], whole[10:20])
+    assert torch.equal(DataOrder(10, seed=1)(7, 16), whole[7:23])
+
+
+def test_draws_depend_on_seed_step_and_rank_only():
+    draws = {
+        key: torch.rand(1, generator=step_generator(*key, CPU)).item()
+        for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    }
+    assert len(set(draws.values())) == 4
+    assert torch.rand(1, generator=step_generator(0, 1, 0, CPU)).item() == draws[0, 1, 0]
+
+
+def test_pixels_are_scaled_and_mirrored():
+    images = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).reshape(2, 3, 2, 2) * 10
+    out = PixelSource(images)(torch.tensor([1, 0]), torch.tensor([False, True]), generator())
+    torch.testing.assert_close(out[0], images[1] / 127.5 - 1)
+    torch.testing.assert_close(out[1], images[0].flip(-1) / 127.5 - 1)
+
+
+def test_latents_are_those_of_the_vae():
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+    ).eval()
+    vae.quant_conv.bias.data[4:] = -30.0  # log-variance: next to no spread, so draws are the mean
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    source = LatentSource(vae, images, CPU, batch_size=2)
+    out = source(torch.tensor([2, 2]), torch.tensor([False, True]), generator())
+    both = torch.stack([images[2], images[2].flip(-1)]).float() / 127.5 - 1
+    expected = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
+    torch.testing.assert_close(out, expected, atol=2e-3, rtol=2e-3)  # kept in half precision
+
+
+def test_vae_whose_latents_a_dit_pipeline_would_decode_wrongly_is_refused():
+    vae = diffusers.AutoencoderKL(block_out_channels=(32,), shift_factor=0.1)
+    with pytest.raises(ValueError, match=r'shift_factor=0\.1'):
+        LatentSource(vae, torch.zeros(1, 3, 8, 8, dtype=torch.uint8), CPU)
+
+
+def test_grid_is_row_by_row():
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 2, 2)
+    grid = np.asarray(image_grid(images, columns=3))
+    assert grid.shape == (4, 6, 3)
+    assert grid[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(ValueError, match='do not fill rows of 4'):
+        image_grid(images, columns=4)

@@ -1,0 +1,348 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""``tools/pretrain_dit.py`` as a user calls it, on folders of tiny images."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.pretraining.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools' / 'pretrain_dit.py'
+SMALL = shlex.split(
+    '--patch 2 --width 16 --depth 2 --heads 2 --batch 8 --log-every 1 --sample-every 0 '
+    '--lr 0.01 --warmup-steps 2 --schedule constant_with_warmup --ema-decay 0.5'
+)
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('pretrain_dit', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """Accelerate keeps the precision of the first run of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f'{i}.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('data')
+    for seed, name in enumerate(('cat', 'dog')):
+        write_images(root / 'train' / name, 10, seed=seed)
+        write_images(root / 'test' / name, 5, seed=10 + seed)
+    return root
+
+
+def weights(out: Path, name: str = 'pipeline') -> dict[str, torch.Tensor]:
+    return load_file(out / name / 'transformer' / 'diffusion_pytorch_model.safetensors')
+
+
+def assert_equal(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    return [(r['step'], r['loss']) for r in RunFolder(out).read_log()]
+
+
+def test_log_samples_and_probe(tool, data, tmp_path):
+    argv = [*SMALL, '--data', f'{data}/train', '--out', str(tmp_path), '--steps', '4']
+    argv += [
+        '--save-every',
+        '2',
+        '--sample-every',
+        '4',
+        '--sample-steps',
+        '2',
+        '--probe-every',
+        '4',
+    ]
+    argv += ['--probe-data', f'{data}/test', '--probe-timesteps', '0', '999']
+    tool.main(argv)
+    *steps, probe = RunFolder(tmp_path).read_log()
+    assert [r['step'] for r in steps] == [1, 2, 3, 4]
+    assert all(np.isfinite(r['loss']) for r in steps)
+    assert set(probe['probe']) == {'1@0', '1@999'}
+    with Image.open(tmp_path / 'samples' / 'step_00000004.png') as grid:
+        assert grid.size == (6 * 8, 3 * 8)  # six columns; two classes and the null class
+    assert (tmp_path / 'loss.png').exists()
+    assert sorted(p.name for p in (tmp_path / 'states').iterdir()) == [
+        'step_00000002',
+        'step_00000004',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('target', 'scheduler', 'prediction'),
+    [
+        ('epsilon', diffusers.DDPMScheduler, 'epsilon'),
+        ('v_prediction', diffusers.DDPMScheduler, 'v_prediction'),
+        ('flow', diffusers.FlowMatchEulerDiscreteScheduler, None),
+    ],
+)
+def test_stock_diffusers_loads_the_pipeline(tool, data, tmp_path, target, scheduler, prediction):
+    tool.main(
+        [
+            *SMALL,
+            '--data',
+            f'{data}/train',
+            '--out',
+            str(tmp_path),
+            '--steps',
+            '1',
+            '--target',
+            target,
+            '--export-dtype',
+            'fp16',
+        ]
+    )
+    # A model of pixels has no vae/, and DiTPipeline wants to be told so.
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path / 'pipeline', vae=None)
+    assert isinstance(pipeline.scheduler, scheduler)
+    assert pipeline.scheduler.config.get('prediction_type') == prediction
+    assert pipeline.labels == {'cat': 0, 'dog': 1}
+    assert pipeline.transformer.config.num_embeds_ada_norm == 2
+    assert {w.dtype for w in weights(tmp_path).values()} == {torch.float16}
+    dit = FrozenDiT.from_pretrained(str(tmp_path / 'pipeline'), blocks=[1])
+    latent = dit.encode(torch.zeros(1, 3, 8, 8))
+    (query,) = dit.features(latent, 100, torch.zeros_like(latent)).values()
+    assert query.shape == (1, 16, 4, 4) and query.dtype == torch.float32
+
+
+def test_pipeline_holds_the_average_of_the_weights(tool, data, tmp_path):
+    tool.main(
+        [
+            *SMALL,
+            '--data',
+            f'{data}/train',
+            '--out',
+            str(tmp_path),
+            '--steps',
+            '2',
+            '--save-every',
+            '1',
+        ]
+    )
+    first, second = (
+        load_file(tmp_path / 'states' / f'step_0000000{step}' / 'model.safetensors')
+        for step in (1, 2)
+    )
+    # EMAModel's warm-up: the first weights as they are, then a decay of (1 + 1) / (10 + 1).
+    for name, average in weights(tmp_path).items():
+        torch.testing.assert_close(average, 2 / 11 * first[name] + 9 / 11 * second[name])
+
+
+@pytest.mark.parametrize(
+    'extra',
+    [[], ['--optimizer', 'muon', '--token-keep', '0.5', '--accumulate', '2', '--precision', 'no']],
+)
+def test_stopped_and_resumed_is_bit_equal(tool, data, tmp_path, monkeypatch, extra):
+    """SIGTERM between two checkpoints: the run saves, and goes on as if nothing had happened."""
+    argv = [*SMALL, *extra, '--data', f'{data}/train', '--steps', '6', '--save-every', '4']
+    tool.main([*argv, '--out', str(tmp_path / 'whole')])
+
+    log = RunFolder.log
+
+    def log_and_stop(self, record):
+        log(self, record)
+        if record['step'] == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(RunFolder, 'log', log_and_stop)
+        tool.main([*argv, '--out', str(tmp_path / 'cut')])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert RunFolder(tmp_path / 'cut').newest().name == 'step_00000004'
+    assert not (tmp_path / 'cut' / 'pipeline').exists()
+    tool.main([*argv, '--out', str(tmp_path / 'cut'), '--resume'])
+    assert_equal(weights(tmp_path / 'whole'), weights(tmp_path / 'cut'))
+    assert losses(tmp_path / 'whole') == losses(tmp_path / 'cut')
+
+
+def test_killed_and_resumed_is_bit_equal(tool, data, tmp_path):
+    """SIGKILL: the last checkpoint is whole, and the steps after it are done again."""
+    argv = [*SMALL, '--data', f'{data}/train', '--steps', '30', '--save-every', '10']
+    cut = tmp_path / 'cut'
+    child = subprocess.Popen(
+        [sys.executable, str(TOOL), *argv, '--out', str(cut)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while RunFolder(cut).newest() is None:
+        assert child.poll() is None, child.stderr.read().decode()
+        time.sleep(0.05)
+    child.kill()
+    child.communicate()
+    assert RunFolder(cut).newest().name < 'step_00000030'
+    tool.main([*argv, '--out', str(cut), '--resume'])
+    tool.main([*argv, '--out', str(tmp_path / 'whole')])
+    assert_equal(weights(tmp_path / 'whole'), weights(cut))
+    assert losses(tmp_path / 'whole') == losses(cut)
+
+
+def test_a_resumed_run_takes_its_new_plan(tool, data, tmp_path):
+    argv = [*SMALL, '--data', f'{data}/train', '--out', str(tmp_path), '--schedule', 'wsd']
+    tool.main([*argv, '--steps', '3'])
+    tool.main([*argv, '--steps', '7', '--decay-steps', '4', '--resume', '--lr', '0.002'])
+    factors = [r['lr_factor'] for r in RunFolder(tmp_path).read_log()]
+    assert factors == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    state = torch.load(tmp_path / 'states' / 'step_00000007' / 'optimizer.bin', weights_only=True)
+    assert state['param_groups'][0]['lr'] == pytest.approx(0.002 * 0.25)
+
+
+def test_time_limit_saves_and_can_be_resumed(tool, data, tmp_path, capsys):
+    argv = [*SMALL, '--data', f'{data}/train', '--out', str(tmp_path), '--steps', '100000']
+    tool.main([*argv, '--max-minutes', '0.001'])
+    assert 'time is up' in capsys.readouterr().out
+    done = int(RunFolder(tmp_path).newest().name.removeprefix('step_'))
+    tool.main([*argv[:-1], str(done + 1), '--resume'])
+    assert (tmp_path / 'pipeline' / 'model_index.json').exists()
+
+
+def test_folder_without_classes(tool, tmp_path):
+    """All training is on the null class: the row of the one nominal class keeps its weights."""
+    images = write_images(tmp_path / 'images', 9)
+    out = tmp_path / 'out'
+    tool.main(
+        [*SMALL, '--data', str(images), '--out', str(out), '--steps', '2', '--weight-decay', '0']
+    )
+    assert json.loads((out / 'settings.json').read_text())['classes'] == []
+    pipeline = diffusers.DiTPipeline.from_pretrained(out / 'pipeline', vae=None)
+    assert pipeline.labels == {}
+    name = 'transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight'
+    moments = torch.load(out / 'states' / 'step_00000002' / 'optimizer.bin', weights_only=True)
+    names = [n for n, _ in pipeline.transformer.named_parameters()]
+    squares = moments['state'][names.index(name)]['exp_avg_sq']
+    assert squares.shape[0] == 2
+    assert not squares[0].any()
+
+
+def test_latents_of_a_vae(tool, data, tmp_path):
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+    )
+    vae.save_pretrained(tmp_path / 'vae')
+    out = tmp_path / 'out'
+    tool.main(
+        [
+            *SMALL,
+            '--data',
+            f'{data}/train',
+            '--out',
+            str(out),
+            '--steps',
+            '2',
+            '--size',
+            '16',
+            '--vae',
+            str(tmp_path / 'vae'),
+            '--sample-every',
+            '2',
+            '--sample-steps',
+            '2',
+        ]
+    )
+    pipeline = diffusers.DiTPipeline.from_pretrained(out / 'pipeline')
+    assert pipeline.transformer.config.sample_size == 8
+    assert not pipeline.scheduler.config.clip_sample
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline([0, 1], guidance_scale=1.0, num_inference_steps=2, output_type='np').images
+    assert images.shape == (2, 16, 16, 3)
+    with Image.open(out / 'samples' / 'step_00000002.png') as grid:
+        assert grid.size == (6 * 16, 3 * 16)
+
+
+BAD = {
+    'missing folder': ('--data {tmp}/nowhere', 'no folder'),
+    'empty folder': ('--data {tmp}/empty', 'no image in'),
+    'corrupt image': ('--data {tmp}/corrupt', 'broken.png'),
+    'loose and in classes': ('--data {tmp}/mixed', 'mixes 1 loose images'),
+    'sizes differ': ('--data {tmp}/uneven', 'Give --size'),
+    'patch': ('--data {tmp}/good --patch 3', 'patch 3 does not divide the side 8'),
+    'heads': ('--data {tmp}/good --heads 5', '5 heads do not divide width 16'),
+    'batch': ('--data {tmp}/good --accumulate 3', 'multiple of 3'),
+    'precision': ('--data {tmp}/good --precision fp16', 'needs a GPU'),
+    'no labels to probe': (
+        '--data {tmp}/good --probe-every 1 --probe-data {tmp}/good',
+        'a probe needs class folders',
+    ),
+}
+
+
+@pytest.mark.parametrize(('flags', 'message'), BAD.values(), ids=BAD)
+def test_bad_input_is_told_in_one_line(tool, tmp_path, flags, message):
+    (tmp_path / 'empty').mkdir()
+    write_images(tmp_path / 'good', 2)
+    write_images(tmp_path / 'mixed', 1)
+    write_images(tmp_path / 'mixed' / 'cat', 1)
+    write_images(tmp_path / 'uneven', 1)
+    write_images(tmp_path / 'uneven', 2, size=(8, 9))
+    write_images(tmp_path / 'corrupt', 2)
+    (tmp_path / 'corrupt' / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\nnothing')
+    argv = [*SMALL, *flags.format(tmp=tmp_path).split(), '--out', str(tmp_path / 'out')]
+    with pytest.raises(SystemExit, match=message):
+        tool.main([*argv, '--steps', '1'])
+    assert not (tmp_path / 'out' / 'states').exists()
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_another_network(tool, data, tmp_path):
+    argv = [*SMALL, '--data', f'{data}/train', '--out', str(tmp_path), '--steps', '1']
+    tool.main(argv)
+    with pytest.raises(SystemExit, match='add --resume'):
+        tool.main(argv)
+    with pytest.raises(SystemExit, match='depth: 2 before, 3 now'):
+        tool.main([*argv, '--resume', '--depth', '3'])
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ('--probe-every 5', 'needs --probe-data'),
+        ('--schedule cosine --decay-steps 5', 'belongs to --schedule wsd'),
+        ('--label-dropout 2', '2 is not from 0 to 1'),
+        ('--target noise', "invalid choice: 'noise'"),
+        ('--probe-blocks 2', r'--probe-blocks \[2\] are not blocks'),
+    ],
+)
+def test_flags_that_make_no_sense(tool, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        tool.parse_args([*SMALL, '--data', 'x', '--out', 'y', *flags.split()])
+    assert re.search(message, capsys.readouterr().err)
