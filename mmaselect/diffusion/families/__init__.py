@@ -3,13 +3,17 @@
 
 # One import a line, so that adding a family is adding a line; each registers itself.
 import mmaselect.diffusion.families.auraflow
+import mmaselect.diffusion.families.chroma
 import mmaselect.diffusion.families.dit
 import mmaselect.diffusion.families.flux
+import mmaselect.diffusion.families.flux2
 import mmaselect.diffusion.families.hunyuan_dit
 import mmaselect.diffusion.families.lumina2
 import mmaselect.diffusion.families.pixart
+import mmaselect.diffusion.families.qwen_image
 import mmaselect.diffusion.families.sana
-import mmaselect.diffusion.families.sd3  # noqa: F401
+import mmaselect.diffusion.families.sd3
+import mmaselect.diffusion.families.z_image  # noqa: F401
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,

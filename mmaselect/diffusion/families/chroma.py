@@ -1,0 +1,84 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Chroma: FLUX.1 with one small network that computes the modulation of all blocks at once.
+
+That network is asked for a table, with rows for each block of the whole model: first those of the
+single-stream blocks, then those of the image and of the text stream of the two-stream ones. Where a
+block finds its rows thus depends on how many blocks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import Tap, register_family
+from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
+from mmaselect.diffusion.families.tokens import last_tokens
+
+
+@register_family
+class ChromaFamily(FluxFamily):
+    """``ChromaTransformer2DModel``: ``lodestones/Chroma1-HD``, ``-Base``, ``-Flash``.
+
+    Blocks are counted as FLUX.1's are. Option: ``max_sequence_length``, T5 tokens that the prompt
+    is padded to; all but the first of the padding are masked.
+    """
+
+    transformer_class = 'ChromaTransformer2DModel'
+    title = 'Chroma'
+    pipeline_class = 'ChromaPipeline'
+    min_diffusers = '0.35'
+    condition_options: ClassVar = {'max_sequence_length': 512}
+
+    def trim(self, transformer: nn.Module, num_blocks: int) -> None:
+        """Give a truncated model the whole model's modulation table, and its counts of blocks."""
+        single = int(self.config['num_single_layers'])
+        table = transformer.time_text_embed
+        transformer.time_text_embed = type(table)(
+            num_channels=int(self.config.get('approximator_num_channels', 64)) // 4,
+            out_dim=3 * single + 2 * 6 * self.num_double + 2,
+        )
+        # The offsets of the rows are taken from the lengths of the two lists. What stands in for
+        # the missing blocks is never run: the pass ends before.
+        for blocks, total in (
+            (transformer.transformer_blocks, self.num_double),
+            (transformer.single_transformer_blocks, single),
+        ):
+            blocks.extend(nn.Identity() for _ in range(total - len(blocks)))
+
+    def embed(self, pipeline: Any, prompt: str, max_sequence_length: int) -> dict[str, Tensor]:
+        embeds, _, mask, *_ = pipeline.encode_prompt(
+            prompt,
+            device='cpu',
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length,
+        )
+        return {'prompt_embeds': embeds, 'prompt_attention_mask': mask}
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        embeds, mask = condition['prompt_embeds'], condition['prompt_attention_mask']
+        packed = pack(latent)
+        image_mask = torch.ones(packed.shape[:2], dtype=torch.bool, device=latent.device)
+        transformer(
+            packed,
+            encoder_hidden_states=embeds,
+            timestep=model_time.to(latent.dtype) / 1000,
+            img_ids=position_ids(self.grid(latent), latent.device),
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=latent.device),
+            # Stays of the embeddings' dtype, as in the pipeline: added to the attention's logits.
+            attention_mask=torch.cat([mask, image_mask], dim=1),
+        )
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        if feature == 'output' and index >= self.num_double:
+            return Tap(self.block(transformer, index), last_tokens)
+        return super().tap(transformer, index, feature)

@@ -1,0 +1,130 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""FLUX.2: two-stream blocks, then single-stream blocks whose projections are one matrix.
+
+Unlike FLUX.1's, latents come packed from the codec, and positions have four axes: (time, row,
+column, place in the prompt).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import (
+    FEATURES,
+    POST_FEATURES,
+    Tap,
+    register_family,
+    whole_output,
+)
+from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.tokens import last_tokens, member
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+
+@register_family
+class Flux2Family(TextFamily):
+    """``Flux2Transformer2DModel``: FLUX.2-dev, FLUX.2-klein and -klein-base, 4B and 9B.
+
+    Blocks are counted through both stacks, as FLUX.1's are. Option: ``guidance``, the scale that
+    distilled guidance (dev) is told, 4.0 as in the pipeline; Klein has none and does not take it.
+    """
+
+    transformer_class = 'Flux2Transformer2DModel'
+    title = 'FLUX.2'
+    features = FEATURES + POST_FEATURES
+    pipeline_class = 'Flux2Pipeline'
+    # 0.36 has the class, but not without a guidance embedding, as Klein needs it.
+    min_diffusers = '0.37'
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.has_guidance = bool(config.get('guidance_embeds', True))
+        self.condition_options = {'guidance': 4.0} if self.has_guidance else {}
+
+    @property
+    def num_double(self) -> int:
+        """Two-stream blocks, which come first."""
+        return int(self.config['num_layers'])
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_double + int(self.config['num_single_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {
+            'num_layers': min(num_blocks, self.num_double),
+            'num_single_layers': max(num_blocks - self.num_double, 0),
+        }
+
+    def pipeline_name(self, source: PipelineSource) -> str:
+        # Klein embeds its prompts with another encoder, and only the index tells.
+        name = str(source.index().get('_class_name'))
+        return 'Flux2KleinPipeline' if name.startswith('Flux2Klein') else self.pipeline_class
+
+    def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
+        embeds, _ = pipeline.encode_prompt(prompt, device='cpu')
+        condition = {'prompt_embeds': embeds}
+        if self.has_guidance:
+            condition['guidance'] = torch.tensor([options['guidance']])
+        return condition
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        embeds = condition['prompt_embeds']
+        zero = torch.zeros(1, dtype=torch.long)
+        rows, columns = (torch.arange(side) for side in self.grid(latent))
+        places = torch.arange(embeds.shape[1])
+        transformer(
+            latent.flatten(2).transpose(1, 2),
+            timestep=model_time.to(latent.dtype) / 1000,
+            guidance=condition.get('guidance'),
+            encoder_hidden_states=embeds,
+            txt_ids=torch.cartesian_prod(zero, zero, zero, places).to(latent.device),
+            img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(latent.device),
+        )
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        if index < self.num_double:
+            return transformer.transformer_blocks[index]
+        return transformer.single_transformer_blocks[index - self.num_double]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        attn = block.attn
+        if feature in POST_FEATURES:
+            return Tap(attn, last_tokens, operand=feature.removesuffix('_post'))
+        if index < self.num_double:
+            return {
+                'query': Tap(attn.to_q, whole_output),
+                'key': Tap(attn.to_k, whole_output),
+                'value': Tap(attn.to_v, whole_output),
+                # (image, text) from the attention, but (text, image) from the block.
+                'attention': Tap(attn, member(0)),
+                'output': Tap(block, member(1)),
+            }[feature]
+        if feature == 'output':
+            return Tap(block, last_tokens)
+        if feature == 'attention':
+            # Before its projection, as in FLUX.1: here that one adds the feed-forward part, too.
+            return Tap(attn, last_tokens, operand='product')
+        # One projection gives Q, K, V and the input of the feed-forward part, side by side.
+        start = ('query', 'key', 'value').index(feature) * self.width
+        return Tap(
+            attn.to_qkv_mlp_proj,
+            lambda output, grid: last_tokens(output, grid)[..., start : start + self.width],
+        )

@@ -1,0 +1,149 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import functools
+
+import pytest
+import torch
+from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers.models.embeddings import apply_rotary_emb
+from harness import FamilyProof, item, last_tokens, recorded
+from published import check_published
+from tiny_text import t5_encoder, t5_tokenizer
+from tiny_vae import kl_vae
+
+from mmaselect.diffusion.families.chroma import ChromaFamily
+
+#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
+PUBLISHED = [
+    (
+        'lodestones/Chroma1-HD',
+        ChromaTransformer2DModel,
+        {
+            'patch_size': 1,
+            'in_channels': 64,
+            'out_channels': None,
+            'num_layers': 19,
+            'num_single_layers': 38,
+            'attention_head_dim': 128,
+            'num_attention_heads': 24,
+            'joint_attention_dim': 4096,
+            'axes_dims_rope': [16, 56, 56],
+            'approximator_num_channels': 64,
+            'approximator_hidden_dim': 5120,
+            'approximator_layers': 5,
+        },
+        3072,
+        57,
+        8.9,
+    ),
+]
+
+DOUBLE, SINGLE = 2, 3
+
+
+@functools.lru_cache(maxsize=4)
+def embedded(pipeline, batch):
+    with torch.no_grad():
+        return pipeline.encode_prompt([''] * batch, do_classifier_free_guidance=False)[:3]
+
+
+class TestChroma(FamilyProof):
+    """Blocks 0, 1: two streams; 2, 3, 4: one. All five find their rows of one modulation table."""
+
+    num_blocks = DOUBLE + SINGLE
+    stride = 8
+    stacks = ('transformer_blocks', 'single_transformer_blocks')
+
+    @property
+    def chosen_blocks(self):
+        return (0, 1, 2, 4)  # the last and the first of the two stacks, too
+
+    def build(self, folder):
+        ChromaPipeline(
+            transformer=ChromaTransformer2DModel(
+                patch_size=1,
+                in_channels=64,
+                num_layers=DOUBLE,
+                num_single_layers=SINGLE,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                axes_dims_rope=(4, 6, 6),
+                approximator_num_channels=16,
+                approximator_hidden_dim=24,
+                approximator_layers=2,
+            ),
+            # Unshifted: bf16 has the time 300, but not the 562.5 that a shift of 3 would make it.
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            vae=kl_vae(scale=0.3611, shift=0.1159),
+            text_encoder=t5_encoder(32),
+            tokenizer=t5_tokenizer(max_length=512),
+        ).save_pretrained(folder)
+
+    def stock_call(self, pipeline, noisy, model_time):
+        batch, channels, height, width = noisy.shape
+        embeds, text_ids, mask = embedded(pipeline, batch)
+        assert mask[0].tolist() == [1.0, 1.0] + [0.0] * 510  # its end, and the first of the padding
+        packed = pipeline._pack_latents(noisy, batch, channels, height, width)
+        pipeline.transformer(
+            hidden_states=packed,
+            timestep=model_time / 1000,
+            encoder_hidden_states=embeds,
+            txt_ids=text_ids,
+            img_ids=pipeline._prepare_latent_image_ids(
+                batch, height // 2, width // 2, 'cpu', noisy.dtype
+            ),
+            attention_mask=pipeline._prepare_attention_mask(
+                batch, packed.shape[1], noisy.dtype, attention_mask=mask
+            ),
+        )
+
+    def points(self, block):
+        if block < DOUBLE:
+            path = f'transformer_blocks.{block}'
+            pick, attention, output = last_tokens, item(0), item(1)
+        else:
+            path = f'single_transformer_blocks.{block - DOUBLE}'
+            pick = attention = output = last_tokens
+        return {
+            'query': (f'{path}.attn.to_q', pick),
+            'key': (f'{path}.attn.to_k', pick),
+            'value': (f'{path}.attn.to_v', pick),
+            'attention': (f'{path}.attn', attention),
+            'output': (path, output),
+        }
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        path = self.points(block)['attention'][0]
+        paths = [f'{path}.norm_q', f'{path}.norm_k', 'pos_embed']
+        with recorded(pipeline.transformer, paths) as outputs:
+            self.stock_call(pipeline, noisy, model_time)
+        n = noisy.shape[2] * noisy.shape[3] // 4
+        rotation = tuple(part[-n:] for part in outputs['pos_embed'])
+        query, key = (
+            apply_rotary_emb(outputs[p][:, -n:], rotation, sequence_dim=1).flatten(2)
+            for p in paths[:2]
+        )
+        return {'query_post': query, 'key_post': key}
+
+    def test_missing_blocks_leave_no_weights(self, load, pipeline):
+        """Placeholders keep the count of blocks that the modulation table is read by."""
+        transformer = load(blocks=0).transformer
+        assert len(transformer.transformer_blocks) == DOUBLE
+        assert len(transformer.single_transformer_blocks) == SINGLE
+        left_out = [*transformer.transformer_blocks[1:], *transformer.single_transformer_blocks]
+        assert not [p for block in left_out for p in block.parameters()]
+        table = pipeline.transformer.time_text_embed.mod_proj
+        assert torch.equal(transformer.time_text_embed.mod_proj, table)
+
+
+@pytest.mark.parametrize('num_blocks', [1, 19, 20, 57])
+def test_build_overrides(num_blocks):
+    family = ChromaFamily(PUBLISHED[0][2])
+    built = family.build_overrides(num_blocks)
+    assert built['num_layers'] == min(num_blocks, 19)
+    assert sum(built.values()) == num_blocks
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)

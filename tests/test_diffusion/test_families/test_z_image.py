@@ -1,0 +1,139 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from harness import FamilyProof, first_tokens, recorded
+from published import check_published
+from tiny_chat import chat_tokenizer, qwen3
+from tiny_vae import kl_vae
+
+from mmaselect.diffusion.families.z_image import ZImageFamily
+
+#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
+PUBLISHED = [
+    (
+        f'Tongyi-MAI/{name}',
+        ZImageTransformer2DModel,
+        {
+            'all_f_patch_size': [1],
+            'all_patch_size': [2],
+            'axes_dims': [32, 48, 48],
+            'axes_lens': [1536, 512, 512],
+            'cap_feat_dim': 2560,
+            'dim': 3840,
+            'in_channels': 16,
+            'n_heads': 30,
+            'n_kv_heads': 30,
+            'n_layers': 30,
+            'n_refiner_layers': 2,
+            'norm_eps': 1e-05,
+            'qk_norm': True,
+            'rope_theta': 256.0,
+            't_scale': 1000.0,
+        },
+        3840,
+        30,
+        6,
+    )
+    for name in ('Z-Image', 'Z-Image-Turbo')
+]
+
+TEXT, AXES, THETA = 16, (4, 6, 6), 256.0
+
+
+class TestZImage(FamilyProof):
+    num_blocks = 4
+    stride = 8
+    # 64, 96 and 48 tokens: the last are padded to 64.
+    sizes = ((64, 64), (64, 96), (96, 32))
+    stacks = ('layers',)
+
+    def build(self, folder):
+        transformer = ZImageTransformer2DModel(
+            in_channels=16,
+            dim=32,
+            n_layers=self.num_blocks,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=TEXT,
+            rope_theta=THETA,
+            axes_dims=list(AXES),
+            axes_lens=[64, 16, 16],
+        )
+        # Zero as constructed: padding that leaks would not be seen.
+        torch.nn.init.normal_(transformer.x_pad_token)
+        torch.nn.init.normal_(transformer.cap_pad_token)
+        ZImagePipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=kl_vae(scale=0.3611, shift=0.1159),
+            text_encoder=qwen3(TEXT, layers=2),
+            tokenizer=chat_tokenizer(),
+        ).save_pretrained(folder)
+
+    def stock_call(self, pipeline, noisy, model_time):
+        embeds, _ = pipeline.encode_prompt([''] * len(noisy), do_classifier_free_guidance=False)
+        pipeline.transformer(
+            list(noisy.unsqueeze(2).unbind(dim=0)), (1000 - model_time) / 1000, embeds
+        )
+
+    def points(self, block):
+        path = f'layers.{block}'
+        return {
+            'query': (f'{path}.attention.to_q', first_tokens),
+            'key': (f'{path}.attention.to_k', first_tokens),
+            'value': (f'{path}.attention.to_v', first_tokens),
+            'attention': (f'{path}.attention', first_tokens),
+            'output': (path, first_tokens),
+        }
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        path = f'layers.{block}.attention'
+        paths = [f'{path}.norm_q', f'{path}.norm_k']
+        with recorded(pipeline.transformer, paths) as outputs:
+            self.stock_call(pipeline, noisy, model_time)
+        rows, columns = noisy.shape[-2] // 2, noisy.shape[-1] // 2
+        # The prompt takes 32 places from 1 on, padding included; the image is at the next.
+        ids = torch.cartesian_prod(torch.tensor([33]), torch.arange(rows), torch.arange(columns))
+        rotary = pipeline.transformer.rope_embedder(ids)[:, None]
+        query, key = (
+            torch.view_as_real(
+                torch.view_as_complex(first_tokens(outputs[p], len(ids)).unflatten(-1, (-1, 2)))
+                * rotary
+            ).flatten(2)
+            for p in paths
+        )
+        return {'query_post': query, 'key_post': key}
+
+    def block_paths(self, state_dict):
+        """Without the padding tokens, which no submodule holds."""
+        return super().block_paths({name for name in state_dict if '.' in name})
+
+    def test_time_runs_backwards(self, load):
+        told = []
+        dit = load()
+        latent, noise, *_ = self.noisy(dit, self.sizes[0])
+        dit.transformer.register_forward_pre_hook(lambda module, args: told.append(args[1]))
+        for timestep in (0, 500, 999):
+            dit.features(latent, timestep, noise)
+        # With a shift of 3: sigma = 3 s / (1 + 2 s).
+        expected = [[1 - 3 * s / (1 + 2 * s)] * 2 for s in (0.0, 0.5, 0.999)]
+        torch.testing.assert_close(torch.stack(told), torch.tensor(expected))
+
+
+def test_too_large_an_image_is_refused():
+    family = ZImageFamily(PUBLISHED[0][2])
+    family.check_grid((512, 512), 16)
+    with pytest.raises(ValueError, match=r'512x512 tokens.*20x513.*8192x8192 pixels'):
+        family.check_grid((20, 513), 16)
+
+
+def test_omni_is_refused():
+    with pytest.raises(ValueError, match=r'Omni .*siglip_feat_dim.*not supported'):
+        ZImageFamily({**PUBLISHED[0][2], 'siglip_feat_dim': 1152})
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)

@@ -1,0 +1,71 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Chat models that embed prompts: true classes, a few thousand parameters, made in memory."""
+
+import torch
+from tiny_text import qwen2_tokenizer
+from transformers import (
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+TEMPLATE = """{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.content is string %}{{ message.content }}
+{%- else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def chat_tokenizer(max_length=512):
+    tokenizer = qwen2_tokenizer(max_length)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def _language_model(width, layers):
+    return {
+        'vocab_size': len(qwen2_tokenizer()),
+        'hidden_size': width,
+        'intermediate_size': 2 * width,
+        'num_hidden_layers': layers,
+        'num_attention_heads': 2,
+        'num_key_value_heads': 2,
+        'head_dim': 8,
+    }
+
+
+def qwen3(width, layers, seed=1):
+    torch.manual_seed(seed)
+    config = Qwen3Config(**_language_model(width, layers), bos_token_id=0, eos_token_id=1)
+    return Qwen3ForCausalLM(config).eval()
+
+
+def mistral3(width, layers, seed=1):
+    torch.manual_seed(seed)
+    config = Mistral3Config(
+        text_config={'model_type': 'mistral', **_language_model(width, layers)},
+        vision_config={
+            'model_type': 'pixtral',
+            'hidden_size': 16,
+            'intermediate_size': 16,
+            'num_hidden_layers': 1,
+            'num_attention_heads': 2,
+            'head_dim': 8,
+        },
+        image_token_index=0,
+    )
+    return Mistral3ForConditionalGeneration(config).eval()
+
+
+def pixtral_processor():
+    """FLUX.2's "tokenizer": it gets messages of typed parts, and the template is its own."""
+    tokenizer = qwen2_tokenizer(512)
+    tokenizer.add_special_tokens(
+        {'additional_special_tokens': ['[IMG]', '[IMG_BREAK]', '[IMG_END]']}
+    )
+    return PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=TEMPLATE)
