@@ -6,7 +6,7 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
 )
-from harness import item, last_tokens, recorded
+from harness import FeatureProof, item, last_tokens, recorded
 from rooted_proof import RootedProof
 from tiny_language import umt5
 from tiny_text import t5_tokenizer
@@ -35,12 +35,13 @@ PUBLISHED = [
 ]
 
 TEXT, WIDTH, JOINT = 8, 16, 2
+STACKS = ('joint_transformer_blocks', 'single_transformer_blocks')
 
 
-class TestAuraFlow(RootedProof):
+class AuraFlow:
     num_blocks = 5
     stride = 16
-    stacks = ('joint_transformer_blocks', 'single_transformer_blocks')
+    sizes = ((128, 128), (64, 96), (96, 32))
     # The last joint block and the first single one are next to each other.
     chosen_blocks = (0, 1, 2, 4)
 
@@ -77,7 +78,7 @@ class TestAuraFlow(RootedProof):
 
     def points(self, block):
         joint = block < JOINT
-        path = f'{self.stacks[0]}.{block}' if joint else f'{self.stacks[1]}.{block - JOINT}'
+        path = f'{STACKS[0]}.{block}' if joint else f'{STACKS[1]}.{block - JOINT}'
         image = item(slice(None)) if joint else last_tokens
         return {
             'query': (f'{path}.attn.to_q', image),
@@ -97,6 +98,10 @@ class TestAuraFlow(RootedProof):
             for name in ('query', 'key')
         }
 
+
+class TestAuraFlow(AuraFlow, RootedProof):
+    stacks = STACKS
+
     def test_too_large_an_image_is_refused(self, load):
         """A wider one would silently get the positions of other rows."""
         dit = load()
@@ -105,7 +110,7 @@ class TestAuraFlow(RootedProof):
             dit.encode(torch.zeros(1, 3, 16, 144))
 
 
-class TestAuraFlowWithAPrompt(TestAuraFlow):
+class TestAuraFlowWithAPrompt(AuraFlow, FeatureProof):
     condition = 'a red bird'
 
     def stock_prompt(self, pipeline, batch):

@@ -4,7 +4,7 @@ import torch
 from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
 from diffusers.models.embeddings import apply_rotary_emb, get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
-from harness import item, recorded
+from harness import FeatureProof, item, recorded
 from rooted_proof import RootedProof
 from tiny_language import bert, bert_tokenizer
 from tiny_text import t5_encoder, t5_tokenizer
@@ -45,12 +45,10 @@ PUBLISHED = [
 TEXT, TEXT_T5, HEADS, HEAD = 8, 32, 2, 8
 
 
-class TestHunyuanDiT(RootedProof):
-    """Up to 1.1: the model is told the size of the image and a style."""
-
+class HunyuanDiT:
     num_blocks = 6
     stride = 16
-    stacks = ('blocks',)
+    sizes = ((128, 128), (64, 96), (96, 32))
     # The first of those with a skip is the fifth.
     chosen_blocks = (0, 3, 4, 5)
     transformer_options = {}  # noqa: RUF012
@@ -144,6 +142,12 @@ class TestHunyuanDiT(RootedProof):
             for name in ('query', 'key')
         }
 
+
+class TestHunyuanDiT(HunyuanDiT, RootedProof):
+    """Up to 1.1: the model is told the size of the image and a style."""
+
+    stacks = ('blocks',)
+
     def test_truncation_leaves_the_skips_alone(self, load, pipeline):
         """Blocks with a skip are those beyond the middle of the *published* depth."""
         stock = [block.skip_linear is not None for block in pipeline.transformer.blocks]
@@ -153,7 +157,7 @@ class TestHunyuanDiT(RootedProof):
             assert [b.skip_linear is not None for b in transformer.blocks] == stock[:depth]
 
 
-class TestHunyuanDiT12(TestHunyuanDiT):
+class TestHunyuanDiT12(HunyuanDiT, FeatureProof):
     """From 1.2 on it is not told; a prompt, and not the empty one."""
 
     transformer_options = {'use_style_cond_and_image_meta_size': False}  # noqa: RUF012

@@ -7,7 +7,7 @@ from diffusers import (
     Lumina2Transformer2DModel,
 )
 from diffusers.models.embeddings import apply_rotary_emb
-from harness import FamilyProof, last_tokens, recorded
+from harness import FamilyProof, FeatureProof, last_tokens, recorded
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
 from tiny_vae import kl_vae
@@ -43,10 +43,10 @@ PUBLISHED = [
 TEXT, WIDTH, HEADS = 8, 48, 4
 
 
-class TestLumina2(FamilyProof):
+class Lumina2:
     num_blocks = 4
     stride = 16
-    stacks = ('layers',)
+    sizes = ((128, 128), (64, 96), (96, 32))
 
     def build(self, folder):
         tokenizer = gemma_tokenizer(max_length=256)
@@ -109,6 +109,10 @@ class TestLumina2(FamilyProof):
             'key_post': key.repeat_interleave(2, dim=2).flatten(2)[:, -tokens:],
         }
 
+
+class TestLumina2(Lumina2, FamilyProof):
+    stacks = ('layers',)
+
     def test_keys_and_values_have_fewer_channels(self, load):
         dit = load(blocks=0, features=load().family.features)
         channels = {feature: dit.channels((0, feature)) for feature in dit.family.features}
@@ -117,7 +121,7 @@ class TestLumina2(FamilyProof):
         assert {*channels.values()} == {WIDTH, WIDTH // 2}
 
 
-class TestLumina2WithAPrompt(TestLumina2):
+class TestLumina2WithAPrompt(Lumina2, FeatureProof):
     """The system prompt precedes it, so the text is longer than the image."""
 
     condition = 'a red bird'

@@ -9,7 +9,7 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
-from harness import item
+from harness import FeatureProof, item
 from rooted_proof import RootedProof
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
@@ -55,9 +55,10 @@ PUBLISHED = [
 TEXT = 32
 
 
-class TestPixArtSigma(RootedProof):
+class PixArt:
     num_blocks = 4
     stride = 16
+    sizes = ((128, 128), (64, 96), (96, 32))
     pipeline_type = PixArtSigmaPipeline
     transformer_options = {'use_additional_conditions': False}  # noqa: RUF012
 
@@ -81,15 +82,14 @@ class TestPixArtSigma(RootedProof):
             scheduler=DPMSolverMultistepScheduler(),
         ).save_pretrained(folder)
 
-    def prompt(self):
-        return self.condition or ''
-
     def added(self, noisy):
         return {'resolution': None, 'aspect_ratio': None}
 
     def stock_call(self, pipeline, noisy, model_time):
         embeds, mask, *_ = pipeline.encode_prompt(
-            self.prompt(), do_classifier_free_guidance=False, num_images_per_prompt=len(noisy)
+            self.condition or '',
+            do_classifier_free_guidance=False,
+            num_images_per_prompt=len(noisy),
         )
         pipeline.transformer(
             noisy,
@@ -116,7 +116,11 @@ class TestPixArtSigma(RootedProof):
         }
 
 
-class TestPixArtAlpha1024(TestPixArtSigma):
+class TestPixArtSigma(PixArt, RootedProof):
+    pass
+
+
+class TestPixArtAlpha1024(PixArt, FeatureProof):
     """Alpha at 1024 pixels is told the size; a prompt, and not the empty one."""
 
     pipeline_type = PixArtAlphaPipeline

@@ -9,7 +9,7 @@ from diffusers import (
     SanaPipeline,
     SanaTransformer2DModel,
 )
-from harness import item
+from harness import FeatureProof, item
 from rooted_proof import RootedProof
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
@@ -86,10 +86,10 @@ def dc_autoencoder():
     ).eval()
 
 
-class TestSana(RootedProof):
+class Sana:
     num_blocks = 4
     stride = 32
-    sizes = ((128, 128), (128, 192), (192, 64))
+    sizes = ((256, 256), (128, 192), (192, 64))
     transformer_options = {}  # noqa: RUF012
 
     def build(self, folder):
@@ -156,6 +156,8 @@ class TestSana(RootedProof):
         alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
         return alpha * latent + sigma * noise, sigma.item() * steps
 
+
+class TestSana(Sana, RootedProof):
     def test_time_is_whole(self, load, pipeline):
         """As the int64 table of its own scheduler has it."""
         dit = load()
@@ -173,7 +175,7 @@ class TestSana(RootedProof):
         assert told == [table[999 - timestep] for timestep in (999, 640, 300, 1)]
 
 
-class TestSana15(TestSana):
+class TestSana15(Sana, FeatureProof):
     """QK norm, positions, and a prompt, which a page of instructions precedes."""
 
     transformer_options = {  # noqa: RUF012
