@@ -5,9 +5,12 @@ Importing the package makes its registries known to MMEngine, so that a config w
 ``custom_imports = dict(imports=['mmaselect'])`` can name ``mmaselect.ASelecTDiT``.
 """
 
-from mmaselect import utils  # noqa: F401 (first: says which toolboxes are missing, and how to get them)
-
-from mmaselect import registry  # noqa: F401 isort: skip
+# First of all: says which toolboxes are missing, and how to get them.
+from mmaselect.utils import map_config_scopes  # isort: skip
+from mmaselect import registry  # noqa: F401 (its import is what makes it known)
 from mmaselect.version import __version__
+
+# Bases such as 'mmseg::...' are then found with either distribution of OpenMMLab.
+map_config_scopes()
 
 __all__ = ['__version__']
