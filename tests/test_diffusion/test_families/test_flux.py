@@ -4,8 +4,29 @@ import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from harness import FamilyProof, FeatureProof, item, last_tokens, recorded
+from published import check_published
 from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
+
+_DEV = {
+    'patch_size': 1,
+    'in_channels': 64,
+    'num_layers': 19,
+    'num_single_layers': 38,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 4096,
+    'pooled_projection_dim': 768,
+    'guidance_embeds': True,
+}
+_SCHNELL = {**_DEV, 'guidance_embeds': False}
+_CLASS = diffusers.FluxTransformer2DModel
+
+#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
+PUBLISHED = [
+    ('black-forest-labs/FLUX.1-dev', _CLASS, _DEV, 3072, 57, 12),
+    ('black-forest-labs/FLUX.1-schnell', _CLASS, _SCHNELL, 3072, 57, 12),
+]
 
 DOUBLE, SINGLE = 2, 3
 
@@ -132,3 +153,8 @@ class TestFluxGuidance(Flux, FeatureProof):
 
     def build(self, folder):
         save_pipeline(folder)
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)
