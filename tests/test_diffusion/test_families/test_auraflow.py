@@ -7,6 +7,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from harness import FeatureProof, item, last_tokens, recorded
+from published import check_published
 from rooted_proof import RootedProof
 from tiny_language import umt5
 from tiny_text import t5_tokenizer
@@ -135,3 +136,8 @@ def test_published_sizes_are_accepted():
     family.check_grid((96, 96), 16)
     with pytest.raises(ValueError, match='1536x1536'):
         family.check_grid((97, 96), 16)
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)

@@ -5,6 +5,7 @@ from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
 from diffusers.models.embeddings import apply_rotary_emb, get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
 from harness import FeatureProof, item, recorded
+from published import check_published
 from rooted_proof import RootedProof
 from tiny_language import bert, bert_tokenizer
 from tiny_text import t5_encoder, t5_tokenizer
@@ -185,3 +186,8 @@ def test_the_size_is_heard_up_to_version_1_1(tmp_path, told):
     dit.condition_pixels_per_latent.mul_(2)
     (after,) = dit.features(latent, 300, noise).values()
     assert torch.equal(before, after) is not told
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)

@@ -8,6 +8,7 @@ from diffusers import (
 )
 from diffusers.models.embeddings import apply_rotary_emb
 from harness import FamilyProof, FeatureProof, last_tokens, recorded
+from published import check_published
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
 from tiny_vae import kl_vae
@@ -154,3 +155,8 @@ def test_too_large_an_image_is_refused():
     family.check_grid((512, 512), 16)
     with pytest.raises(ValueError, match=r'512x512 tokens.*8192x8192; got 8x513 .*128x8208'):
         family.check_grid((8, 513), 16)
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)

@@ -10,6 +10,7 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 from harness import FeatureProof, item
+from published import check_published
 from rooted_proof import RootedProof
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
@@ -193,3 +194,8 @@ def test_which_models_are_told_the_size(options, told):
         ).use_additional_conditions
         is told
     )
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)

@@ -10,6 +10,7 @@ from diffusers import (
     SanaTransformer2DModel,
 )
 from harness import FeatureProof, item
+from published import check_published
 from rooted_proof import RootedProof
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
@@ -218,3 +219,8 @@ def test_after_the_norm_is_offered_where_there_is_one(tmp_path):
 def test_sprint_is_refused():
     with pytest.raises(ValueError, match=r'Sana-Sprint .*use the Sana'):
         SanaFamily({**_1600M, 'guidance_embeds': True})
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)
