@@ -43,6 +43,16 @@ class FluxFamily(TextFamily):
     condition_options: ClassVar[dict[str, Any]] = {'guidance': 3.5, 'max_sequence_length': 512}
     features = FEATURES + POST_FEATURES
 
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        outputs = config.get('out_channels') or config['in_channels']
+        if outputs != config['in_channels']:
+            raise ValueError(
+                f'this {self.title} takes a second image beside the noisy one (in_channels='
+                f'{config["in_channels"]}, out_channels={outputs}), as the Fill, Canny and Depth '
+                f"variants do, and is not supported: use 'black-forest-labs/FLUX.1-dev'"
+            )
+
     @property
     def num_double(self) -> int:
         """Two-stream blocks, which come first."""

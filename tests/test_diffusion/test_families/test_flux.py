@@ -8,6 +8,8 @@ from published import check_published
 from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
 
+from mmaselect.diffusion.families.flux import FluxFamily
+
 _DEV = {
     'patch_size': 1,
     'in_channels': 64,
@@ -153,6 +155,11 @@ class TestFluxGuidance(Flux, FeatureProof):
 
     def build(self, folder):
         save_pipeline(folder)
+
+
+def test_variants_that_take_a_second_image_are_refused():
+    with pytest.raises(ValueError, match=r'second image.*in_channels=384, out_channels=64'):
+        FluxFamily({**_DEV, 'in_channels': 384, 'out_channels': 64})
 
 
 @pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
