@@ -70,6 +70,7 @@ def qwen25_vl(tokenizer, width=TEXT):
 class TestQwenImage(FamilyProof):
     num_blocks = 4
     stride = 16
+    sizes = ((128, 128), (64, 96), (96, 32))
     transformer_options: ClassVar = {}
 
     def build(self, folder):
