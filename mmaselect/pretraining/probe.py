@@ -70,15 +70,20 @@ class ProbeImages:
             source = LatentSource(vae, pixels, vae.device, mirror=False)
         return cls(pixels, source, torch.cat(labels).numpy(), len(images[0]))
 
-    def accuracy(self, features: np.ndarray) -> float:
-        """Fit a logistic regression on standardized features (N, C); accuracy on the others."""
+    def accuracy(self, features: np.ndarray, inverse_penalty: float = 0.1) -> float:
+        """Fit a logistic regression on standardized features (N, C); accuracy on the others.
+
+        Args:
+            features: (N, C), in the order of the images.
+            inverse_penalty: C of scikit-learn's ``LogisticRegression``.
+        """
         try:
             from sklearn.linear_model import LogisticRegression
             from sklearn.pipeline import make_pipeline
             from sklearn.preprocessing import StandardScaler
         except ImportError as error:
             raise ImportError('a probe needs scikit-learn: pip install scikit-learn') from error
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=500))
         n = self.num_fit
         probe.fit(features[:n], self.labels[:n])
         return float(probe.score(features[n:], self.labels[n:]))

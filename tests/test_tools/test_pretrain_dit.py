@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmaselect.diffusion import FrozenDiT
+from mmaselect.pretraining import probe_report
 from mmaselect.pretraining.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,6 +289,29 @@ def test_latents_of_a_vae(tool, data, tmp_path):
     assert images.shape == (2, 16, 16, 3)
     with Image.open(out / 'samples' / 'step_00000002.png') as grid:
         assert grid.size == (6 * 16, 3 * 16)
+
+
+def test_probe_report(tool, tmp_path, capsys):
+    """Classes that differ in brightness alone: what a random network sees, and the table shows."""
+    for split, seed in (('train', 0), ('test', 1)):
+        random = np.random.default_rng(seed)
+        for name, low in (('dark', 0), ('light', 128)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(12):
+                pixels = random.integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f'{i}.png')
+    argv = ['--data', f'{tmp_path}/train']
+    tool.main([*SMALL, *argv, '--out', str(tmp_path / 'out'), '--steps', '1'])
+    capsys.readouterr()
+    argv += ['--probe-data', f'{tmp_path}/test', '--device', 'cpu']
+    probe_report.main([str(tmp_path / 'out' / 'pipeline'), *argv, '--timesteps', '0', '999'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '| trained weights, block | t = 0 | t = 999 |'
+    assert lines[3].split(' | ')[1] == '100.0'  # block 1, clean
+    assert lines[5] == '| random weights, block | t = 0 | t = 25 | t = 100 |'
+    assert lines[-1] == 'Raw pixels: 100.0'
+    with pytest.raises(FileNotFoundError, match='give a pipeline/ or snapshot/'):
+        probe_report.main([str(tmp_path), *argv])
 
 
 BAD = {
