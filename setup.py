@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
     'torchmetrics>=1.0',
     'matplotlib',
     'numpy',
+    'packaging',
     'pillow',
     'rich',
 ]

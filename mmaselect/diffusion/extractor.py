@@ -19,7 +19,7 @@ from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import pad_to_multiple
 from mmaselect.diffusion.families.base import Family, Tap
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
-from mmaselect.diffusion.process import ForwardProcess, build_process
+from mmaselect.diffusion.process import ForwardProcess
 
 #: (block, feature), the key of a feature map.
 TapKey = tuple[int, str]
@@ -121,7 +121,7 @@ class FrozenDiT(nn.Module):
         family = source.family()
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
-        process = build_process(source.config('scheduler'))
+        process = family.build_process(source.config('scheduler'))
         prepared = family.prepare_condition(condition, source, dtype)
         transformer = source.transformer(family, max(resolved) + 1, dtype, **(load_kwargs or {}))
         codec = source.codec(dtype)

@@ -4,6 +4,7 @@
 # One import a line, so that adding a family is adding a line; each registers itself.
 import mmaselect.diffusion.families.auraflow
 import mmaselect.diffusion.families.chroma
+import mmaselect.diffusion.families.cogview4
 import mmaselect.diffusion.families.dit
 import mmaselect.diffusion.families.flux
 import mmaselect.diffusion.families.flux2

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.process import ForwardProcess, build_process
+
 if TYPE_CHECKING:
     from mmaselect.diffusion.loading import PipelineSource
 
@@ -120,6 +122,11 @@ class Family(ABC):
     def trim(self, transformer: nn.Module, num_blocks: int) -> None:
         """Drop what was built beyond the first ``num_blocks`` blocks and is never run."""
         return
+
+    # -- noising ----------------------------------------------------------------------------------
+    def build_process(self, scheduler_config: Mapping[str, Any]) -> ForwardProcess:
+        """Forward process: the scheduler's, unless the pipeline has a rule of its own."""
+        return build_process(scheduler_config)
 
     # -- conditioning -----------------------------------------------------------------------------
     @abstractmethod

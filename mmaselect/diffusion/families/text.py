@@ -147,8 +147,8 @@ class TextFamily(Family):
             raise RuntimeError(
                 f'pretrained={source.name!r}: the prompt {prompt!r} must be embedded once by '
                 f'{name}, and its parts {", ".join(encoders)} could not be loaded ({error}). '
-                f'Complete the download, or install what is missing (`pip install transformers '
-                f'sentencepiece protobuf`); later starts need neither'
+                f'Complete the download, or install what is missing '
+                f'(`pip install "mmaselect[text]"`); later starts need neither'
             ) from error
         with torch.no_grad():
             tensors = self.embed(pipeline, prompt, **options)

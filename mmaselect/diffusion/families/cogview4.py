@@ -1,0 +1,114 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""CogView4 (THUDM): one sequence of text and image with shared projections, rotary positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.pixels import image_size, pixel_condition
+from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.tokens import last_tokens, member
+from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess, NoiseLevel
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion.loading import PipelineSource
+
+
+class CogView4Process(FlowMatchingProcess):
+    """Its pipeline shifts by the square root of the number of tokens, and its time is not shifted.
+
+    The noisy latent is made with the shifted sigma, while the transformer is told the timestep
+    that this sigma came from.
+    """
+
+    def _shift_for(self, num_tokens: int | None) -> float:
+        if not self.dynamic:
+            return self.shift
+        if num_tokens is None:
+            return super()._shift_for(None)
+        shift = (num_tokens / self.base_tokens) ** 0.5 * self.max_shift + self.base_shift
+        return math.exp(shift) if self.exponential else shift
+
+    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
+        level = super().at(timestep, num_tokens)
+        return replace(level, model_time=float(level.timestep))
+
+
+@register_family
+class CogView4Family(TextFamily):
+    """``CogView4Transformer2DModel``: ``THUDM/CogView4-6B``.
+
+    The text comes first in the sequence that Q, K and V are projected from. Rotary positions are
+    stretched to any size.
+    """
+
+    transformer_class = 'CogView4Transformer2DModel'
+    title = 'CogView4'
+    pipeline_class = 'CogView4Pipeline'
+    features = FEATURES + POST_FEATURES
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.config['num_layers'])
+
+    @property
+    def width(self) -> int:
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+
+    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
+        return {'num_layers': num_blocks}
+
+    def build_process(self, scheduler_config: Mapping[str, Any]) -> ForwardProcess:
+        return CogView4Process(scheduler_config)
+
+    def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        states, _ = pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, device=torch.device('cpu')
+        )
+        return {'encoder_hidden_states': states}
+
+    def prepare_condition(
+        self, spec: Any, source: PipelineSource, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        return {**super().prepare_condition(spec, source, dtype), **pixel_condition(source)}
+
+    def run(
+        self,
+        transformer: nn.Module,
+        latent: Tensor,
+        model_time: Tensor,
+        condition: Mapping[str, Tensor],
+    ) -> None:
+        size = image_size(latent, condition)
+        transformer(
+            latent,
+            encoder_hidden_states=condition['encoder_hidden_states'],
+            timestep=model_time,
+            original_size=size,
+            target_size=size,
+            crop_coords=torch.zeros_like(size),
+        )
+
+    def block(self, transformer: nn.Module, index: int) -> nn.Module:
+        return transformer.transformer_blocks[index]
+
+    def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
+        block = self.block(transformer, index)
+        if feature in POST_FEATURES:
+            return Tap(block.attn1, last_tokens, operand=feature.removesuffix('_post'))
+        if feature in ('attention', 'output'):
+            # Both return (image, text).
+            return Tap(block if feature == 'output' else block.attn1, member(0))
+        module = {
+            'query': block.attn1.to_q,
+            'key': block.attn1.to_k,
+            'value': block.attn1.to_v,
+        }[feature]
+        return Tap(module, last_tokens)

@@ -1,0 +1,181 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CogView4Pipeline,
+    CogView4Transformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
+from harness import FamilyProof, FeatureProof, item, last_tokens
+from tiny_language import glm, glm_tokenizer
+from tiny_vae import kl_vae
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.families.cogview4 import CogView4Family, CogView4Process
+
+#: Name, config as on the model page, width, blocks, parameters in billions as published.
+PUBLISHED = [
+    (
+        'THUDM/CogView4-6B',
+        CogView4Transformer2DModel,
+        {
+            'sample_size': 128,
+            'patch_size': 2,
+            'in_channels': 16,
+            'out_channels': 16,
+            'num_layers': 28,
+            'attention_head_dim': 128,
+            'num_attention_heads': 32,
+            'text_embed_dim': 4096,
+            'time_embed_dim': 512,
+            'condition_dim': 256,
+            'pos_embed_max_size': 128,
+            'rope_axes_dim': (256, 256),
+        },
+        4096,
+        28,
+        6.0,
+    ),
+]
+
+#: Of THUDM/CogView4-6B.
+SCHEDULER = {
+    'base_shift': 0.25,
+    'max_shift': 0.75,
+    'base_image_seq_len': 256,
+    'use_dynamic_shifting': True,
+    'time_shift_type': 'linear',
+}
+
+TEXT = 8
+
+
+def stock_schedule(scheduler, num_tokens):
+    """All of the training steps, by what the pipeline does with the steps of a generation."""
+    config = scheduler.config
+    steps = np.linspace(config.num_train_timesteps, 1.0, config.num_train_timesteps)
+    steps = steps.astype(np.int64).astype(np.float32)
+    mu = calculate_shift(num_tokens, config.base_image_seq_len, config.base_shift, config.max_shift)
+    scheduler.set_timesteps(timesteps=steps, sigmas=steps / config.num_train_timesteps, mu=mu)
+    return scheduler
+
+
+class CogView4:
+    num_blocks = 4
+    stride = 16
+    sizes = ((128, 128), (64, 96), (96, 32))
+
+    def build(self, folder):
+        tokenizer = glm_tokenizer()
+        CogView4Pipeline(
+            tokenizer=tokenizer,
+            text_encoder=glm(tokenizer, TEXT),
+            vae=kl_vae(4, scale=1.0, shift=0.0, levels=4),
+            transformer=CogView4Transformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_layers=self.num_blocks,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                text_embed_dim=TEXT,
+                time_embed_dim=8,
+                condition_dim=8,
+                rope_axes_dim=(16, 16),
+                sample_size=8,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
+        ).save_pretrained(folder)
+
+    def stock_prompt(self, pipeline, batch):
+        """As guidance asks for the empty prompt."""
+        return pipeline.encode_prompt('a bird', num_images_per_prompt=batch)[1]
+
+    def stock_call(self, pipeline, noisy, model_time):
+        size = torch.tensor([[8.0 * side for side in noisy.shape[-2:]]]).repeat(len(noisy), 1)
+        pipeline.transformer(
+            hidden_states=noisy,
+            encoder_hidden_states=self.stock_prompt(pipeline, len(noisy)),
+            timestep=torch.tensor(float(self.timestep)).expand(len(noisy)),
+            original_size=size,
+            target_size=size,
+            crop_coords=torch.tensor([[0.0, 0.0]]).repeat(len(noisy), 1),
+            return_dict=False,
+        )
+
+    def points(self, block):
+        path = f'transformer_blocks.{block}'
+        return {
+            'query': (f'{path}.attn1.to_q', last_tokens),
+            'key': (f'{path}.attn1.to_k', last_tokens),
+            'value': (f'{path}.attn1.to_v', last_tokens),
+            'attention': (f'{path}.attn1', item(0)),
+            'output': (path, item(0)),
+        }
+
+    def stock_post(self, pipeline, noisy, model_time, block):
+        attention = pipeline.transformer.transformer_blocks[block].attn1
+        operands = []
+        # Copied at once: the rotary embedding is written into the same memory.
+        handles = [
+            norm.register_forward_hook(lambda module, args, output: operands.append(output.clone()))
+            for norm in (attention.norm_q, attention.norm_k)
+        ]
+        self.stock_call(pipeline, noisy, model_time)
+        for handle in handles:
+            handle.remove()
+        rotary = pipeline.transformer.rope(noisy)
+        query, key = (
+            apply_rotary_emb(x[:, :, -len(rotary[0]) :], rotary, use_real_unbind_dim=-2)
+            for x in operands
+        )
+        return {
+            'query_post': query.transpose(1, 2).flatten(2),
+            'key_post': key.transpose(1, 2).flatten(2),
+        }
+
+    def stock_noise(self, pipeline, latent, noise, num_tokens):
+        scheduler = stock_schedule(pipeline.scheduler, num_tokens)
+        time = scheduler.timesteps[1000 - self.timestep]
+        return scheduler.scale_noise(latent, time[None], noise), time.item()
+
+
+class TestCogView4(CogView4, FamilyProof):
+    pass
+
+
+class TestCogView4WithAPrompt(CogView4, FeatureProof):
+    condition = 'a red bird on a branch'
+
+    def stock_prompt(self, pipeline, batch):
+        return pipeline.encode_prompt(
+            self.condition, do_classifier_free_guidance=False, num_images_per_prompt=batch
+        )[0]
+
+
+@pytest.mark.parametrize('num_tokens', [256, 1024, 4096])
+def test_noise_levels_are_those_of_the_pipeline(num_tokens):
+    scheduler = stock_schedule(FlowMatchEulerDiscreteScheduler(**SCHEDULER), num_tokens)
+    process = CogView4Process({'num_train_timesteps': 1000, **SCHEDULER})
+    for timestep in (1, 50, 300, 999):
+        level = process.at(timestep, num_tokens)
+        assert level.sigma == pytest.approx(scheduler.sigmas[1000 - timestep].item(), rel=1e-5)
+        assert level.model_time == scheduler.timesteps[1000 - timestep].item() == timestep
+
+
+def test_its_process_is_used(tmp_path):
+    TestCogView4().build(tmp_path)
+    assert isinstance(FrozenDiT.from_pretrained(tmp_path).process, CogView4Process)
+
+
+def test_published_size():
+    """The page says 6B, and no digit more."""
+    _, cls, config, width, blocks, billions = PUBLISHED[0]
+    with torch.device('meta'):
+        transformer = cls(**config)
+    family = CogView4Family(dict(transformer.config))
+    assert (family.width, family.num_blocks, family.default_block) == (width, blocks, 14)
+    assert round(sum(p.numel() for p in transformer.parameters()) / 1e9) == billions
+    assert len(transformer.transformer_blocks) == blocks
