@@ -150,13 +150,13 @@ def read_probe(study: Study, folder: str | Path, timesteps: list[int]) -> ProbeT
     check_same_model(study.settings(), read_settings(folder))
     steps = [step for step in read_steps(folder) if step['timestep'] in timesteps]
     missing = sorted(set(timesteps) - {step['timestep'] for step in steps})
+    advice = 'give probe_timesteps.py and this tool the same --timesteps, --blocks and --features'
+    if missing:
+        raise ValueError(f'--probe {str(folder)!r} lacks timesteps {missing}: {advice}')
     table = ProbeTable.from_steps(steps)
     absent = [tap for tap in study.dit.keys if tap not in table.curves]
-    if missing or absent:
-        raise ValueError(
-            f'--probe {str(folder)!r} lacks timesteps {missing}, blocks and features {absent}: '
-            f'give probe_timesteps.py and this tool the same --timesteps, --blocks and --features'
-        )
+    if absent:
+        raise ValueError(f'--probe {str(folder)!r} lacks blocks and features {absent}: {advice}')
     return table
 
 

@@ -1,0 +1,104 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""``tools/leaderboard.py`` as a user calls it."""
+
+import csv
+import importlib.util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(path):
+    """A script, imported without running it."""
+    spec = importlib.util.spec_from_file_location(f'loaded_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def leaderboard(*arguments):
+    load(ROOT / 'tools' / 'leaderboard.py').main([str(argument) for argument in arguments])
+
+
+def rows_of(path):
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def trained(tiny_dit, tmp_path):
+    """The work directory of a training on one seed, and a copy that claims to be of another."""
+    tiny_configs = load(ROOT / 'tests' / 'test_analysis' / 'tiny_configs.py')
+    config = tiny_configs.write_classification(tmp_path, tiny_dit)
+    first, second = tmp_path / 's0', tmp_path / 's1'
+    options = ['--cfg-options', 'randomness.seed=0']
+    load(ROOT / 'tools' / 'train.py').main([str(config), '--work-dir', str(first), *options])
+    shutil.copytree(first, second)
+    path = second / 'tiny_cls.py'
+    text = path.read_text()
+    assert 'seed=0' in text
+    path.write_text(text.replace('seed=0', 'seed=1'))
+    return first, second
+
+
+def test_tests_once_groups_seeds_and_tells_failures(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    first, second = trained
+    broken = tmp_path / 'broken.pth'
+    broken.write_bytes(b'no checkpoint')
+    out = tmp_path / 'board'
+    with pytest.raises(SystemExit, match='these tests failed') as failed:
+        leaderboard(*trained, '--pair', first / 'tiny_cls.py', broken, '--out', out)
+    assert 'broken.pth' in str(failed.value)
+
+    (row,) = rows_of(out / 'leaderboard.csv')
+    (log,) = first.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (logged,) = (line['accuracy/top1'] for line in lines if 'accuracy/top1' in line)
+    assert float(row['mean']) == pytest.approx(logged, abs=0.01)
+    assert (row['runs'], float(row['deviation'])) == ('2', 0)
+    assert (row['data set'], row['head'], row['block']) == ('CustomDataset', 'LinearClsHead', '1')
+    selection = json.loads((first / 'selection.json').read_text())
+    assert row['timestep'] == str(selection['timestep'])
+    assert float(row['selection (evaluations)']) == 3 * 8 * 2
+    assert float(row['trained (M)']) == pytest.approx(51 / 1e6, abs=1e-3), 'a layer 16 -> 3'
+    assert float(row['total (M)']) > 0.01
+    assert int(row['testing (MB)']) > 50
+    assert (out / 'leaderboard.md').read_text().count('\n') == 3
+
+    monkeypatch.setattr(
+        subprocess, 'run', lambda *args, **kwargs: pytest.fail('tested a second time')
+    )
+    leaderboard(second, '--out', out)
+    (row,) = rows_of(out / 'leaderboard.csv')
+    assert (row['runs'], row['deviation']) == ('1', '')
+
+
+def test_help_teaches_with_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        leaderboard('--help')
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.count('python tools/leaderboard.py') >= 3
+    assert '--worker' not in text
+
+
+def test_nothing_to_do(capsys):
+    with pytest.raises(SystemExit):
+        leaderboard('--out', 'x')
+    assert 'name work directories, or --pair' in capsys.readouterr().err
+
+
+def test_options_are_handed_on_as_typed():
+    raw = load(ROOT / 'tools' / 'leaderboard.py').raw_options
+    assert raw(['a', '--cfg-options', 'x.y="[1, 2]"', 'b=c', '--out', 'd']) == [
+        'x.y="[1, 2]"',
+        'b=c',
+    ]
+    assert raw(['a']) == []

@@ -1,0 +1,266 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""One table of trained models: tests those that were not tested yet, and sets the paper's numbers
+beside ours where the data set is the paper's.
+
+A row is a setting: data set, model, block, feature, timestep, the metric's mean and standard
+deviation over runs (configs that differ in nothing but seed and folder), trained parameters,
+what the selection cost, and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.table import Table
+
+# First of all: it checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.utils.cli import build_runner, get_toolbox, load_config, set_dataloaders
+
+from mmaselect.analysis.leaderboard import (  # isort: skip
+    PRIMARY_METRICS,
+    Run,
+    check_run,
+    dataset_name,
+    find_run,
+    group_runs,
+    result_key,
+    selection_cost,
+    setting_of,
+    training_memory,
+)
+from mmaselect.analysis.store import write_json
+from mmaselect.analysis.study import progress_bar
+from mmaselect.analysis.tables import markdown_table, write_csv
+from mmaselect.selection.result import write_atomically
+
+EXAMPLES = """
+examples:
+  # all runs of a folder; those that were tested before are not tested again
+  python tools/leaderboard.py work_dirs/*/
+
+  # three seeds of one setting become one row, with mean and deviation
+  for seed in 0 1 2; do
+    python tools/train.py CONFIG --work-dir work_dirs/s$seed --cfg-options randomness.seed=$seed
+  done
+  python tools/leaderboard.py work_dirs/s0 work_dirs/s1 work_dirs/s2
+
+  # a config and a checkpoint that lie elsewhere; the data are elsewhere, too
+  python tools/leaderboard.py --pair CONFIG CHECKPOINT --pair CONFIG CHECKPOINT \\
+      --cfg-options test_dataloader.dataset.data_root=/data/ade
+
+writes, into --out:
+  leaderboard.md, leaderboard.csv    the table
+  results/                           what each test gave: a second start reads these
+"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'work_dirs', nargs='*', help='work directories of trainings: config and checkpoint in one'
+    )
+    parser.add_argument(
+        '--pair',
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='a config and a checkpoint; may be given several times',
+    )
+    parser.add_argument(
+        '--checkpoint',
+        choices=['best', 'last'],
+        default='best',
+        help='of a work directory: the one that validated best, if the training kept it, or the '
+        'last one; default: best',
+    )
+    parser.add_argument(
+        '--out', default='work_dirs/leaderboard', help='default: work_dirs/leaderboard'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of all configs',
+    )
+    # One process for each test: its memory is then its own, and so are a toolbox's registries.
+    parser.add_argument('--worker', metavar='JSON', help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if not args.work_dirs and not args.pair:
+        parser.error('name work directories, or --pair CONFIG CHECKPOINT')
+    return args
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What a row says of the model, from its config."""
+    backbone = config.model.backbone
+    head = config.model.get('head') or config.model.get('decode_head')
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    name = str(backbone.get('pretrained') or backbone.type)
+    if Path(name).is_dir():
+        name = Path(name).name
+    return dict(
+        dataset=dataset_name(config),
+        model=name,
+        head=str(head.type).rpartition('.')[2],
+        feature=backbone.get('feature'),
+    )
+
+
+def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
+    """Test a checkpoint in this process.
+
+    Returns:
+        Metrics, and what is known of the built model.
+    """
+    import torch
+
+    from mmaselect.models import ASelecTDiT
+
+    toolbox = get_toolbox(config)
+    config.work_dir = str(work_dir)
+    config.load_from = str(run.checkpoint)
+    config.resume = False
+    config.launcher = 'none'
+    set_dataloaders(config, toolbox, ('test_dataloader',))
+    runner = build_runner(config)
+    start = time.perf_counter()
+    metrics = {key: float(value) for key, value in runner.test().items()}
+    seconds = time.perf_counter() - start
+    trained = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in runner.model.parameters())
+    block = timestep = None
+    for module in runner.model.modules():
+        if isinstance(module, ASelecTDiT):
+            total += sum(p.numel() for p in module.dit.parameters())
+            block = ', '.join(map(str, dict.fromkeys(module.blocks)))
+            timestep = module.timestep
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        # In kilobytes on Linux, in bytes on macOS.
+        scale = 2**20 if sys.platform == 'darwin' else 2**10
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    return dict(
+        metrics=metrics,
+        metric=PRIMARY_METRICS[toolbox],
+        block=block,
+        timestep=timestep,
+        trained=trained,
+        total=total,
+        test_memory=round(memory),
+        test_seconds=round(seconds, 2),
+    )
+
+
+def test_in_process(run: Run, args: argparse.Namespace, path: Path) -> str | None:
+    """Test in a process of its own; None, or the end of its output if it failed."""
+    command = [sys.executable, __file__, '--pair', str(run.config), str(run.checkpoint)]
+    command += ['--out', args.out, '--worker', str(path)]
+    if args.cfg_options:
+        command += ['--cfg-options', *args.raw_options]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return None if done.returncode == 0 and path.is_file() else done.stdout[-3000:]
+
+
+def collect(args: argparse.Namespace) -> list[Run]:
+    """The runs that the command line names."""
+    runs = [find_run(work_dir, args.checkpoint) for work_dir in args.work_dirs]
+    for config, checkpoint in args.pair:
+        runs.append(
+            check_run(Run(Path(config), Path(checkpoint), Path(checkpoint).resolve().parent))
+        )
+    return runs
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """The table's first columns on the terminal."""
+    columns = ('data set', 'model', 'head', 'block', 'feature', 'timestep')
+    numbers = ('mean', 'deviation', 'runs', 'paper')
+    table = Table(title='leaderboard')
+    for column in (*columns, *numbers):
+        table.add_column(column, justify='right' if column in numbers else 'left')
+    for row in rows:
+        cells = (row.get(column) for column in (*columns, *numbers))
+        table.add_row(*('-' if cell is None else str(cell) for cell in cells))
+    Console().print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Test what is missing, tabulate.
+
+    Raises:
+        SystemExit: With 1 if a test failed; the table then lacks it.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse_args(argv)
+    args.raw_options = raw_options(argv)
+    out = Path(args.out)
+    runs = collect(args)
+    if args.worker:
+        (run,) = runs
+        config = load_config(run.config, args.cfg_options)
+        write_json(args.worker, test_one(run, config, out / 'tests' / Path(args.worker).stem))
+        return
+
+    results, failures = [], []
+    with progress_bar('models') as bar:
+        task = bar.add_task('testing', total=len(runs))
+        for run in runs:
+            config = load_config(run.config, args.cfg_options)
+            get_toolbox(config)
+            path = out / 'results' / f'{result_key(run, config)}.json'
+            failure = None if path.is_file() else test_in_process(run, args, path)
+            if failure is not None:
+                failures.append(f'{run.checkpoint}:\n{failure}')
+            else:
+                found = json.loads(path.read_text(encoding='utf-8'))
+                results.append(
+                    dict(
+                        setting=setting_of(config),
+                        **describe(config),
+                        **selection_cost(run.work_dir),
+                        train_memory=training_memory(run.work_dir),
+                        value=found['metrics'][found['metric']],
+                        **found,
+                    )
+                )
+            bar.advance(task)
+    if results:
+        rows = group_runs(results)
+        write_csv(out / 'leaderboard.csv', rows)
+        write_atomically(out / 'leaderboard.md', markdown_table(rows))
+        report(rows)
+        print(out / 'leaderboard.md')
+    if failures:
+        raise SystemExit('\n\n'.join(['these tests failed:', *failures]))
+
+
+def raw_options(argv: list[str]) -> list[str]:
+    """``--cfg-options`` as they were typed, to hand on."""
+    if '--cfg-options' not in argv:
+        return []
+    rest = argv[argv.index('--cfg-options') + 1 :]
+    end = next((i for i, word in enumerate(rest) if word.startswith('--')), len(rest))
+    return rest[:end]
+
+
+if __name__ == '__main__':
+    main()
