@@ -132,6 +132,29 @@ def test_criteria_are_joined_with_the_probe(classification, probed, tmp_path):
     check_figure(tmp_path, 'criteria_study')
 
 
+def test_studies_are_put_together(classification, probed, tmp_path):
+    flags = ('--probe', probed, '--only', 'HFR channels 0.15')
+    tool('criteria_study', classification, *flags, '--out', tmp_path / 'a', '--case', 'first')
+    more = ('--blocks', '4', '--also', tmp_path / 'a')
+    tool('criteria_study', classification, *flags, *more, '--out', tmp_path / 'b')
+    both = rows_of(tmp_path / 'b' / 'criteria_study.csv')
+    single = rows_of(tmp_path / 'a' / 'criteria_study.csv')
+    assert [row for row in both if row['case'] == 'first'] == single
+    (line,) = [
+        line
+        for line in (tmp_path / 'b' / 'criteria_study.md').read_text().splitlines()
+        if 'HFR channels 0.15 per-channel power |' in line and 'cross' not in line
+    ]
+    worst = max(float(row['regret']) for row in both
+                if row['criterion'] == 'HFR channels 0.15 per-channel power')  # fmt: skip
+    assert float(line.split('|')[3]) == pytest.approx(worst, abs=0.01)
+    assert line.split('|')[6].strip().endswith('/6')
+    with pytest.raises(ValueError, match=r"named \['first'\] is there already"):
+        tool('criteria_study', classification, *flags, '--case', 'first', '--also', tmp_path / 'a')
+    with pytest.raises(FileNotFoundError, match='no finished study is there'):
+        tool('criteria_study', classification, *flags, '--also', tmp_path)
+
+
 def test_criteria_study_of_another_model_is_refused(classification, probed, tmp_path):
     flags = ('--probe', probed, '--out', tmp_path, '--image-size', '64')
     with pytest.raises(ValueError, match='image_size=32, but this command has 64'):

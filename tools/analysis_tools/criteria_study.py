@@ -11,6 +11,7 @@ block and feature.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ examples:
   # first the accuracies, then the definitions at the same timesteps, blocks and features
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:600:25 --out work_dirs/probe
   python tools/analysis_tools/criteria_study.py CONFIG --probe work_dirs/probe
+
+  # one table over two data sets: which definition is right on both?
+  python tools/analysis_tools/criteria_study.py CONFIG_B --probe work_dirs/probe_b \
+      --also work_dirs/probe/criteria
 
   # all combinations of options (many more), of the cross spectrum over the token grid only
   python tools/analysis_tools/criteria_study.py CONFIG --probe work_dirs/probe --full \\
@@ -78,6 +83,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='one more criterion: type=NAME and its arguments; may be given several times',
     )
+    parser.add_argument(
+        '--also',
+        nargs='+',
+        default=[],
+        metavar='FOLDER',
+        help='other studies (their --out): the table is then over all of them',
+    )
+    parser.add_argument('--case', help='name of this study in tables; default: that of the config')
     return parser.parse_args(argv)
 
 
@@ -97,26 +110,58 @@ def parse_added(added: list[list[str]]) -> list[dict[str, Any]]:
     return configs
 
 
-def summarize(
-    table: ProbeTable, steps: list[dict[str, Any]], names: list[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row for each definition (best first), and one for each definition, block and feature."""
-    details, overall = [], []
+def join(
+    case: str, table: ProbeTable, steps: list[dict[str, Any]], names: list[str]
+) -> list[dict[str, Any]]:
+    """A row for each definition, block and feature: pick, regret, rank correlation."""
+    details = []
     for name in names:
-        found = []
         for tap in table.curves:
             scores = scores_over(steps, name, tap)
-            if all(score is None for score in scores):
-                continue
-            agreement = table.agreement(tap, scores)
-            found.append(agreement)
-            details.append(
-                dict(criterion=name, block=tap[0], feature=tap[1], **agreement.to_dict())
+            if any(score is not None for score in scores):
+                found = table.agreement(tap, scores).to_dict()
+                details.append(
+                    dict(case=case, criterion=name, block=tap[0], feature=tap[1], **found)
+                )
+    return details
+
+
+def read_others(folders: list[str], case: str) -> list[dict[str, Any]]:
+    """Details of other studies.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished study.
+        ValueError: If two studies have one name.
+    """
+    details, cases = [], {case}
+    for folder in folders:
+        path = Path(folder) / 'summary.json'
+        if not path.is_file():
+            raise FileNotFoundError(f'--also {folder!r}: no finished study is there ({path})')
+        rows = json.loads(path.read_text(encoding='utf-8'))['details']
+        mine = {row['case'] for row in rows}
+        if mine & cases:
+            raise ValueError(
+                f'--also {folder!r}: a study named {sorted(mine & cases)} is there already; name '
+                f'each with --case'
             )
-        if not found:
-            continue
-        regrets = [agreement.regret for agreement in found]
-        rhos = [agreement.spearman for agreement in found if agreement.spearman is not None]
+        cases |= mine
+        details += rows
+    return details
+
+
+def summarize(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each definition over all cases, blocks and features; the best first.
+
+    A definition that is undefined somewhere comes after those that are defined everywhere.
+    """
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in details:
+        by_name.setdefault(row['criterion'], []).append(row)
+    overall = []
+    for name, rows in by_name.items():
+        regrets = [row['regret'] for row in rows]
+        rhos = [row['spearman'] for row in rows if row['spearman'] is not None]
         overall.append(
             {
                 'criterion': name,
@@ -124,40 +169,45 @@ def summarize(
                 'worst regret': round(max(regrets), 2),
                 'mean rho': round(float(np.mean(rhos)), 3) if rhos else None,
                 'worst rho': round(min(rhos), 3) if rhos else None,
-                'within interval': f'{sum(a.within for a in found)}/{len(found)}',
-                'picks': ' '.join(str(agreement.pick) for agreement in found),
+                'within interval': f'{sum(row["within"] for row in rows)}/{len(rows)}',
+                'picks': ' '.join(str(row['pick']) for row in rows),
             }
         )
-    overall.sort(key=lambda row: (row['worst regret'], row['mean regret']))
-    return overall, details
+    count = {name: len(rows) for name, rows in by_name.items()}
+    overall.sort(
+        key=lambda row: (-count[row['criterion']], row['worst regret'], row['mean regret'])
+    )
+    return overall
 
 
 @styled
-def draw(
-    table: ProbeTable, overall: list[dict[str, Any]], details: list[dict[str, Any]], stem: Path
-) -> None:
-    """Regret of each definition in each block and feature, best definition on top."""
+def draw(overall: list[dict[str, Any]], details: list[dict[str, Any]], stem: Path) -> None:
+    """Regret of each definition in each case, block and feature, best definition on top."""
     names = [row['criterion'] for row in overall]
-    taps = list(table.curves)
-    regrets = np.full((len(names), len(taps)), np.nan)
+    places = list(dict.fromkeys((row['case'], row['feature'], row['block']) for row in details))
+    regrets = np.full((len(names), len(places)), np.nan)
     for row in details:
-        regrets[names.index(row['criterion']), taps.index((row['block'], row['feature']))] = row[
-            'regret'
-        ]
-    figure, axes = make_figure(width=4.6 + 0.35 * len(taps), height=0.9 + 0.13 * max(len(names), 8))
+        place = places.index((row['case'], row['feature'], row['block']))
+        regrets[names.index(row['criterion']), place] = row['regret']
+    figure, axes = make_figure(
+        width=4.6 + 0.35 * len(places), height=0.9 + 0.13 * max(len(names), 8)
+    )
     axis = axes[0, 0]
     image = axis.imshow(regrets, aspect='auto', cmap='magma_r', vmin=0)
     axis.set_yticks(range(len(names)), names, fontsize=5)
-    axis.set_xticks(range(len(taps)), [f'{feature[0].upper()}{block}' for block, feature in taps])
-    axis.set_xlabel('feature and block')
-    figure.colorbar(image, ax=axis, label=f'regret (points of {table.metric})', shrink=0.6)
+    several = len({place[0] for place in places}) > 1
+    labels = [
+        f'{feature} {block}' + (f', {case}' if several else '') for case, feature, block in places
+    ]
+    axis.set_xticks(range(len(places)), labels, rotation=90)
+    figure.colorbar(image, ax=axis, label='regret (points)', shrink=0.6)
     save_all(figure, stem)
 
 
-def report(table: ProbeTable, overall: list[dict[str, Any]], rows: int = 25) -> None:
+def report(overall: list[dict[str, Any]], rows: int = 25) -> None:
     """The best definitions, on the terminal; all of them are in the Markdown table."""
     console = Console()
-    shown = Table(title=f'{len(overall)} definitions, {table.metric}; best {rows}')
+    shown = Table(title=f'the best of {len(overall)} definitions')
     columns = ('mean regret', 'worst regret', 'mean rho')
     shown.add_column('criterion', no_wrap=True)
     for column in columns:
@@ -171,6 +221,8 @@ def report(table: ProbeTable, overall: list[dict[str, Any]], rows: int = 25) -> 
 def main(argv: list[str] | None = None) -> None:
     """Score, join, write, report."""
     args = parse_args(argv)
+    case = args.case or Path(args.config).stem
+    others = read_others(args.also, case)
     probe_settings = read_settings(args.probe)
     probe = ProbeTable.from_steps(read_steps(args.probe))
     args.blocks = args.blocks or [str(block) for block in probe_settings['blocks']]
@@ -206,13 +258,15 @@ def main(argv: list[str] | None = None) -> None:
     kept = ProbeTable(
         probe.metric, probe.timesteps, {tap: probe.curves[tap] for tap in study.dit.keys}
     )
-    overall, details = summarize(kept, steps, names)
+    mine = join(case, kept, steps, names)
+    details = mine + others
+    overall = summarize(details)
     write_csv(study.out / 'criteria_study.csv', details)
     write_csv(study.out / 'scores.csv', scores_table(steps))
-    write_json(study.out / 'summary.json', dict(overall=overall, details=details))
+    write_json(study.out / 'summary.json', dict(overall=overall, details=mine))
     write_atomically(study.out / 'criteria_study.md', markdown_table(overall))
-    draw(kept, overall, details, study.out / 'criteria_study')
-    report(kept, overall)
+    draw(overall, details, study.out / 'criteria_study')
+    report(overall)
     print(study.out)
 
 

@@ -125,7 +125,7 @@ def analyze(study: Study, args: argparse.Namespace, latent: torch.Tensor, step: 
 def draw(image: np.ndarray, rows: list[dict[str, Any]], stem: Path) -> None:
     """One image, block and feature: a row for each timestep."""
     figure, axes = make_figure(len(rows), 4, width=1.3, height=1.35)
-    for line, row in zip(axes, rows, strict=True):
+    for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         panels = [image, *(np.array(row[key], np.uint8) for key in ('feature_map', 'low', 'high'))]
         titles = ('image', row['feature'], 'low', f'high ({100 * row["high_share"]:.0f} %)')
         for axis, panel, title in zip(line, panels, titles, strict=True):
@@ -134,6 +134,10 @@ def draw(image: np.ndarray, rows: list[dict[str, Any]], stem: Path) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
+        if number:
+            # Once is enough.
+            line[0].images[0].set_visible(False)
+            line[0].set_title('')
         line[0].set_ylabel(f't = {row["timestep"]}\nsigma {row["noise_level"]:.2f}')
     save_all(figure, stem)
 
