@@ -24,6 +24,7 @@ Written to --out:
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -245,11 +246,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_processes(args: argparse.Namespace, accelerator: Accelerator) -> None:
-    """Refuse a batch that the processes cannot share, and a precision that the device lacks.
+    """Refuse processes that do not join, a batch they cannot share, a precision they lack.
 
     Raises:
         ValueError: If so.
     """
+    started = int(os.environ.get('WORLD_SIZE', 1))
+    if started != accelerator.num_processes:
+        # Otherwise each would train the whole run by itself, in the same folder.
+        raise ValueError(
+            f'{started} processes were started, and accelerate joins {accelerator.num_processes}: '
+            'with GPUs, use "accelerate launch --num_processes N"; without, '
+            '"ACCELERATE_USE_CPU=true torchrun --nproc_per_node N"'
+        )
     parts = accelerator.num_processes * args.accumulate
     if args.batch % parts:
         raise ValueError(

@@ -61,7 +61,7 @@ def report(
         device: Where to run.
 
     Returns:
-        dict: ``pixels`` (best accuracy over four penalties), and ``trained`` and ``random``, tables keyed
+        dict: ``pixels`` (best of four penalties), and the tables ``trained`` and ``random``, keyed
         ``'block@timestep'``.
     """
     vae = load_vae(pipeline).to(device) if (pipeline / 'vae').is_dir() else None

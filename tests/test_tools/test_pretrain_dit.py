@@ -16,6 +16,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
@@ -345,6 +346,16 @@ def test_bad_input_is_told_in_one_line(tool, tmp_path, flags, message):
     with pytest.raises(SystemExit, match=message):
         tool.main([*argv, '--steps', '1'])
     assert not (tmp_path / 'out' / 'states').exists()
+
+
+def test_processes_that_did_not_join_are_refused(tool, monkeypatch):
+    """Each would train the whole run by itself, in the same folder."""
+    args = tool.parse_args([*SMALL, '--data', 'x', '--out', 'y'])
+    accelerator = Accelerator()
+    tool.check_processes(args, accelerator)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='2 processes were started, and accelerate joins 1'):
+        tool.check_processes(args, accelerator)
 
 
 def test_a_run_is_not_overwritten_nor_continued_with_another_network(tool, data, tmp_path):
