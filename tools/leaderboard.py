@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -153,6 +152,8 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
+        import resource  # not on Windows
+
         # In kilobytes on Linux, in bytes on macOS.
         scale = 2**20 if sys.platform == 'darwin' else 2**10
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

@@ -61,7 +61,9 @@ class EncodedImages:
         self._batches: list[tuple[Tensor, Tensor, list[int]]] = []
         for batch in images.batches(batch_size):
             latent = dit.encode(batch.images.to(dit.device)).cpu()
-            self._batches.append((latent, batch.labels, batch.indices))
+            # Label maps as bytes: in int64 they would outweigh the latents.
+            labels = batch.labels if batch.labels.ndim == 1 else batch.labels.byte()
+            self._batches.append((latent, labels, batch.indices))
             if on_batch:
                 on_batch(len(batch.indices))
 
@@ -70,8 +72,8 @@ class EncodedImages:
 
     @property
     def labels(self) -> Tensor:
-        """Labels of all images: (N,), or (N, H, W)."""
-        return torch.cat([labels for _, labels, _ in self._batches])
+        """Labels of all images: (N,), or (N, H, W), int64."""
+        return torch.cat([labels for _, labels, _ in self._batches]).long()
 
     @property
     def num_tokens(self) -> int:
@@ -93,4 +95,4 @@ class EncodedImages:
                 seeds = [noise_seed(self.seed, self.first + i, draw) for i in positions]
                 noise = draw_noise(tuple(latent.shape[1:]), seeds, latent.device)
                 maps.append(self.dit.features(latent, timestep, noise))
-            yield FeatureBatch(maps, labels, positions)
+            yield FeatureBatch(maps, labels.long(), positions)

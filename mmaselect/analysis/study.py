@@ -105,7 +105,9 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     """What tools take that fit probes."""
     parser.add_argument(
-        '--num-train', type=int, help='training images of the probes; default: all of them'
+        '--num-train',
+        type=int,
+        help='training images of the probes, kept in memory as latents; default: all',
     )
     parser.add_argument(
         '--num-test', type=int, help='images that probes are measured on; default: all of them'

@@ -11,13 +11,13 @@ block and feature.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
@@ -94,6 +94,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def literal(text: str) -> Any:
+    """A number, a bool, None, a list; or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def parse_added(added: list[list[str]]) -> list[dict[str, Any]]:
     """``--add type=NAME key=value`` as configs.
 
@@ -103,7 +111,7 @@ def parse_added(added: list[list[str]]) -> list[dict[str, Any]]:
     configs = []
     for entry in added:
         pairs = [item.partition('=') for item in entry]
-        config = {key: DictAction._parse_iterable(value) for key, mark, value in pairs if mark}
+        config = {key: literal(value) for key, mark, value in pairs if mark}
         if len(config) != len(entry) or 'type' not in config:
             raise ValueError(f'--add takes type=NAME and KEY=VALUE, got {entry}')
         configs.append(config)
