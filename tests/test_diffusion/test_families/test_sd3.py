@@ -138,6 +138,36 @@ def test_prompt_and_t5_matter(tmp_path):
     assert not any(torch.equal(a, b) for i, a in enumerate(seen[:3]) for b in seen[:i])
 
 
+@pytest.mark.parametrize(
+    'load_kwargs', [{'device_map': {'': 'cpu'}}, {'low_cpu_mem_usage': False}], ids=str
+)
+def test_other_ways_of_loading_read_the_same(tmp_path, load_kwargs):
+    """The block that was built too many is gone before a device map or a weight sees it."""
+    save_sd3(tmp_path)
+    noise = torch.randn(1, 16, 8, 8)
+    plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)
+    other = FrozenDiT.from_pretrained(tmp_path, blocks=2, load_kwargs=load_kwargs)
+    assert type(other.transformer) is diffusers.SD3Transformer2DModel
+    assert len(other.transformer.transformer_blocks) == 3
+    expected = plain.features(noise, 300, noise)[2, 'query']
+    assert torch.equal(other.features(noise, 300, noise)[2, 'query'], expected)
+
+
+def test_quantised_weights(tmp_path):
+    quantization = pytest.importorskip('torchao.quantization', reason='torchao quantises on a CPU')
+    save_sd3(tmp_path)
+    noise = torch.randn(1, 16, 8, 8)
+    plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)
+    config = diffusers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    quantised = FrozenDiT.from_pretrained(
+        tmp_path, blocks=2, load_kwargs={'quantization_config': config}
+    )
+    assert 'Int8' in type(quantised.transformer.transformer_blocks[0].attn.to_q.weight).__name__
+    expected = plain.features(noise, 300, noise)[2, 'query']
+    error = (quantised.features(noise, 300, noise)[2, 'query'] - expected).norm() / expected.norm()
+    assert 0 < error < 0.05
+
+
 @pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
 def test_published_sizes(model):
     # 0.23 of SD3.5-medium's 2.5 billion are its position table.
