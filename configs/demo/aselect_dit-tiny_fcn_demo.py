@@ -19,7 +19,7 @@ model = dict(
     backbone=dict(
         type='mmaselect.ASelecTDiT',
         pretrained='mmaselect://dit_cifar10',
-        blocks=[2],
+        blocks=[3],
         feature='query',
         timestep='auto',
         # The collages are in memory, as BGR, which is what MMSegmentation's images are.

@@ -7,7 +7,7 @@ model = dict(
         type='mmaselect.ASelecTDiT',
         pretrained='mmaselect://dit_cifar10',
         # Of six; nothing deeper is loaded.
-        blocks=[2],
+        blocks=[3],
         feature='query',
         timestep='auto',
         # The same as the data_preprocessor's, so that the model's own [-1, 1] is restored.

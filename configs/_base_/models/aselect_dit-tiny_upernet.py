@@ -22,8 +22,8 @@ model = dict(
         input_mean=[127.5, 127.5, 127.5],
         input_std=[127.5, 127.5, 127.5],
     ),
-    # All four maps have one size, stride 4; the neck makes the strides 1, 2, 4 and 8 of them.
-    neck=dict(type='Feature2Pyramid', embed_dim=224, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
+    # All four maps have one size, stride 4; the neck makes the strides 2, 4, 8 and 16 of them.
+    neck=dict(type='Feature2Pyramid', embed_dim=224, rescales=[2, 1, 0.5, 0.25], norm_cfg=norm_cfg),
     decode_head=dict(
         type='UPerHead',
         in_channels=[224, 224, 224, 224],
