@@ -2,6 +2,7 @@
 import diffusers
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.embeddings import apply_rotary_emb
 from harness import FamilyProof, FeatureProof, item, last_tokens, recorded
 from published import check_published
@@ -132,6 +133,15 @@ class TestFluxDev(Flux, FamilyProof):
     def test_a_condition_of_the_wrong_type_is_refused(self, load, condition):
         with pytest.raises(TypeError, match=r'does not fit FLUX\.1'):
             load(condition=condition)
+
+    def test_post_features_need_the_native_attention(self, load):
+        """The message says so; the features that hooks read stay as they are."""
+        dit = load(blocks=1, features=('query', 'query_post'))
+        latent, noise, *_ = self.noisy(dit, self.sizes[0])
+        dit.features(latent, self.timestep, noise)
+        wanted = r"never produced \[\(1, 'query_post'\)\].*native"
+        with attention_backend('flex'), pytest.raises(RuntimeError, match=wanted):
+            dit.features(latent, self.timestep, noise)
 
 
 class TestFluxSchnell(Flux, FeatureProof):
