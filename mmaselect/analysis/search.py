@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mmaselect.analysis.data import IGNORE_INDEX
 from mmaselect.analysis.features import EncodedImages
-from mmaselect.analysis.probe import LinearProbe, ProbeOptions, fit_probe
+from mmaselect.analysis.probe import PROBE_VERSION, LinearProbe, ProbeOptions, fit_probe
 from mmaselect.analysis.stats import wilson_interval
 from mmaselect.analysis.study import Study
 from mmaselect.diffusion import TapKey
@@ -322,6 +322,7 @@ class SearchPlan:
             train=self.train.identity(),
             test=self.test.identity(),
             probe=asdict(self.options),
+            probe_version=PROBE_VERSION,
         )
 
     def encode(self) -> tuple[Search, float]:

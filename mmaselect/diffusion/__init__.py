@@ -3,7 +3,7 @@
 
 from mmaselect.diffusion.extractor import FrozenDiT, TapKey
 from mmaselect.diffusion.families import FEATURES, Family, known_families, register_family
-from mmaselect.diffusion.loading import PipelineSource, parse_dtype
+from mmaselect.diffusion.loading import PipelineSource, parse_dtype, sample_values
 from mmaselect.diffusion.process import (
     DDPMProcess,
     FlowMatchingProcess,
@@ -28,4 +28,5 @@ __all__ = [
     'known_families',
     'parse_dtype',
     'register_family',
+    'sample_values',
 ]

@@ -18,7 +18,8 @@ import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from packaging.version import Version
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmaselect.diffusion.codec import PixelCodec, codec_class
 from mmaselect.diffusion.families.base import Family, known_families
@@ -96,6 +97,21 @@ def resolve_pretrained(pretrained: str | Path) -> str:
             f"'{SHIPPED_PREFIX}dit_cifar10', or a local folder; {LAYOUT_HELP}"
         )
     return name
+
+
+def sample_values(tensor: Tensor, count: int) -> Tensor:
+    """At least ``count`` values from all over a weight (all of a smaller one), float32, on the CPU.
+
+    Quantized weights are read as the values they stand for. A weight that an offloading device map
+    keeps elsewhere (on the meta device) has none to give: an empty tensor.
+    """
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        return torch.empty(0)
+    if is_traceable_wrapper_subclass(tensor):
+        tensor = tensor.dequantize()
+    flat = tensor.reshape(-1)
+    return flat[:: max(1, flat.numel() // count)].float().cpu()
 
 
 @contextlib.contextmanager

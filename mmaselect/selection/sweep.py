@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 import mmaselect
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, sample_values
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.calibration import CalibrationSet
 from mmaselect.selection.criteria.base import Criterion
@@ -64,10 +64,8 @@ def weights_fingerprint(dit: FrozenDiT) -> str:
     digest = hashlib.sha256()
     tensors = list(dit.named_parameters()) + list(dit.named_buffers())
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        flat = tensor.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
         digest.update(f'{name}{tuple(tensor.shape)}{tensor.dtype}'.encode())
-        digest.update(sample.numpy().tobytes())
+        digest.update(sample_values(tensor, 1024).numpy().tobytes())
     return digest.hexdigest()
 
 
