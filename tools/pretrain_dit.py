@@ -159,8 +159,8 @@ def make_parser() -> argparse.ArgumentParser:
         '--optimizer',
         default='adamw',
         choices=OPTIMIZERS,
-        help='muon learns more from as many images: Muon for the matrices of the blocks, AdamW for '
-        'the rest',
+        help='muon is Muon for the matrices of the blocks and AdamW for the rest; in short runs it '
+        'often learns more from as many images',
     )
     group.add_argument('--lr', type=_POSITIVE, default=3e-4, help='learning rate of AdamW')
     group.add_argument('--muon-lr', type=_POSITIVE, default=4e-3, help='learning rate of Muon')
