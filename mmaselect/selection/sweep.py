@@ -350,10 +350,15 @@ class Sweep:
         doubts = []
         scored = [point for point in main.points if point.score is not None]
         if len(scored) > 2 and main.timestep in (scored[0].timestep, scored[-1].timestep):
-            side = 'first' if main.timestep == scored[0].timestep else 'last'
+            first = main.timestep == scored[0].timestep
+            reason = (
+                'a model that was trained briefly can be best with the least noise'
+                if first and main.timestep == 0
+                else 'the criterion may be measuring the noise itself'
+            )
             doubts.append(
-                f'the pick, timestep {main.timestep}, is the {side} point of the grid: the maximum '
-                f'may lie outside of it, or the criterion may be measuring the noise itself'
+                f'the pick, timestep {main.timestep}, is the {"first" if first else "last"} point '
+                f'of the grid: the maximum may lie outside of it, or {reason}'
             )
         spread = max(p.score for p in scored) - min(p.score for p in scored)
         error = max((p.sem or 0.0) for p in scored)
