@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 
@@ -19,8 +20,13 @@ from PIL import Image
 def _isolated(tmp_path, monkeypatch):
     """No test reads or writes the user's cache, and each starts from the same seed."""
     monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'cache'))
+    # What a tool or a Runner that ran in this process may have left: a launcher's variables, and
+    # the scope that bare names in configs are looked up in.
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    DefaultScope._instance_dict.clear()
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 (the toolboxes draw from it)
+    np.random.seed(0)  # the toolboxes draw from it
 
 
 def randomize(module: torch.nn.Module, std: float = 0.05) -> torch.nn.Module:

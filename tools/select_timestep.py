@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mmaselect.selection import save_selection
 from mmaselect.utils import load_config
+from mmaselect.utils.distributed import leave_process_group
 
 EXAMPLES = """
 examples:
@@ -173,6 +174,7 @@ def main() -> None:
         report(result)
         for path in save_selection(result, out):
             print(path)
+    leave_process_group()
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 # First of all: it checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
+from mmaselect.utils.distributed import leave_process_group
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -197,6 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         dump(metrics, args.out)
+    leave_process_group()
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 # First of all: it checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
+from mmaselect.utils.distributed import leave_process_group
 from mmaselect.utils.summary import print_summary
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     runner = build_runner(config)
     runner.train()
     print_summary(runner)
+    leave_process_group()
 
 
 if __name__ == '__main__':

@@ -103,3 +103,14 @@ def _replace_norms(node) -> int:
     if isinstance(node, (list, tuple)):
         return sum(_replace_norms(value) for value in node)
     return 0
+
+
+def leave_process_group() -> None:
+    """End a distributed run together; without one, do nothing.
+
+    A process that exits with its gloo threads alive may abort ("terminate called without an active
+    exception"), and the launcher then reports a finished run as a failed one.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
