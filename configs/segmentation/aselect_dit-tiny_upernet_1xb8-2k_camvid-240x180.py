@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-# UperNet on the DiT that ships with the package, CamVid at 240x180: minutes on a CPU.
+# UperNet on the DiT that ships with the package, CamVid at 240x180: half an hour on two CPU cores.
 _base_ = [
     '../_base_/models/aselect_dit-tiny_upernet.py',
     '../_base_/datasets/camvid_240x180.py',

@@ -3,7 +3,7 @@
 # random weights, so the learning rate is above the 6e-5 with which the toolbox fine-tunes ViTs.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=3e-4, betas=(0.9, 0.999), weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01),
     clip_grad=dict(max_norm=1.0),
     # Biases and normalization layers are not decayed.
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
