@@ -2,5 +2,6 @@
 """What a config names: backbones and heads."""
 
 from mmaselect.models.backbones import ASelecTDiT
+from mmaselect.models.heads import AttentionPoolClsHead
 
-__all__ = ['ASelecTDiT']
+__all__ = ['ASelecTDiT', 'AttentionPoolClsHead']

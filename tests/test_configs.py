@@ -1,0 +1,205 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Every config builds its model and takes a training step's loss; names say what is inside."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, METRICS, TRANSFORMS, DefaultScope
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.structures import PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+NAME = re.compile(
+    r'aselect_(?P<backbone>[a-z0-9]+-[a-z0-9-]+)_(?P<head>upernet|linear|attnpool)_'
+    r'(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<length>\d+)(?P<unit>e|k)_[a-z0-9-]+'
+)
+#: Backbones by their short names: what configs load, and the width of its features as published.
+BACKBONES = {
+    'dit-tiny': ('mmaselect://dit_cifar10', 224),
+    'dit-xl2-256': ('facebook/DiT-XL-2-256', 1152),
+    'dit-xl2-512': ('facebook/DiT-XL-2-512', 1152),
+    'sd3-medium': ('stabilityai/stable-diffusion-3-medium-diffusers', 1536),
+    'sd35-medium': ('stabilityai/stable-diffusion-3.5-medium', 1536),
+    'flux1-dev': ('black-forest-labs/FLUX.1-dev', 3072),
+}
+
+
+def config_id(path):
+    return path.relative_to(CONFIGS).with_suffix('').as_posix()
+
+
+@pytest.fixture(scope='module')
+def tiny_folder(tiny_dit, tiny_latent_dit, tmp_path_factory):
+    """A pipeline folder of the true classes in miniature, in place of what a config loads."""
+    sys.path.insert(0, str(Path(__file__).parent / 'test_diffusion' / 'test_families'))
+    try:
+        from test_flux import save_pipeline as save_flux
+        from tiny_sd3 import save_sd3
+    finally:
+        sys.path.pop(0)
+    folders = {'mmaselect': tiny_dit, 'facebook': tiny_latent_dit}
+    makers = {
+        'stabilityai/stable-diffusion-3-medium-diffusers': save_sd3,
+        'stabilityai/stable-diffusion-3.5-medium': lambda folder: save_sd3(
+            folder, dual_attention_layers=(0, 1), qk_norm='rms_norm'
+        ),
+        'black-forest-labs/FLUX.1-dev': save_flux,
+    }
+
+    def folder(pretrained):
+        key = pretrained if pretrained in makers else re.match(r'\w+', pretrained)[0]
+        if key not in folders:
+            folders[key] = str(tmp_path_factory.mktemp('pipeline'))
+            makers[key](folders[key])
+        return folders[key]
+
+    return folder
+
+
+def replace(config, old, new):
+    """Replace a number wherever it stands in nested lists and dictionaries."""
+    if isinstance(config, dict):
+        return type(config)({key: replace(value, old, new) for key, value in config.items()})
+    if isinstance(config, (list, tuple)):
+        return type(config)(replace(value, old, new) for value in config)
+    return new if config == old and isinstance(config, int) else config
+
+
+def build(config, tiny_folder):
+    """The model as MMEngine's Runner builds it, with everything narrowed, at a given timestep."""
+    model = config.model
+    backbone = model.backbone
+    (width,) = {width for name, width in BACKBONES.values() if name == backbone.pretrained}
+    backbone.update(
+        pretrained=tiny_folder(backbone.pretrained),
+        blocks=[0] * len(backbone.blocks),
+        dtype='fp32',
+        timestep=50,
+    )
+    transformer = json.loads(Path(backbone.pretrained, 'transformer', 'config.json').read_text())
+    narrow = transformer['num_attention_heads'] * transformer['attention_head_dim']
+    # Only the true width becomes the miniature's: any other number in a head will not fit.
+    for part in ('neck', 'head', 'decode_head', 'auxiliary_head'):
+        if part in model:
+            model[part] = replace(model[part], width, narrow)
+            if 'head' in part:
+                narrowed = {'channels', 'embed_dims'} & model[part].keys()
+                model[part].update(dict.fromkeys(narrowed, 16))
+    if config.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    return MMENGINE_MODELS.build(model)
+
+
+def batch_for(config, size=32):
+    """Two noise images with labels of the right kind and range, as a dataloader gives them."""
+    images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
+    if config.default_scope == 'mmpretrain':
+        samples = [DataSample().set_gt_label(config.num_classes - 1 - n) for n in range(2)]
+    else:
+        config.model.data_preprocessor.size = (size, size)
+        classes = config.model.decode_head.num_classes
+        samples = [
+            SegDataSample(
+                gt_sem_seg=PixelData(data=torch.randint(0, classes, (1, size, size))),
+                metainfo=dict(img_shape=(size, size), ori_shape=(size, size)),
+            )
+            for _ in range(2)
+        ]
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('path', FILES, ids=config_id)
+def test_builds_and_takes_a_loss(path, tiny_folder):
+    config = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        batch = batch_for(config)
+        model = build(config, tiny_folder)
+        data = model.data_preprocessor(batch, training=True)
+        losses, _ = model.parse_losses(model(**data, mode='loss'))
+        losses.backward()
+        assert torch.isfinite(losses)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert trained and not any(name.startswith('backbone') for name in trained)
+        assert all(p.grad is not None for p in trained.values())
+
+
+@pytest.mark.parametrize('path', FILES, ids=config_id)
+def test_everything_named_is_registered(path):
+    config = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        registered = {
+            kind: registry.switch_scope_and_registry(None)
+            for kind, registry in dict(
+                data=DATASETS, transform=TRANSFORMS, hook=HOOKS, metric=METRICS
+            ).items()
+        }
+        with registered['data'] as datasets, registered['transform'] as transforms:
+            for dataset in find_datasets(config):
+                assert datasets.get(dataset.type) is not None, dataset.type
+                for transform in dataset.get('pipeline', []):
+                    assert transforms.get(transform.type) is not None, transform.type
+        with registered['hook'] as hooks, registered['metric'] as metrics:
+            for hook in [*config.default_hooks.values(), *config.get('custom_hooks', [])]:
+                assert hooks.get(hook.type) is not None, hook.type
+            for metric in (config.val_evaluator, config.test_evaluator):
+                assert metrics.get(metric.type) is not None, metric.type
+
+
+def find_datasets(config):
+    """Configs of all data sets, the calibration's and those inside others included."""
+    found = [config.model.backbone.calibration]
+    found += [config[f'{part}_dataloader'].dataset for part in ('train', 'val', 'test')]
+    return found + [dataset.dataset for dataset in found if 'dataset' in dataset]
+
+
+@pytest.mark.parametrize('path', FILES, ids=config_id)
+def test_parts_agree(path):
+    config = Config.fromfile(path)
+    backbone = config.model.backbone
+    preprocessor = config.get('data_preprocessor') or config.model.data_preprocessor
+    assert list(preprocessor.mean) == list(backbone.get('input_mean', [127.5] * 3))
+    assert list(preprocessor.std) == list(backbone.get('input_std', [127.5] * 3))
+    (head,) = filter(None, [config.model.get(key) for key in ('head', 'decode_head')])
+    with (
+        DefaultScope.overwrite_default_scope(config.default_scope),
+        DATASETS.switch_scope_and_registry(None) as datasets,
+    ):
+        for dataset in find_datasets(config):
+            metainfo = getattr(datasets.get(dataset.type), 'METAINFO', {})
+            names = dataset.get('metainfo', metainfo).get('classes')
+            assert not names or head.num_classes == len(names)
+
+
+@pytest.mark.parametrize('path', [p for p in FILES if NAME.match(p.stem)], ids=config_id)
+def test_name_says_what_is_inside(path):
+    config = Config.fromfile(path)
+    name = NAME.match(path.stem).groupdict()
+    assert config.train_dataloader.batch_size == int(name['batch'])
+    if name['unit'] == 'e':
+        assert config.train_cfg.max_epochs == int(name['length'])
+    else:
+        assert config.train_cfg.max_iters == int(name['length']) * 1000
+    assert config.model.backbone.pretrained == BACKBONES[name['backbone']][0]
+    head = (config.model.get('head') or config.model.get('decode_head')).type
+    assert (
+        head
+        == dict(
+            upernet='UPerHead', linear='LinearClsHead', attnpool='mmaselect.AttentionPoolClsHead'
+        )[name['head']]
+    )
+
+
+def test_short_names():
+    long = CONFIGS / 'segmentation' / 'aselect_dit-xl2-512_upernet_4xb4-80k_ade20k-512x512.py'
+    short = CONFIGS / 'aselect_dit_ade20k.py'
+    assert Config.fromfile(short).pretty_text == Config.fromfile(long).pretty_text
+    others = [path for path in FILES if not NAME.match(path.stem)]
+    assert others == [short, CONFIGS / 'demo' / 'aselect_dit-tiny_fcn_demo.py']
