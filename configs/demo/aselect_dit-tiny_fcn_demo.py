@@ -5,6 +5,7 @@
 _base_ = ['../_base_/default_runtime_seg.py']
 train_set = dict(type='mmaselect.PhotoCollageDataset', split='train', num_collages=2000)
 pipeline = [dict(type='LoadImageFromNDArray'), dict(type='PackSegInputs')]
+test_pipeline = pipeline  # the name under which mmseg.apis looks for it
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
