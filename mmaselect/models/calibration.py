@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 from mmengine import fileio
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
-from PIL import Image
 
-from mmaselect.selection.calibration import ImageFolder, ImageSource
+from mmaselect.selection.calibration import ImageFolder, ImageSource, load_rgb
 
 ARRAY_ORDERS = ('rgb', 'bgr')
 
@@ -47,15 +45,7 @@ class DatasetImages(ImageSource):
                 f'{type(self.dataset).__name__} cannot serve as calibration set: its entries have '
                 f'neither img_path nor img (they have {sorted(info)})'
             )
-        path = info['img_path']
-        try:
-            with Image.open(io.BytesIO(fileio.get(path))) as image:
-                return np.asarray(image.convert('RGB'))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f'calibration image {path!r} cannot be read ({error}). Remove or replace it: '
-                f'timestep selection skips no image silently'
-            ) from error
+        return load_rgb(info['img_path'], fileio.get)
 
     def name(self, index: int) -> str:
         return str(self.dataset.get_data_info(index).get('img_path', f'image {index}'))

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,14 +126,18 @@ class ImageArrays(ImageSource):
         return None if self.labels is None else int(self.labels[index])
 
 
-def load_rgb(path: str | Path) -> np.ndarray:
+def load_rgb(path: str | Path, read: Callable[[str | Path], bytes] | None = None) -> np.ndarray:
     """An image file as (H, W, 3) uint8, RGB.
+
+    Args:
+        path: The file.
+        read: What gives the file's bytes, where it is not on this machine's disk.
 
     Raises:
         ValueError: If the file is missing or cannot be decoded; the message names it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if read is None else io.BytesIO(read(path))) as image:
             return np.asarray(image.convert('RGB'))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
