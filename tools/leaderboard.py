@@ -39,7 +39,7 @@ from mmaselect.analysis.leaderboard import (  # isort: skip
 from mmaselect.analysis.store import write_json
 from mmaselect.analysis.study import progress_bar
 from mmaselect.analysis.tables import markdown_table, write_csv
-from mmaselect.selection.result import write_atomically
+from mmaselect.files import write_atomically
 
 EXAMPLES = """
 examples:

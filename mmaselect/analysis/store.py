@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmaselect.selection.result import write_atomically
+from mmaselect.files import write_atomically
 
 
 class RunFolder:

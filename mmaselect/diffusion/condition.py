@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from mmaselect.files import written_aside
 
 if TYPE_CHECKING:
     from mmaselect.diffusion.loading import PipelineSource
@@ -98,14 +99,8 @@ def _read(file: Path, key: str) -> dict[str, Tensor] | None:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    # Written aside and renamed: a reader sees the whole file or none, however this process ends.
-    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix='.part')
-    os.close(handle)
-    try:
+    with written_aside(file) as aside:
         save_file({k: v.contiguous() for k, v in tensors.items()}, aside, metadata)
-        os.replace(aside, file)
-    finally:
-        Path(aside).unlink(missing_ok=True)
 
 
 def cached_embedding(

@@ -31,13 +31,6 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write a text file in one step."""
-    new = file.with_name(f'.{file.name}.new')
-    new.write_text(text)
-    os.replace(new, file)
-
-
 def save_pipeline(
     folder: Path,
     model: DiTTransformer2DModel,

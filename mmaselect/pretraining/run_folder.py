@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmaselect.pretraining.export import replace_text
+from mmaselect.files import write_atomically, written_aside
 
 KEPT_STATES = 2
 
@@ -66,7 +66,7 @@ class RunFolder:
                     f'{"; ".join(changed)}): give those it had, or another --out'
                 )
         self.states.mkdir(parents=True, exist_ok=True)
-        replace_text(self.settings_file, json.dumps(settings, indent=2) + '\n')
+        write_atomically(self.settings_file, json.dumps(settings, indent=2) + '\n')
 
     def newest(self) -> Path | None:
         """The newest complete state, or None."""
@@ -111,7 +111,7 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop what the log says of steps after ``step``: they will be done again."""
         records = [r for r in self.read_log() if r['step'] <= step]
-        replace_text(self.log_file, ''.join(json.dumps(r) + '\n' for r in records))
+        write_atomically(self.log_file, ''.join(json.dumps(r) + '\n' for r in records))
 
     def plot(self) -> None:
         """Draw loss and probe over the images seen into ``loss.png``."""
@@ -131,6 +131,5 @@ class RunFolder:
             best = [100 * max(r['probe'].values()) for r in probes]
             right.plot([r['images'] for r in probes], best, 'C1o-', ms=3)
             right.set_ylabel('best linear probe, %', color='C1')
-        new = self.path / '.loss.new.png'
-        figure.savefig(new, dpi=120)
-        os.replace(new, self.path / 'loss.png')
+        with written_aside(self.path / 'loss.png') as aside:
+            figure.savefig(aside, dpi=120)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mmaselect.files import written_aside
 from mmaselect.selection.result import Curve, SelectionResult
 
 COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f', '#b08900')
@@ -82,14 +82,13 @@ def selection_figure(result: SelectionResult) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the file is there in full or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}{path.suffix}')
     # Text stays text in vector formats, so that a paper's fonts can be set.
-    with matplotlib.rc_context({'svg.fonttype': 'none', 'pdf.fonttype': 42}):
-        figure.savefig(temporary)
-    os.replace(temporary, path)
-    return path
+    with (
+        written_aside(path) as aside,
+        matplotlib.rc_context({'svg.fonttype': 'none', 'pdf.fonttype': 42}),
+    ):
+        figure.savefig(aside)
+    return Path(path)
 
 
 def figure_pixels(figure: Figure) -> np.ndarray:

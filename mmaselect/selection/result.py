@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mmaselect.files import write_atomically
 
 #: Raised whenever a change of this package could change a pick, so that stored results are redone.
 SELECTION_VERSION = 1
@@ -155,20 +156,6 @@ class SelectionResult:
             raise ValueError(
                 f'{str(path)!r} is no selection.json of this version ({error!r})'
             ) from error
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write a file that is either there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def cache_root() -> Path:

@@ -351,14 +351,17 @@ class Sweep:
         scored = [point for point in main.points if point.score is not None]
         if len(scored) > 2 and main.timestep in (scored[0].timestep, scored[-1].timestep):
             first = main.timestep == scored[0].timestep
-            reason = (
-                'a model that was trained briefly can be best with the least noise'
-                if first and main.timestep == 0
-                else 'the criterion may be measuring the noise itself'
-            )
             doubts.append(
                 f'the pick, timestep {main.timestep}, is the {"first" if first else "last"} point '
-                f'of the grid: the maximum may lie outside of it, or {reason}'
+                'of the grid: '
+                + (
+                    # Nothing lies below it: to advise a wider grid would be no help.
+                    'the image with the least noise. A model that was trained briefly can be best '
+                    'there; of a published one, look at the curve'
+                    if main.timestep == 0
+                    else 'the maximum may lie outside of it, or the criterion may be measuring the '
+                    'noise itself'
+                )
             )
         spread = max(p.score for p in scored) - min(p.score for p in scored)
         error = max((p.sem or 0.0) for p in scored)

@@ -30,9 +30,9 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.diffusion import TapKey
+from mmaselect.files import write_atomically
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.plot import COLORS
-from mmaselect.selection.result import write_atomically
 
 EXAMPLES = """
 examples:

@@ -32,7 +32,7 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.analysis.variants import describe, variants
-from mmaselect.selection.result import write_atomically
+from mmaselect.files import write_atomically
 from mmaselect.selection.sweep import build_criteria
 
 EXAMPLES = """

@@ -1,0 +1,42 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Files that are there in full or not at all, however the process that writes them ends."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; on leaving without an error it takes that place.
+
+    Readers see the old file or the whole new one. Processes that write the same file do not
+    disturb each other: each has a path of its own, and the last one to finish stays.
+
+    Args:
+        path: File that is to be written; its folder is made if there is none.
+
+    Yields:
+        Path in the same folder, with the same suffix (libraries choose a format by it). A file made
+        there has the permissions that the user's umask gives, unlike one of :mod:`tempfile`, which
+        colleagues who share the folder could not read.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8, in full or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding='utf-8')
+    return Path(path)
