@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, HOOKS, METRICS, TRANSFORMS, DefaultScope
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
+
+from mmaselect.utils import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
@@ -129,6 +132,25 @@ def test_builds_and_takes_a_loss(path, tiny_folder):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert trained and not any(name.startswith('backbone') for name in trained)
         assert all(p.grad is not None for p in trained.values())
+
+
+def test_child_config_of_the_readme(tiny_folder, tmp_path):
+    """An installed toolbox's own config, by the lines that the README gives."""
+    readme = (CONFIGS.parent / 'README.md').read_text(encoding='utf-8')
+    (code,) = re.findall(r"```python\n(_base_ = 'mmseg::.*?)```", readme, re.DOTALL)
+    path = tmp_path / 'child.py'
+    path.write_text(code)
+    config = load_config(path)
+    untouched = config.model.data_preprocessor
+    assert config.model.backbone.input_mean == untouched.mean
+    assert config.model.backbone.input_std == untouched.std
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        batch = batch_for(config)
+        model = revert_sync_batchnorm(build(config, tiny_folder))
+        losses, _ = model.parse_losses(
+            model(**model.data_preprocessor(batch, training=True), mode='loss')
+        )
+        assert torch.isfinite(losses)
 
 
 @pytest.mark.parametrize('path', FILES, ids=config_id)
