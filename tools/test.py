@@ -21,6 +21,7 @@ from mmaselect.utils.distributed import leave_process_group
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+    from mmengine.runner import Runner
 
 PICKLES = ('.pkl', '.pickle')
 METRIC_FILES = ('.json', '.yaml', '.yml', *PICKLES)
@@ -129,6 +130,21 @@ def set_visualization(config: Config, args: argparse.Namespace, toolbox: str) ->
         hook.out_dir = args.show_dir
 
 
+def check_image_files(runner: Runner) -> None:
+    """MMSegmentation paints on image files and names predictions by them; arrays are no files.
+
+    Raises:
+        ValueError: If the test images are not files.
+    """
+    dataset = runner.test_loop.dataloader.dataset
+    if 'img_path' not in dataset.get_data_info(0):
+        raise ValueError(
+            '--show, --show-dir and --out DIR need image files, and the images of '
+            f'{type(dataset).__name__} are in memory. Metrics can be written: '
+            '--out FILE.json --out-item metrics.'
+        )
+
+
 def set_tta(config: Config, toolbox: str) -> None:
     """Wrap the model and the pipeline for test-time augmentation.
 
@@ -193,6 +209,8 @@ def main(argv: list[str] | None = None) -> None:
     if predictions and toolbox == 'mmseg':
         set_segmentation_output(config, predictions)
     runner = build_runner(config)
+    if toolbox == 'mmseg' and (predictions or args.show or args.show_dir):
+        check_image_files(runner)
     if predictions and toolbox == 'mmpretrain':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=predictions))
     metrics = runner.test()

@@ -367,6 +367,21 @@ def test_segmentor_writes_predictions_pictures_and_tta(segmentation, trained_seg
     assert len(list(shown.rglob('test_*.png'))) == 4
 
 
+@pytest.mark.parametrize('flag', ['--show-dir', '--out'])
+def test_images_in_memory_cannot_be_painted_on(flag, segmentation, trained_segmentor, tmp_path):
+    config = tmp_path / 'collages.py'
+    config.write_text(
+        f'_base_ = {str(segmentation)!r}\n'
+        'test_dataloader = dict(dataset=dict(\n'
+        "    _delete_=True, type='mmaselect.PhotoCollageDataset', split='val', num_collages=2,\n"
+        "    pipeline=[dict(type='LoadImageFromNDArray'), dict(type='PackSegInputs')]))\n"
+    )
+    flags = ('--work-dir', tmp_path / 'test', flag, tmp_path / 'painted')
+    with pytest.raises(ValueError, match='images of PhotoCollageDataset are in memory'):
+        in_process('test', config, trained_segmentor[0] / 'iter_10.pth', *flags)
+    assert not list(tmp_path.rglob('*.png'))
+
+
 def test_classifier_trains_and_tests_the_same(classification, tmp_path):
     log = tool('train', classification, '--work-dir', tmp_path, '--auto-scale-lr')
     predictions, metrics, shown = (tmp_path / name for name in ('pred.pkl', 'm.json', 'shown'))
