@@ -116,12 +116,21 @@ def result_key(run: Run, config: Config) -> str:
     return digest.hexdigest()[:24]
 
 
+#: Datasets of the toolboxes that read whatever folder they are given.
+FOLDER_DATASETS = ('CustomDataset', 'BaseSegDataset')
+
+
 def dataset_name(config: Config) -> str:
-    """Class of the test dataset, without its scope and without wrappers."""
+    """Class of the test dataset, without its scope and without wrappers.
+
+    A class that reads any folder says nothing: the folder's name is added.
+    """
     dataset = config.test_dataloader.dataset
     while isinstance(dataset.get('dataset'), Mapping):
         dataset = dataset.dataset
-    return str(dataset.type).rpartition('.')[2]
+    name = str(dataset.type).rpartition('.')[2]
+    folder = Path(dataset.get('data_root') or '').name
+    return f'{name} ({folder})' if folder and name in FOLDER_DATASETS else name
 
 
 def selection_cost(work_dir: Path) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def test_settings_differ_by_what_matters():
     assert setting(optim_wrapper=dict(lr=1)) != setting(optim_wrapper=dict(lr=2))
     assert dataset_name(Config(base)) == 'CUB'
     assert dataset_name(Config(dict(test_dataloader=dict(dataset=dict(type='mmaselect.A'))))) == 'A'
+    folder = dict(type='mmpretrain.CustomDataset', data_root='data/pets/')
+    name = dataset_name(Config(dict(test_dataloader=dict(dataset=folder))))
+    assert name == 'CustomDataset (pets)'
 
 
 @pytest.fixture
