@@ -63,7 +63,8 @@ def test_tests_once_groups_seeds_and_tells_failures(trained, tmp_path, monkeypat
     (logged,) = (line['accuracy/top1'] for line in lines if 'accuracy/top1' in line)
     assert float(row['mean']) == pytest.approx(logged, abs=0.01)
     assert (row['runs'], float(row['deviation'])) == ('2', 0)
-    assert (row['data set'], row['head'], row['block']) == ('CustomDataset', 'LinearClsHead', '1')
+    assert row['data set'] == 'CustomDataset (stripes)'
+    assert (row['head'], row['block']) == ('LinearClsHead', '1')
     selection = json.loads((first / 'selection.json').read_text())
     assert row['timestep'] == str(selection['timestep'])
     assert float(row['selection (evaluations)']) == 3 * 8 * 2
