@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -40,3 +42,8 @@ def write_atomically(path: str | Path, text: str) -> Path:
     with written_aside(path) as aside:
         aside.write_text(text, encoding='utf-8')
     return Path(path)
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Write JSON, in full or not at all."""
+    return write_atomically(path, json.dumps(data, indent=2) + '\n')

@@ -36,10 +36,9 @@ from mmaselect.analysis.leaderboard import (  # isort: skip
     setting_of,
     training_memory,
 )
-from mmaselect.analysis.store import write_json
 from mmaselect.analysis.study import progress_bar
 from mmaselect.analysis.tables import markdown_table, write_csv
-from mmaselect.files import write_atomically
+from mmaselect.files import write_atomically, write_json
 
 EXAMPLES = """
 examples:

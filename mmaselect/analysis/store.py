@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmaselect.files import write_atomically
+from mmaselect.files import write_json
 
 
 class RunFolder:
@@ -92,11 +92,6 @@ def check_same_model(settings: dict[str, Any], probe: dict[str, Any]) -> None:
                 f'--probe was made with {key}={theirs!r}, but this command has {mine!r}: give the '
                 f'same config and options to both'
             )
-
-
-def write_json(path: str | Path, data: Any) -> Path:
-    """Write JSON, in full or not at all."""
-    return write_atomically(Path(path), json.dumps(data, indent=2) + '\n')
 
 
 def _short(value: Any) -> str:

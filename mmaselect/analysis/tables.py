@@ -19,7 +19,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     writer = csv.DictWriter(buffer, columns, restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    return write_atomically(Path(path), buffer.getvalue())
+    return write_atomically(path, buffer.getvalue())
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmaselect.files import write_atomically, written_aside
+from mmaselect.files import write_atomically, write_json, written_aside
 
 KEPT_STATES = 2
 
@@ -66,7 +66,7 @@ class RunFolder:
                     f'{"; ".join(changed)}): give those it had, or another --out'
                 )
         self.states.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.settings_file, json.dumps(settings, indent=2) + '\n')
+        write_json(self.settings_file, settings)
 
     def newest(self) -> Path | None:
         """The newest complete state, or None."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmaselect.files import write_atomically
+from mmaselect.files import write_json
 
 #: Raised whenever a change of this package could change a pick, so that stored results are redone.
 SELECTION_VERSION = 1
@@ -141,7 +141,7 @@ class SelectionResult:
 
     def save(self, path: str | Path) -> Path:
         """Write ``selection.json``: the whole file or none of it."""
-        return write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + '\n')
+        return write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> SelectionResult:

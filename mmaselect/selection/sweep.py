@@ -350,18 +350,17 @@ class Sweep:
         doubts = []
         scored = [point for point in main.points if point.score is not None]
         if len(scored) > 2 and main.timestep in (scored[0].timestep, scored[-1].timestep):
-            first = main.timestep == scored[0].timestep
+            end = 'first' if main.timestep == scored[0].timestep else 'last'
+            # Nothing lies below 0: to advise a wider grid would be no help.
+            reason = (
+                'the image with the least noise. A model that was trained briefly can be best '
+                'there; of a published one, look at the curve'
+                if main.timestep == 0
+                else 'the maximum may lie outside of it, or the criterion may be measuring the '
+                'noise itself'
+            )
             doubts.append(
-                f'the pick, timestep {main.timestep}, is the {"first" if first else "last"} point '
-                'of the grid: '
-                + (
-                    # Nothing lies below it: to advise a wider grid would be no help.
-                    'the image with the least noise. A model that was trained briefly can be best '
-                    'there; of a published one, look at the curve'
-                    if main.timestep == 0
-                    else 'the maximum may lie outside of it, or the criterion may be measuring the '
-                    'noise itself'
-                )
+                f'the pick, timestep {main.timestep}, is the {end} point of the grid: {reason}'
             )
         spread = max(p.score for p in scored) - min(p.score for p in scored)
         error = max((p.sem or 0.0) for p in scored)

@@ -19,7 +19,7 @@ from mmaselect.analysis.figures import make_figure, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
 from mmaselect.analysis.scores import score_grid
 from mmaselect.analysis.search import SearchPlan
-from mmaselect.analysis.store import RunFolder, check_same_model, read_settings, write_json
+from mmaselect.analysis.store import RunFolder, check_same_model, read_settings
 from mmaselect.analysis.study import (
     Study,
     add_calibration_arguments,
@@ -30,7 +30,7 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.diffusion import TapKey
-from mmaselect.files import write_atomically
+from mmaselect.files import write_atomically, write_json
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.plot import COLORS
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from mmaselect.analysis.figures import make_figure, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
 from mmaselect.analysis.scores import score_grid, scores_table
-from mmaselect.analysis.store import RunFolder, check_same_model, read_settings, write_json
+from mmaselect.analysis.store import RunFolder, check_same_model, read_settings
 from mmaselect.analysis.study import (
     add_calibration_arguments,
     make_parser,
@@ -32,7 +32,7 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.analysis.variants import describe, variants
-from mmaselect.files import write_atomically
+from mmaselect.files import write_atomically, write_json
 from mmaselect.selection.sweep import build_criteria
 
 EXAMPLES = """

@@ -23,10 +23,11 @@ from mmaselect.analysis.frequency import (
     principal_components,
     split_frequencies,
 )
-from mmaselect.analysis.store import RunFolder, write_json
+from mmaselect.analysis.store import RunFolder
 from mmaselect.analysis.study import Study, make_parser, open_study, progress_bar
 from mmaselect.analysis.tables import write_csv
 from mmaselect.diffusion import draw_noise
+from mmaselect.files import write_json
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.calibration import load_rgb, resize_and_crop
 from mmaselect.selection.sweep import noise_seed

@@ -21,7 +21,7 @@ from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, sa
 from mmaselect.analysis.probe_table import ProbeTable, scores_over
 from mmaselect.analysis.scores import score_timestep, usable_criteria
 from mmaselect.analysis.search import Search, SearchPlan
-from mmaselect.analysis.store import RunFolder, write_json
+from mmaselect.analysis.store import RunFolder
 from mmaselect.analysis.study import (
     Encoded,
     Study,
@@ -32,6 +32,7 @@ from mmaselect.analysis.study import (
     progress_bar,
 )
 from mmaselect.analysis.tables import write_csv
+from mmaselect.files import write_json
 from mmaselect.selection import Criterion, parse_timesteps
 
 EXAMPLES = """
