@@ -91,8 +91,8 @@ def build_optimizers(
         model: The transformer.
         kind: 'adamw' or 'muon'.
         lr: Learning rate of AdamW.
-        muon_lr: Learning rate of Muon (``torch.optim.Muon``), with updates scaled to the size that
-            AdamW's have.
+        muon_lr: Learning rate of Muon (``torch.optim.Muon``; on a CPU the same in float32), with
+            updates scaled to the size that AdamW's have.
         weight_decay: Of both.
 
     Raises:
@@ -111,8 +111,12 @@ def build_optimizers(
                 f'torch {torch.__version__} has no torch.optim.Muon (it came with 2.9): upgrade '
                 'torch, or use --optimizer adamw'
             )
+        # Importing this module needs torch.optim.Muon, hence here.
+        from mmaselect.pretraining.muon import Float32Muon
+
+        device = matrices[0].device.type
         optimizers.append(
-            torch.optim.Muon(
+            (Float32Muon if device == 'cpu' else torch.optim.Muon)(
                 matrices,
                 lr=muon_lr,
                 weight_decay=weight_decay,
