@@ -12,7 +12,8 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from mmaselect.diffusion import FrozenDiT, draw_noise, sample_values
+from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.calibration import build_image_source
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
@@ -42,9 +43,6 @@ SELECTION_DEFAULTS: dict[str, Any] = dict(
     array_order='rgb',
 )
 
-#: Values of the frozen weights kept in a checkpoint, to tell it from one made with another model.
-_SIGNATURE_SIZE = 64
-
 
 class _Frozen:
     """Holds the frozen model where ``nn.Module`` does not look.
@@ -58,16 +56,6 @@ class _Frozen:
 
     def __deepcopy__(self, memo: dict) -> _Frozen:
         return self
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    """Whether two signatures are of one model, whatever their precision."""
-    if one.shape != other.shape:
-        return False
-    # Weights that an offloading device map keeps elsewhere are NaN here, and compared with nothing.
-    both = one.isfinite() & other.isfinite()
-    # bf16 rounds by less than 1 %; int8 by up to a 254th of a row's largest weight.
-    return torch.allclose(one[both], other[both], rtol=2e-2, atol=5e-3)
 
 
 @MODELS.register_module()
@@ -207,9 +195,9 @@ class ASelecTDiT(BaseModule):
         fixed = -1 if timestep == 'auto' else self.dit.process.check_timestep(timestep)
         self.is_automatic = timestep == 'auto'
         self.register_buffer('picked_timestep', torch.tensor(fixed))
-        self.register_buffer('frozen_signature', self._signature())
-        position = self.dit.family.features.index(feature)
-        self.register_buffer('read_from', torch.tensor([position, *self.blocks]))
+        self._guard = CheckpointGuard.of(self.dit, feature, self.pretrained)
+        for name, tensor in self._guard.buffers().items():
+            self.register_buffer(name, tensor)
         self._timestep: int | None = None
         self._fixed_noise: Tensor | None = None
         self._range_checked = False
@@ -229,17 +217,6 @@ class ASelecTDiT(BaseModule):
         if not placed and device.type != 'meta' and self.dit.device != device:
             self.dit.to(device)
         return self
-
-    def _signature(self) -> Tensor:
-        """A few weights from all over the frozen transformer."""
-        named = sorted(self.dit.transformer.named_parameters(), key=lambda item: item[0])
-        chosen = torch.linspace(0, len(named) - 1, _SIGNATURE_SIZE).long().tolist()
-        values = torch.full((_SIGNATURE_SIZE,), torch.nan)
-        for position, index in enumerate(chosen):
-            sample = sample_values(named[index][1], _SIGNATURE_SIZE)
-            if len(sample):
-                values[position] = sample[(position * 7919) % len(sample)]
-        return values
 
     # -- the timestep -----------------------------------------------------------------------------
     @property
@@ -364,22 +341,7 @@ class ASelecTDiT(BaseModule):
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
-        signature = state_dict.get(prefix + 'frozen_signature')
-        mine = self.frozen_signature.cpu()
-        if signature is not None and not _agree(signature.cpu().float(), mine):
-            raise ValueError(
-                f'the checkpoint was made with another frozen model than {self.pretrained!r}: its '
-                f'heads would read features that they were not trained on. Set pretrained (and '
-                f'blocks) to what the checkpoint was trained with'
-            )
-        read_from = state_dict.get(prefix + 'read_from')
-        if read_from is not None and read_from.tolist() != self.read_from.tolist():
-            names = self.dit.family.features
-            feature, *blocks = read_from.tolist()
-            raise ValueError(
-                f'the checkpoint was trained on the {names[feature]} of blocks {blocks}, but this '
-                f'config reads the {self.feature} of blocks {list(self.blocks)}'
-            )
+        self._guard.check(state_dict, prefix)
         mine, theirs = int(self.picked_timestep), state_dict.get(prefix + 'picked_timestep')
         if not self.is_automatic and theirs is not None and int(theirs) != mine:
             print_log(
