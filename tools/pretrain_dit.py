@@ -10,6 +10,9 @@ Examples:
   # latents of a VAE at 256x256, 4 GPUs
   accelerate launch --num_processes 4 tools/pretrain_dit.py --data slides --out runs/slides \
       --size 256 --vae stabilityai/sd-vae-ft-ema --patch 2 --width 768 --depth 12 --heads 12
+  # train on a model that is there: its weights in place of random ones
+  python tools/pretrain_dit.py --data cifar10/train --out runs/more --init runs/dit/pipeline \
+      --size 32 --patch 2
   # killed or stopped? the same command goes on from the last checkpoint, exactly
   python tools/pretrain_dit.py --data cifar10/train --out runs/dit --size 32 --patch 2 --resume
 
@@ -38,6 +41,7 @@ except ImportError:
 
 from mmaselect.pretraining.clean import LatentSource, PixelSource, load_vae
 from mmaselect.pretraining.images import ImageSet, read_images
+from mmaselect.pretraining.initial_weights import has_other_classes, load_initial_weights
 from mmaselect.pretraining.network import (
     OPTIMIZERS,
     SCHEDULES,
@@ -117,6 +121,12 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument('--width', type=_COUNT, default=384, help='channels of a token')
     group.add_argument('--depth', type=_COUNT, default=12, help='blocks')
     group.add_argument('--heads', type=_COUNT, default=6, help='attention heads; must divide width')
+    group.add_argument(
+        '--init',
+        help='start from the weights of this pipeline (folder, hub id, or a model that ships with '
+        'the package, such as mmaselect://dit_cifar10), which must be of the same network and '
+        '--target. A run that is resumed goes on with its own. Default: random weights',
+    )
 
     group = parser.add_argument_group('objective')
     group.add_argument(
@@ -301,17 +311,25 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Trainer:
         args.heads,
         len(images.classes),
     )
+    folder = RunFolder(args.out)
+    goes_on = args.resume and folder.newest() is not None
+    if args.init is not None and not goes_on:
+        load_initial_weights(model, args.init, args.target)
+        say(f'starting from the weights of {args.init}')
+        if has_other_classes(args.init, images.classes):
+            say(f'note: its labels stood for other classes than {", ".join(images.classes)}')
     probe_images = None
     if args.probe_every and accelerator.is_main_process:
         test = read_images(args.probe_data, size)
         probe_images = ProbeImages.draw(images, test, args.probe_train, args.probe_test, vae)
 
-    folder = RunFolder(args.out)
     if accelerator.is_main_process:
         fixed = ('vae', 'patch', 'width', 'depth', 'heads', 'target', 'optimizer', 'batch', 'seed')
         settings = {name: getattr(args, name) for name in fixed}
         settings |= {'size': size, 'images': len(images), 'classes': list(images.classes)}
         folder.prepare(settings, args.resume)
+        if args.init is not None and not goes_on:
+            folder.log({'step': 0, 'images': 0, 'init': args.init})
     accelerator.wait_for_everyone()
 
     token_drop = TokenDrop(model, args.token_keep)

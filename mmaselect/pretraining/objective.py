@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
@@ -54,6 +56,27 @@ class Objective:
             self.scheduler = DDPMScheduler(
                 NUM_TRAIN_TIMESTEPS, prediction_type=target, clip_sample=clip
             )
+
+    @classmethod
+    def from_pipeline(cls, folder: str | Path) -> Objective:
+        """What a pipeline's network was trained on, by its scheduler.
+
+        Args:
+            folder: Folder (or hub id) of the pipeline.
+
+        Raises:
+            FileNotFoundError: If it has no ``scheduler/scheduler_config.json``.
+            ValueError: If its network predicts none of the targets.
+        """
+        try:
+            config = DDPMScheduler.load_config(str(folder), subfolder='scheduler')
+        except OSError as error:
+            raise FileNotFoundError(
+                f'{folder} has no scheduler/scheduler_config.json: give a pipeline/ or snapshot/ '
+                f'folder, or the hub id of a pipeline ({error})'
+            ) from error
+        flow = config['_class_name'] == 'FlowMatchEulerDiscreteScheduler'
+        return cls('flow' if flow else config['prediction_type'])
 
     def draw_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw the fractions of the schedule: (B,), float32, 0 to 1."""

@@ -11,7 +11,6 @@ on the standardized mean query of each block (null class, one fixed draw of nois
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -22,20 +21,6 @@ from mmaselect.pretraining.images import ImageSet, read_images, to_model_range
 from mmaselect.pretraining.objective import Objective
 from mmaselect.pretraining.probe import ProbeImages, probe_table
 from mmaselect.pretraining.trainer import attention_backend
-
-
-def load_objective(pipeline: Path) -> Objective:
-    """What a pipeline folder was trained on, by its scheduler.
-
-    Raises:
-        FileNotFoundError: If the folder holds no scheduler.
-    """
-    file = pipeline / 'scheduler' / 'scheduler_config.json'
-    if not file.exists():
-        raise FileNotFoundError(f'{file} does not exist: give a pipeline/ or snapshot/ folder')
-    config = json.loads(file.read_text())
-    flow = config['_class_name'] == 'FlowMatchEulerDiscreteScheduler'
-    return Objective('flow' if flow else config['prediction_type'])
 
 
 def report(
@@ -66,7 +51,7 @@ def report(
     """
     vae = load_vae(pipeline).to(device) if (pipeline / 'vae').is_dir() else None
     images = ProbeImages.draw(fit, test, num_fit, num_test, vae)
-    objective = load_objective(pipeline)
+    objective = Objective.from_pipeline(pipeline)
     trained = DiTTransformer2DModel.from_pretrained(str(pipeline / 'transformer'))
     torch.manual_seed(0)
     random = DiTTransformer2DModel.from_config(trained.config)

@@ -48,7 +48,10 @@ class RunFolder:
                 f'{self.path} holds a run at {state.name}: add --resume to go on with it, or give '
                 'another --out'
             )
-        if state is not None:
+        if state is None:
+            # What a run logged that was killed before its first checkpoint will be done again.
+            self.log_file.unlink(missing_ok=True)
+        else:
             if not self.settings_file.exists():
                 raise FileNotFoundError(
                     f'{self.path} holds {state.name} without the settings.json it was made with: '

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mmaselect.diffusion.loading import WEIGHTS_DIR
 from mmaselect.pretraining.clean import LatentSource, PixelSource
 from mmaselect.pretraining.images import read_images
+from mmaselect.pretraining.initial_weights import has_other_classes, load_initial_weights
 from mmaselect.pretraining.network import build_dit, build_optimizers, build_schedule
 from mmaselect.pretraining.objective import Objective
 from mmaselect.pretraining.randomness import DataOrder, step_generator
@@ -226,3 +228,40 @@ def test_grid_is_row_by_row():
     assert grid[::2, ::2, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(ValueError, match='do not fill rows of 4'):
         image_grid(images, columns=4)
+
+
+def test_weights_of_the_shipped_model_are_put_in():
+    model = build_dit(channels=3, size=32, patch=4, width=224, depth=6, heads=4, num_classes=10)
+    load_initial_weights(model, 'mmaselect://dit_cifar10', 'v_prediction')
+    shipped = diffusers.DiTTransformer2DModel.from_pretrained(
+        WEIGHTS_DIR / 'dit_cifar10' / 'transformer'
+    )
+    mine, theirs = model.state_dict(), shipped.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name].float()) for name in mine)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    # What the loaded model would bring with it: 10 % of the labels dropped, in each block others.
+    assert model.transformer_blocks[0].norm1.emb.class_embedder.dropout_prob == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'target', 'message'),
+    [
+        ({'depth': 5}, 'v_prediction', r'num_layers is 6 there and 5 here \(--depth\)'),
+        ({'heads': 8}, 'v_prediction', 'num_attention_heads is 4 there and 8 here'),
+        ({'num_classes': 9}, 'v_prediction', 'num_embeds_ada_norm is 10 there and 9 here'),
+        ({}, 'epsilon', "predicts 'v_prediction'.* give --target v_prediction"),
+    ],
+)
+def test_weights_of_another_network_are_refused(change, target, message):
+    shape = dict(channels=3, size=32, patch=4, width=224, depth=6, heads=4, num_classes=10)
+    with pytest.raises(ValueError, match=message):
+        load_initial_weights(build_dit(**(shape | change)), 'mmaselect://dit_cifar10', target)
+
+
+def test_classes_of_initial_weights_are_compared():
+    config = diffusers.DiTPipeline.load_config(WEIGHTS_DIR / 'dit_cifar10')
+    names = list(config['id2label'].values())
+    assert len(names) == 10
+    assert not has_other_classes('mmaselect://dit_cifar10', names)
+    assert has_other_classes('mmaselect://dit_cifar10', names[::-1])

@@ -76,7 +76,7 @@ def assert_equal(a: dict, b: dict) -> None:
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
-    return [(r['step'], r['loss']) for r in RunFolder(out).read_log()]
+    return [(r['step'], r['loss']) for r in RunFolder(out).read_log() if 'loss' in r]
 
 
 def test_log_samples_and_probe(tool, data, tmp_path):
@@ -223,6 +223,29 @@ def test_a_resumed_run_takes_its_new_plan(tool, data, tmp_path):
     assert factors == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     state = torch.load(tmp_path / 'states' / 'step_00000007' / 'optimizer.bin', weights_only=True)
     assert state['param_groups'][0]['lr'] == pytest.approx(0.002 * 0.25)
+
+
+def test_a_model_is_trained_on(tool, data, tmp_path, capsys):
+    """Weights and their average start from the pipeline; a resumed run keeps its own."""
+    argv = [*SMALL, '--data', f'{data}/train', '--save-every', '1']
+    tool.main([*argv, '--out', str(tmp_path / 'first'), '--steps', '3'])
+    argv += ['--init', str(tmp_path / 'first' / 'pipeline'), '--seed', '1']
+    still = ['--lr', '1e-12', '--weight-decay', '0', '--steps', '2']
+    tool.main([*argv, *still, '--out', str(tmp_path / 'still')])
+    start, end = weights(tmp_path / 'first'), weights(tmp_path / 'still')
+    assert all(torch.allclose(start[name], end[name], atol=1e-9) for name in start)
+
+    tool.main([*argv, '--steps', '2', '--out', str(tmp_path / 'whole')])
+    capsys.readouterr()
+    for steps in ('1', '2'):
+        tool.main([*argv, '--steps', steps, '--out', str(tmp_path / 'cut'), '--resume'])
+    told = capsys.readouterr().out
+    assert told.count('starting from the weights') == told.count('going on after step 1') == 1
+    assert_equal(weights(tmp_path / 'whole'), weights(tmp_path / 'cut'))
+    assert RunFolder(tmp_path / 'cut').read_log()[0]['init'] == f'{tmp_path}/first/pipeline'
+    with pytest.raises(SystemExit, match='num_layers is 2 there and 3 here'):
+        tool.main([*argv, '--steps', '1', '--out', str(tmp_path / 'deeper'), '--depth', '3'])
+    assert not (tmp_path / 'deeper').exists()
 
 
 def test_time_limit_saves_and_can_be_resumed(tool, data, tmp_path, capsys):
