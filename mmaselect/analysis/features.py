@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmaselect.analysis.data import LabelledImages
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
-from mmaselect.selection.sweep import noise_seed
+from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.selection.scoring import EncodedBatch, draw_readings
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,20 @@ class EncodedImages:
             timestep: 0 (clean) to T - 1 (noise).
             draws: Independent noise draws of each image.
         """
+        for batch in self.batches(draws):
+            maps = [
+                self.dit.features(reading.latent, timestep, reading.noise)
+                for reading in batch.draws
+            ]
+            yield FeatureBatch(maps, batch.labels, batch.indices)
+
+    def batches(self, draws: int = 1) -> Iterator[EncodedBatch]:
+        """The latents on the model's device, with noise; the labels stay on the CPU.
+
+        Args:
+            draws: Independent noise draws of each image.
+        """
         for latent, labels, positions in self._batches:
-            latent = latent.to(self.dit.device)
-            maps = []
-            for draw in range(draws):
-                seeds = [noise_seed(self.seed, self.first + i, draw) for i in positions]
-                noise = draw_noise(tuple(latent.shape[1:]), seeds, latent.device)
-                maps.append(self.dit.features(latent, timestep, noise))
-            yield FeatureBatch(maps, labels.long(), positions)
+            numbers = [self.first + position for position in positions]
+            readings = draw_readings(latent.to(self.dit.device), numbers, draws, self.seed)
+            yield EncodedBatch(readings, positions, labels.long())

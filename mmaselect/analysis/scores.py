@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmaselect.analysis.features import EncodedImages
 from mmaselect.analysis.store import RunFolder
 from mmaselect.analysis.study import Study, progress_bar
 from mmaselect.selection import Criterion
+from mmaselect.selection.scoring import read_meters, score_step, start_meters
 
 
 def score_timestep(
@@ -31,38 +31,24 @@ def score_timestep(
 
     Returns:
         Rows ``criterion, block, feature, score, std, sem``; None where a number is undefined.
-        Features that are not finite at this timestep leave no score.
+        Features that are not finite, in any block, leave the timestep without scores: see
+        :class:`~mmaselect.selection.scoring.StepScores`.
     """
-    device = images.dit.device
-    meters = {
-        (tap, name): criterion.clone().to(device)
-        for tap in images.dit.keys
-        for name, criterion in criteria.items()
-    }
+    dit = images.dit
+    meters = start_meters(criteria, dit.keys, dit.device)
     draws = max(criterion.draws for criterion in criteria.values())
-    for batch in images.features(timestep, draws):
-        labels = batch.labels.to(device)
-        for (tap, _), meter in meters.items():
-            features = [drawn[tap] for drawn in batch.draws[: meter.draws]]
-            if meter.needs_labels:
-                meter.update(*features, labels=labels)
-            else:
-                meter.update(*features)
-    rows = []
-    for (tap, name), meter in meters.items():
-        values = meter.compute()
-        broken = int(values['nonfinite']) > 0
-        rows.append(
-            dict(
-                criterion=name,
-                block=tap[0],
-                feature=tap[1],
-                **{
-                    key: None if broken else _number(values[key]) for key in ('score', 'std', 'sem')
-                },
-            )
+    for batch in images.batches(draws):
+        score_step(dit, batch, timestep, meters)
+    scores = read_meters(meters, dit, timestep, images.num_tokens)
+    return [
+        dict(
+            criterion=name,
+            block=tap[0],
+            feature=tap[1],
+            **{key: scores.value(tap, name, key) for key in ('score', 'std', 'sem')},
         )
-    return rows
+        for tap, name in meters
+    ]
 
 
 def usable_criteria(
@@ -143,8 +129,3 @@ def scores_table(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for step in steps
         for row in step['criteria']
     ]
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return value if math.isfinite(value) else None

@@ -35,7 +35,8 @@ from mmaselect.selection import (
     DEFAULT_OTHERS,
     Criterion,
 )
-from mmaselect.selection.sweep import build_criteria, weights_fingerprint
+from mmaselect.selection.scoring import build_criteria
+from mmaselect.selection.sweep import weights_fingerprint
 from mmaselect.utils import get_toolbox, load_config
 
 #: Toolbox to what its heads do.

@@ -4,7 +4,7 @@ import torch
 
 def test_maps_are_those_of_the_model(open_with, classification_config):
     from mmaselect.diffusion import draw_noise
-    from mmaselect.selection.sweep import noise_seed
+    from mmaselect.selection.scoring import noise_seed
 
     study = open_with(classification_config, '--blocks', '1', '4', '--features', 'query', 'value')
     images = study.images('train', 5)

@@ -5,7 +5,7 @@ from mmaselect.analysis.probe_table import scores_over
 from mmaselect.analysis.scores import score_grid, score_timestep, usable_criteria
 from mmaselect.analysis.store import RunFolder
 from mmaselect.selection import Sweep
-from mmaselect.selection.sweep import build_criteria
+from mmaselect.selection.scoring import build_criteria
 
 CROSS, PLAIN = dict(type='CrossSpectrumHFR'), dict(type='HighFrequencyRatio', cutoff=0.25)
 
@@ -40,6 +40,28 @@ def test_features_that_overflow_leave_no_score(open_with, classification_config)
     encoded._batches[0] = (latent * float('inf'), labels, positions)
     (row,) = score_timestep(encoded, 0, build_criteria([PLAIN]))
     assert (row['score'], row['std']) == (None, None)
+
+
+def test_features_that_overflow_in_one_block_rule_the_timestep_out(
+    open_with, classification_config, monkeypatch
+):
+    """As in a sweep, which cannot pick it either."""
+    study = open_with(classification_config, '--blocks', '1', '4')
+    images = study.images('train', 3)
+    encoded = study.encode(images).images
+    features = study.dit.features
+
+    def overflow(latent, timestep, noise):
+        maps = features(latent, timestep, noise)
+        return {**maps, (4, 'query'): maps[4, 'query'] * (1e30 if timestep == 0 else 1)}
+
+    monkeypatch.setattr(study.dit, 'features', overflow)
+    broken, whole = (score_timestep(encoded, step, build_criteria([PLAIN])) for step in (0, 300))
+    assert [row['score'] for row in broken] == [None, None]
+    assert all(row['score'] > 0 for row in whole)
+    result = Sweep(study.dit, images, [0, 300], PLAIN, ()).run(progress=False)
+    assert result.timestep == 300
+    assert [curve.points[0].score for curve in result.per_tap] == [None, None]
 
 
 def test_undefined_criteria_are_named(open_with, classification_config):

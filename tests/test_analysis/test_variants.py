@@ -2,7 +2,7 @@
 import pytest
 
 from mmaselect.analysis.variants import describe, variants
-from mmaselect.selection.sweep import build_criteria
+from mmaselect.selection.scoring import build_criteria
 
 
 @pytest.mark.parametrize('full', [False, True])

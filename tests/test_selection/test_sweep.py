@@ -19,7 +19,7 @@ from mmaselect.selection import (
     save_selection,
 )
 from mmaselect.selection.criteria import PerImageCriterion, cross_spectrum_hfr, fisher_score
-from mmaselect.selection.sweep import noise_seed
+from mmaselect.selection.scoring import noise_seed
 
 GRID = [0, 100, 300, 600, 900]
 
@@ -117,11 +117,21 @@ def test_labels_for_those_who_ask(tiny_dit):
 
 
 @CRITERIA.register_module()
-class SaysWhatItIsTold(PerImageCriterion):
-    """A user's own criterion: the mean of the map."""
+class MeanOfTheMap(PerImageCriterion):
+    """A user's own criterion."""
 
     def per_image(self, feature):
         return feature.float().mean((1, 2, 3))
+
+
+def test_a_criterion_of_the_users_own(tiny_dit, photos):
+    sweep = make_sweep(tiny_dit, photos, criterion=dict(type='MeanOfTheMap'), blocks=[2])
+    result = sweep.run(progress=False)
+    (batch,) = sweep.calibration.batches(10)
+    noise = draw_noise((3, 32, 32), [noise_seed(0, index, 0) for index in range(10)])
+    maps = sweep.dit.features(batch.images, 300, noise)[2, 'query']
+    assert result.criterion == 'MeanOfTheMap'
+    assert result.curve.points[2].score == pytest.approx(maps.mean().item(), rel=1e-4)
 
 
 def poison(dit, timesteps):
@@ -151,36 +161,6 @@ def test_non_finite_features_are_reported_and_never_picked(tiny_dit, photos):
     poison(sweep.dit, GRID)
     with pytest.raises(RuntimeError, match=r'no timestep gave finite features in torch\.float32'):
         sweep.run(progress=False)
-
-
-def test_warnings_of_a_suspect_pick(tiny_dit, photos):
-    def warnings_for(values):
-        sweep = make_sweep(
-            tiny_dit, photos, criterion=dict(type='SaysWhatItIsTold'), others=[], blocks=[1]
-        )
-        sweep.dit.features = lambda latent, step, noise: {
-            (1, 'query'): torch.full((len(latent), 2, 4, 4), values[GRID.index(step)])
-            + torch.randn(len(latent), 1, 1, 1) * 0.01
-        }
-        return ' '.join(sweep.run(progress=False).warnings)
-
-    assert warnings_for([0.1, 0.2, 0.9, 0.3, 0.1]) == ''
-    assert 'first point of the grid' in warnings_for([0.9, 0.2, 0.1, 0.1, 0.1])
-    assert 'last point of the grid' in warnings_for([0.1, 0.2, 0.1, 0.1, 0.9])
-    flat = make_sweep(
-        tiny_dit, photos, criterion=dict(type='SaysWhatItIsTold'), others=[], blocks=[1]
-    )
-    same = torch.randn(len(flat.calibration), 2, 4, 4)
-    flat.dit.features = lambda latent, step, noise: {(1, 'query'): same[: len(latent)]}
-    assert 'the curve is flat' in ' '.join(flat.run(progress=False).warnings)
-
-
-def test_disagreement_is_a_warning(tiny_dit, photos):
-    sweep = make_sweep(tiny_dit, photos, others=[dict(type='SaysWhatItIsTold')])
-    result = sweep.run(progress=False)
-    other = result.others['SaysWhatItIsTold'].timestep
-    disagrees = any('SaysWhatItIsTold disagrees' in text for text in result.warnings)
-    assert disagrees == (abs(GRID.index(other) - GRID.index(result.timestep)) > 1)
 
 
 def test_bad_arguments(tiny_dit, photos):

@@ -33,7 +33,7 @@ from mmaselect.analysis.study import (
 from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.analysis.variants import describe, variants
 from mmaselect.files import write_atomically, write_json
-from mmaselect.selection.sweep import build_criteria
+from mmaselect.selection.scoring import build_criteria
 
 EXAMPLES = """
 examples:

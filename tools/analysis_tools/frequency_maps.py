@@ -30,7 +30,7 @@ from mmaselect.diffusion import draw_noise
 from mmaselect.files import write_json
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.calibration import load_rgb, resize_and_crop
-from mmaselect.selection.sweep import noise_seed
+from mmaselect.selection.scoring import noise_seed
 
 EXAMPLES = """
 examples:

@@ -1,0 +1,141 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""From scores to a pick: curves, their maxima, and what makes a pick suspect. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmaselect.diffusion import TapKey
+from mmaselect.selection.result import Curve, CurvePoint
+from mmaselect.selection.scoring import StepScores
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a sweep's scores say.
+
+    Attributes:
+        curve: The deciding criterion's curve, the mean over (block, feature); it holds the pick.
+        others: The same of each further criterion.
+        per_tap: The deciding criterion's curve of each (block, feature).
+        warnings: What a careful reader should know.
+    """
+
+    curve: Curve
+    others: dict[str, Curve]
+    per_tap: list[Curve]
+    warnings: list[str]
+
+
+def conclude(
+    steps: Sequence[StepScores], criteria: Sequence[str], taps: Sequence[TapKey], dtype: str
+) -> Conclusion:
+    """Pick the timestep that scores best, and say what is suspect about it.
+
+    Args:
+        steps: Scores of each timestep, in the order of the grid.
+        criteria: Names; the first one decides.
+        taps: The (block, feature) that were scored.
+        dtype: Precision of the model, for messages.
+
+    Raises:
+        RuntimeError: If no timestep has finite features, or a criterion no finite score.
+    """
+    warnings = warn_of_nonfinite_features(steps, dtype)
+    deciding, *rest = criteria
+    curve = build_curve(steps, deciding, taps)
+    others = {name: build_curve(steps, name, taps) for name in rest}
+    warnings += warn_of_grid_end(curve) + warn_of_flat_curve(curve)
+    warnings += warn_of_disagreement(curve, others)
+    per_tap = [build_curve(steps, deciding, [tap]) for tap in taps]
+    return Conclusion(curve, others, per_tap, warnings)
+
+
+def build_curve(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey]) -> Curve:
+    """A criterion's curve, the mean over some (block, feature), with its best timestep.
+
+    The score must be finite to be the best; of equal scores the smallest timestep wins.
+
+    Raises:
+        RuntimeError: If there is no finite score.
+    """
+    points = tuple(
+        CurvePoint(
+            timestep=step.timestep,
+            noise_level=step.noise_level,
+            log_snr=step.log_snr,
+            score=step.mean(taps, criterion, 'score'),
+            std=step.mean(taps, criterion, 'std'),
+            # Blocks of one image are not independent: their mean is the careful bound.
+            sem=step.mean(taps, criterion, 'sem'),
+        )
+        for step in steps
+    )
+    scored = [point for point in points if point.score is not None]
+    if not scored:
+        raise RuntimeError(
+            f'{criterion} gave no finite score at any of {[step.timestep for step in steps]}'
+        )
+    best = max(scored, key=lambda point: (point.score, -point.timestep))
+    block, feature = taps[0] if len(taps) == 1 else (None, None)
+    return Curve(criterion, best.timestep, points, block, feature)
+
+
+def warn_of_nonfinite_features(steps: Sequence[StepScores], dtype: str) -> list[str]:
+    """A warning that names the timesteps which cannot be picked.
+
+    Raises:
+        RuntimeError: If these are all.
+    """
+    broken = sorted(step.timestep for step in steps if not step.is_finite)
+    if not broken:
+        return []
+    if len(broken) == len(steps):
+        raise RuntimeError(
+            f'no timestep gave finite features in {dtype}: use dtype="bf16" or "fp32"'
+        )
+    return [
+        f'features were not finite (NaN or infinity) in {dtype} at timesteps {broken}: those '
+        f'timesteps cannot be picked. Use dtype="bf16" or "fp32" if this is an overflow'
+    ]
+
+
+def warn_of_grid_end(curve: Curve) -> list[str]:
+    """A warning if the pick is the first or the last scored point of the grid."""
+    scored = [point.timestep for point in curve.points if point.score is not None]
+    if len(scored) <= 2 or curve.timestep not in (scored[0], scored[-1]):
+        return []
+    end = 'first' if curve.timestep == scored[0] else 'last'
+    # Nothing lies below 0: to advise a wider grid would be no help.
+    reason = (
+        'the image with the least noise. A model that was trained briefly can be best there; of a '
+        'published one, look at the curve'
+        if curve.timestep == 0
+        else 'the maximum may lie outside of it, or the criterion may be measuring the noise itself'
+    )
+    return [f'the pick, timestep {curve.timestep}, is the {end} point of the grid: {reason}']
+
+
+def warn_of_flat_curve(curve: Curve) -> list[str]:
+    """A warning if the scores differ by no more than their standard error."""
+    scored = [point for point in curve.points if point.score is not None]
+    spread = max(point.score for point in scored) - min(point.score for point in scored)
+    error = max(point.sem or 0.0 for point in scored)
+    if len(scored) < 2 or spread > error:
+        return []
+    return [
+        f'the curve is flat: scores differ by {spread:.3g}, their standard error is {error:.3g}. '
+        f'Use more calibration images, or another block'
+    ]
+
+
+def warn_of_disagreement(curve: Curve, others: Mapping[str, Curve]) -> list[str]:
+    """A warning for each criterion whose pick is far away: by more than a tenth of the grid."""
+    position = {step: i for i, step in enumerate(curve.timesteps)}
+    near = max(1, len(position) // 10)
+    return [
+        f'{name} disagrees: it would pick timestep {other.timestep} instead of {curve.timestep}'
+        for name, other in others.items()
+        if abs(position[other.timestep] - position[curve.timestep]) > near
+    ]

@@ -1,0 +1,196 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""One timestep's scores: criteria from their configs, a batch with its noise, one step of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.registry import CRITERIA
+from mmaselect.selection.criteria.base import Criterion
+
+CriterionConfig = Mapping[str, Any]
+#: ((block, feature), name of a criterion) -> its streaming score, all of one timestep.
+Meters = dict[tuple[TapKey, str], Criterion]
+
+#: Seeds of different images are this far apart, so that draws of one never meet another's.
+_SEED_STRIDE = 1_000_003
+
+
+def noise_seed(seed: int, image: int, draw: int) -> int:
+    """Seed of one noise draw of one calibration image, the same for all timesteps and ranks."""
+    return (seed * _SEED_STRIDE + image) * 64 + draw
+
+
+def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
+    """Criteria by the name they carry in results; a second of one type gets a number."""
+    criteria: dict[str, Criterion] = {}
+    for config in configs:
+        arguments = dict(config)
+        kind = arguments.pop('type', None)
+        # Not CRITERIA.build: under a toolbox's default scope it would warn that the toolbox has no
+        # criteria of its own.
+        cls = CRITERIA.get(kind) if isinstance(kind, str) else kind
+        if not (isinstance(cls, type) and issubclass(cls, Criterion)):
+            CRITERIA.import_from_location()
+            raise ValueError(
+                f'criterion {kind!r} is not known: choose from '
+                f'{", ".join(sorted(CRITERIA.module_dict))}, or register a subclass of Criterion '
+                f'with @CRITERIA.register_module()'
+            )
+        criterion = cls(**arguments)
+        name = base = type(criterion).__name__
+        number = 1
+        while name in criteria:
+            number += 1
+            name = f'{base}-{number}'
+        criteria[name] = criterion
+    return criteria
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one transformer pass reads: clean latents, and the noise that they keep.
+
+    Attributes:
+        latent: (B, C, H, W).
+        noise: Standard normal, of the same shape.
+    """
+
+    latent: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Some images, encoded once; their noise is the same at all timesteps.
+
+    Attributes:
+        draws: One reading for each noise draw; all share the latents.
+        indices: Position of each image in its set.
+        labels: (B,) class labels, or (B, H, W) label maps, where the source has them.
+    """
+
+    draws: tuple[Reading, ...]
+    indices: list[int]
+    labels: Tensor | None = None
+
+
+def draw_readings(
+    latent: Tensor, numbers: Sequence[int], draws: int, seed: int
+) -> tuple[Reading, ...]:
+    """Readings of the same latents under independent noise draws.
+
+    Args:
+        latent: (B, C, H, W).
+        numbers: One for each image; its noise depends on it, on the seed and on the latent's shape,
+            never on the batch.
+        draws: How many.
+        seed: Of the noise.
+    """
+    shape = tuple(latent.shape[1:])
+    return tuple(
+        Reading(
+            latent,
+            draw_noise(shape, [noise_seed(seed, n, draw) for n in numbers], latent.device),
+        )
+        for draw in range(draws)
+    )
+
+
+def start_meters(
+    criteria: Mapping[str, Criterion], taps: Sequence[TapKey], device: torch.device
+) -> Meters:
+    """Empty scores of one timestep: a copy of every criterion for each (block, feature)."""
+    return {
+        (tap, name): criterion.clone().to(device)
+        for tap in taps
+        for name, criterion in criteria.items()
+    }
+
+
+def score_step(dit: FrozenDiT, batch: EncodedBatch, timestep: int, meters: Meters) -> int:
+    """Add a batch to the scores of one timestep: one transformer pass for each reading.
+
+    Args:
+        dit: The frozen model.
+        batch: Its images, with as many draws as the criteria want.
+        timestep: 0 (clean) to T - 1 (noise).
+        meters: From :func:`start_meters`; they are updated.
+
+    Returns:
+        int: Model evaluations: transformer passes of one image each.
+    """
+    maps = [dit.features(reading.latent, timestep, reading.noise) for reading in batch.draws]
+    labels = None if batch.labels is None else batch.labels.to(dit.device)
+    for (tap, _), meter in meters.items():
+        features = [drawn[tap] for drawn in maps[: meter.draws]]
+        meter.update(*features, labels=labels if meter.needs_labels else None)
+    return len(batch.indices) * len(batch.draws)
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """What the criteria say of one timestep.
+
+    Features that are not finite, be it for one image in one (block, feature), leave the whole
+    timestep without scores: a model that overflows there must not be read there, and a mean over
+    the images that happened to stay finite is not the same quantity as at other timesteps.
+
+    Attributes:
+        timestep: 0 (clean) to T - 1 (noise).
+        noise_level: Standard deviation of the noise in the noisy latent.
+        log_snr: ``2 ln(alpha / sigma)``; None where it is infinite.
+        values: ((block, feature), criterion) to what :meth:`Criterion.compute` gave, as numbers.
+    """
+
+    timestep: int
+    noise_level: float
+    log_snr: float | None
+    values: Mapping[tuple[TapKey, str], Mapping[str, float]]
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether all features were."""
+        return not any(value['nonfinite'] > 0 for value in self.values.values())
+
+    def value(self, tap: TapKey, criterion: str, name: str) -> float | None:
+        """A criterion's ``'score'``, ``'std'`` or ``'sem'`` of one (block, feature).
+
+        None if it is undefined, or if the timestep has features that are not finite.
+        """
+        return finite_or_none(self.values[tap, criterion][name]) if self.is_finite else None
+
+    def mean(self, taps: Sequence[TapKey], criterion: str, name: str) -> float | None:
+        """Mean of :meth:`value` over some (block, feature); None if it is None for any."""
+        values = [self.value(tap, criterion, name) for tap in taps]
+        return None if None in values else sum(values) / len(values)
+
+
+def read_meters(meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int) -> StepScores:
+    """The scores of a timestep once all images have been added, over all ranks.
+
+    Args:
+        meters: Of the timestep.
+        dit: The frozen model, for the noise level.
+        timestep: 0 (clean) to T - 1 (noise).
+        num_tokens: Image tokens of one image, which the noise level of some families depends on.
+    """
+    level = dit.process.at(timestep, num_tokens)
+    values = {
+        key: {name: float(value) for name, value in meter.compute().items()}
+        for key, meter in meters.items()
+    }
+    return StepScores(timestep, level.sigma, finite_or_none(level.log_snr), values)
+
+
+def finite_or_none(value: float) -> float | None:
+    """The number, or None for NaN and infinities, which JSON does not have."""
+    return value if math.isfinite(value) else None
