@@ -143,6 +143,7 @@ setup(
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points={'console_scripts': ['mmaselect = mmaselect.cli:main']},
     cmdclass={'build_py': BuildPyWithMim},
     zip_safe=False,
 )

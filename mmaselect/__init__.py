@@ -2,15 +2,58 @@
 """Diffusion transformers as OpenMMLab backbones, read at the timestep that A-SelecT picks.
 
 Importing the package makes its registries known to MMEngine, so that a config with
-``custom_imports = dict(imports=['mmaselect'])`` can name ``mmaselect.ASelecTDiT``.
+``custom_imports = dict(imports=['mmaselect'])`` can name ``mmaselect.ASelecTDiT``. It imports no
+torch: each name below is looked up when it is first asked for (PEP 562).
 """
 
 # First of all: says which toolboxes are missing, and how to get them.
 from mmaselect.utils import map_config_scopes  # isort: skip
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from mmaselect import registry  # noqa: F401 (its import is what makes it known)
 from mmaselect.version import __version__
 
+if TYPE_CHECKING:
+    from mmaselect.apis import FeatureExtractor, list_criteria, select_timestep
+    from mmaselect.diffusion import FrozenDiT
+    from mmaselect.model_zoo import list_models, model_info
+    from mmaselect.models import ASelecTDiT
+
+#: Public name to the module that has it. The imports above say the same to type checkers.
+_PUBLIC = {
+    'ASelecTDiT': 'mmaselect.models',
+    'FeatureExtractor': 'mmaselect.apis',
+    'FrozenDiT': 'mmaselect.diffusion',
+    'list_criteria': 'mmaselect.apis',
+    'list_models': 'mmaselect.model_zoo',
+    'model_info': 'mmaselect.model_zoo',
+    'select_timestep': 'mmaselect.apis',
+}
+
+__all__ = [
+    'ASelecTDiT',
+    'FeatureExtractor',
+    'FrozenDiT',
+    '__version__',
+    'list_criteria',
+    'list_models',
+    'model_info',
+    'select_timestep',
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value  # found without this function the next time
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
 # Bases such as 'mmseg::...' are then found with either distribution of OpenMMLab.
 map_config_scopes()
-
-__all__ = ['__version__']

@@ -1,7 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The same things from Python, without a config."""
 
+from mmaselect.apis.criteria import list_criteria
 from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.selection import select_timestep
 
-__all__ = ['FeatureExtractor', 'select_timestep']
+__all__ = ['FeatureExtractor', 'list_criteria', 'select_timestep']

@@ -1,29 +1,30 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The table of docs/families.md says what the code does, for models as they are published."""
+"""The table of models says what the code does, for models as they are published."""
 
-import re
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel
 
+import mmaselect
+from mmaselect import list_models, model_info
 from mmaselect.diffusion import known_families
 
-ROOT = Path(__file__).parents[3]
+SHIPPED = Path(mmaselect.__file__).parent / 'weights' / 'dit_cifar10' / 'transformer'
 MODELS = {
     model[0]: model
     for path in sorted(Path(__file__).parent.glob('test_*.py'))
     if 'PUBLISHED = [' in path.read_text(encoding='utf-8') and path != Path(__file__)
     for model in import_module(path.stem).PUBLISHED
 }
-
-
-def rows():
-    """Cells of every row that a model leads, by the model."""
-    text = (ROOT / 'docs' / 'families.md').read_text(encoding='utf-8')
-    cells = [[cell.strip(' `') for cell in line.split('|')[1:-1]] for line in text.splitlines()]
-    return {row[0]: row[1:] for row in cells if len(row) == 8 and '/' in row[0]}
+MODELS['mmaselect://dit_cifar10'] = (
+    'mmaselect://dit_cifar10',
+    DiTTransformer2DModel,
+    json.loads((SHIPPED / 'config.json').read_text(encoding='utf-8')),
+)
 
 
 def gigabytes(model):
@@ -32,26 +33,28 @@ def gigabytes(model):
 
 
 def test_every_published_model_has_a_row_and_every_family_a_model():
-    assert rows().keys() == MODELS.keys()
-    assert {row[0] for row in rows().values()} == known_families().keys()
+    assert set(list_models()) == MODELS.keys()
+    listed = {model_info(name).transformer_class for name in list_models()}
+    assert listed == known_families().keys()
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_row(name):
-    _, cls, config, width, blocks, _ = MODELS[name]
+    _, cls, config, *_ = MODELS[name]
     with torch.device('meta'):
-        whole = cls(**config)
+        whole = cls(**{key: value for key, value in config.items() if key[0] != '_'})
     family = known_families()[cls.__name__](dict(whole.config))
     needed = family.default_block + 1
     with torch.device('meta'):
         built = cls.from_config({**dict(whole.config), **family.build_overrides(needed)})
     family.trim(built, needed)
 
-    row = rows()[name]
-    assert row[0] == cls.__name__
-    # '57 (19 + 38)': both ways of saying it.
-    counts = [int(number) for number in re.findall(r'\d+', row[2])]
-    assert (int(row[1]), counts[0], int(row[3])) == (width, blocks, family.default_block)
-    assert sum(counts[1:]) in (0, blocks)
-    assert int(row[4]) % family.patch_size == 0
-    assert row[6] == f'{gigabytes(built):.1f} of {gigabytes(whole):.1f}'
+    row = model_info(name)
+    file = type(family).__module__.rpartition('.')[2]
+    assert (row.family, row.transformer_class) == (file, cls.__name__)
+    assert (row.width, row.blocks) == (family.width, family.num_blocks)
+    assert row.default_block == family.default_block
+    assert row.stride % family.patch_size == 0
+    parameters = sum(parameter.numel() for parameter in whole.parameters())
+    assert row.millions == round(parameters / 1e6)
+    assert (row.held, row.whole) == (round(gigabytes(built), 1), round(gigabytes(whole), 1))

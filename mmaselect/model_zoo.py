@@ -1,0 +1,272 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The published models that were checked against their families, and a search over them.
+
+Knows neither torch nor diffusers, so that a list is there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """Facts of one published model.
+
+    Attributes:
+        name: What ``pretrained`` takes: a hub id, or ``mmaselect://NAME`` for one in the package.
+        family: File in ``mmaselect/diffusion/families`` that reads it.
+        width: Channels of a token.
+        stacks: Blocks of each of its stacks, in the order in which they run.
+        default_block: Block that is read where none is named.
+        stride: Image pixels per token, along each side.
+        process: Forward process, in words.
+        millions: Parameters of the transformer, in millions.
+        held: GiB of 16-bit weights that are held when the default block is read.
+        whole: GiB of the whole transformer's 16-bit weights.
+        license: As the model's page names it. The page has the last word.
+        gated: Whether the page asks for a login and a consent before it gives the weights.
+    """
+
+    name: str
+    family: str
+    width: int
+    stacks: tuple[int, ...]
+    default_block: int
+    stride: int
+    process: str
+    millions: int
+    held: float
+    whole: float
+    license: str
+    gated: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, all stacks together."""
+        return sum(self.stacks)
+
+    @property
+    def transformer_class(self) -> str:
+        """Name of the diffusers class."""
+        return _CLASSES[self.family]
+
+
+#: Family to the diffusers class that it reads.
+_CLASSES = {
+    'auraflow': 'AuraFlowTransformer2DModel',
+    'chroma': 'ChromaTransformer2DModel',
+    'cogview4': 'CogView4Transformer2DModel',
+    'dit': 'DiTTransformer2DModel',
+    'flux': 'FluxTransformer2DModel',
+    'flux2': 'Flux2Transformer2DModel',
+    'hunyuan_dit': 'HunyuanDiT2DModel',
+    'lumina2': 'Lumina2Transformer2DModel',
+    'pixart': 'PixArtTransformer2DModel',
+    'qwen_image': 'QwenImageTransformer2DModel',
+    'sana': 'SanaTransformer2DModel',
+    'sd3': 'SD3Transformer2DModel',
+    'z_image': 'ZImageTransformer2DModel',
+}
+
+# To add a model: a row here (test_families_table.py says its figures), its config in PUBLISHED of
+# the family's test file, and `python tools/dev/write_generated.py` for the table of the docs.
+# Columns: name / family, width, stacks, default block, stride, process / millions, held, whole,
+# license.
+# fmt: off
+_MODELS = (
+    PublishedModel(
+        'mmaselect://dit_cifar10',
+        'dit', 224, (6,), 3, 4, 'DDPM, linear', 6, 0.0, 0.0, 'apache-2.0'),
+    PublishedModel(
+        'facebook/DiT-XL-2-256',
+        'dit', 1152, (28,), 14, 16, 'DDPM, linear', 750, 0.8, 1.4, 'cc-by-nc-4.0'),
+    PublishedModel(
+        'facebook/DiT-XL-2-512',
+        'dit', 1152, (28,), 14, 16, 'DDPM, linear', 750, 0.8, 1.4, 'cc-by-nc-4.0'),
+    PublishedModel(
+        'stabilityai/stable-diffusion-3-medium-diffusers',
+        'sd3', 1536, (24,), 9, 16, 'flow, shift 3', 2028, 1.7, 3.9,
+        'stabilityai-ai-community', gated=True),
+    PublishedModel(
+        'stabilityai/stable-diffusion-3.5-medium',
+        'sd3', 1536, (24,), 9, 16, 'flow, shift 3', 2243, 2.3, 4.6,
+        'stabilityai-ai-community', gated=True),
+    PublishedModel(
+        'stabilityai/stable-diffusion-3.5-large',
+        'sd3', 2432, (38,), 14, 16, 'flow, shift 3', 8057, 6.2, 15.2,
+        'stabilityai-ai-community', gated=True),
+    PublishedModel(
+        'black-forest-labs/FLUX.1-dev',
+        'flux', 3072, (19, 38), 28, 16, 'flow, shift by size', 11901, 14.8, 22.2,
+        'flux-1-dev-non-commercial-license', gated=True),
+    PublishedModel(
+        'black-forest-labs/FLUX.1-schnell',
+        'flux', 3072, (19, 38), 28, 16, 'flow', 11891, 14.8, 22.1, 'apache-2.0', gated=True),
+    PublishedModel(
+        'PixArt-alpha/PixArt-XL-2-512x512',
+        'pixart', 1152, (28,), 14, 16, 'DDPM, linear', 611, 0.6, 1.1, 'openrail++'),
+    PublishedModel(
+        'PixArt-alpha/PixArt-XL-2-1024-MS',
+        'pixart', 1152, (28,), 14, 16, 'DDPM, linear', 611, 0.6, 1.1, 'openrail++'),
+    PublishedModel(
+        'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS',
+        'pixart', 1152, (28,), 14, 16, 'DDPM, linear', 611, 0.6, 1.1, 'openrail++'),
+    PublishedModel(
+        'Efficient-Large-Model/Sana_600M_1024px_diffusers',
+        'sana', 1152, (28,), 14, 32, 'flow, shift 3', 592, 0.6, 1.1, 'nscl-v2-custom'),
+    PublishedModel(
+        'Efficient-Large-Model/Sana_1600M_1024px_diffusers',
+        'sana', 2240, (20,), 10, 32, 'flow, shift 3', 1604, 1.7, 3.0, 'nscl-v2-custom'),
+    PublishedModel(
+        'Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers',
+        'sana', 2240, (60,), 30, 32, 'flow, shift 3', 4722, 4.6, 8.8, 'nscl-v2-custom'),
+    PublishedModel(
+        'Alpha-VLLM/Lumina-Image-2.0',
+        'lumina2', 2304, (26,), 13, 16, 'flow, shift 6', 2610, 2.9, 4.9, 'apache-2.0'),
+    PublishedModel(
+        'fal/AuraFlow-v0.3',
+        'auraflow', 3072, (4, 32), 18, 16, 'flow, shift 1.73', 6859, 7.4, 12.8, 'apache-2.0'),
+    PublishedModel(
+        'Tencent-Hunyuan/HunyuanDiT-v1.1-Diffusers',
+        'hunyuan_dit', 1408, (40,), 20, 16, 'DDPM, scaled linear', 1517, 1.5, 2.8,
+        'tencent-hunyuan-community'),
+    PublishedModel(
+        'Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers',
+        'hunyuan_dit', 1408, (40,), 20, 16, 'DDPM, scaled linear', 1500, 1.4, 2.8,
+        'tencent-hunyuan-community'),
+    PublishedModel(
+        'THUDM/CogView4-6B',
+        'cogview4', 4096, (28,), 14, 16, 'flow, shift by size', 6369, 6.4, 11.9, 'apache-2.0'),
+    PublishedModel(
+        'Qwen/Qwen-Image',
+        'qwen_image', 3072, (60,), 30, 16, 'flow, shift by size', 20430, 19.7, 38.1, 'apache-2.0'),
+    PublishedModel(
+        'Tongyi-MAI/Z-Image',
+        'z_image', 3840, (30,), 15, 16, 'flow, static shift', 6155, 6.7, 11.5, 'apache-2.0'),
+    PublishedModel(
+        'Tongyi-MAI/Z-Image-Turbo',
+        'z_image', 3840, (30,), 15, 16, 'flow, shift 3', 6155, 6.7, 11.5, 'apache-2.0'),
+    PublishedModel(
+        'black-forest-labs/FLUX.2-dev',
+        'flux2', 6144, (8, 48), 28, 16, 'flow, shift by size', 32223, 35.3, 60.0,
+        'flux-dev-non-commercial-license', gated=True),
+    PublishedModel(
+        'black-forest-labs/FLUX.2-klein-4B',
+        'flux2', 3072, (5, 20), 12, 16, 'flow, shift by size', 3876, 4.5, 7.2, 'apache-2.0'),
+    PublishedModel(
+        'black-forest-labs/FLUX.2-klein-9B',
+        'flux2', 4096, (8, 24), 16, 16, 'flow, shift by size', 9079, 10.8, 16.9,
+        'flux-non-commercial-license', gated=True),
+    PublishedModel(
+        'lodestones/Chroma1-HD',
+        'chroma', 3072, (19, 38), 28, 16, 'flow', 8900, 10.7, 16.6, 'apache-2.0'),
+)
+# fmt: on
+
+
+def list_models(
+    filter: str | Sequence[str] = '',
+    *,
+    exclude_filters: str | Sequence[str] = '',
+    family: str | Sequence[str] = '',
+    gated: bool | None = None,
+) -> list[str]:
+    """Names of the published models that were checked, for ``pretrained``.
+
+    Other models of the same transformer classes work as well: this list holds what the tests build
+    and compare.
+
+    Args:
+        filter: One or more patterns; a model that fits any of them is listed. ``*``, ``?`` and
+            ``[...]`` are wildcards; a pattern without any fits wherever it occurs in a name. Case
+            does not matter. Every model fits an empty one.
+        exclude_filters: Patterns of models to leave out.
+        family: Patterns of the family, such as ``'sd3'`` or ``'flux*'``.
+        gated: Only models whose page asks for a consent (True), or only the others (False).
+
+    Returns:
+        list[str]: Names, family by family. :func:`model_info` has the facts of each.
+
+    Example:
+        >>> from mmaselect import list_models
+        >>> list_models('facebook/dit*')
+        ['facebook/DiT-XL-2-256', 'facebook/DiT-XL-2-512']
+        >>> list_models(family='flux*', gated=False)
+        ['black-forest-labs/FLUX.2-klein-4B']
+        >>> list_models('stable-diffusion', exclude_filters='*medium*')
+        ['stabilityai/stable-diffusion-3.5-large']
+    """
+    return [
+        model.name
+        for model in _MODELS
+        if _fits(model.name, filter, empty=True)
+        and not _fits(model.name, exclude_filters, empty=False)
+        and _fits(model.family, family, empty=True, anywhere=False)
+        and (gated is None or model.gated == gated)
+    ]
+
+
+def model_info(name: str) -> PublishedModel:
+    """Facts of a published model.
+
+    Args:
+        name: As :func:`list_models` gives it.
+
+    Raises:
+        KeyError: If the list has no such model.
+
+    Example:
+        >>> from mmaselect import model_info
+        >>> model = model_info('stabilityai/stable-diffusion-3.5-medium')
+        >>> model.width, model.blocks, model.default_block, model.stride, model.gated
+        (1536, 24, 9, 16, True)
+    """
+    for model in _MODELS:
+        if model.name == name:
+            return model
+    raise KeyError(
+        f'{name!r} is not in the list of published models; list_models() has '
+        f'{len(_MODELS)} names. `pretrained` takes others too, if their class has a family'
+    )
+
+
+def families_table() -> str:
+    """The models as the Markdown table of ``docs/families.md``."""
+    columns = {
+        'model': lambda model: f'`{model.name}`',
+        'class': lambda model: f'`{model.transformer_class}`',
+        'family': lambda model: f'`{model.family}`',
+        'width': lambda model: model.width,
+        'blocks': lambda model: _count(model.stacks),
+        'default block': lambda model: model.default_block,
+        'pixels per token': lambda model: model.stride,
+        'forward process': lambda model: model.process,
+        'parameters (billions)': lambda model: f'{model.millions / 1000:.3g}',
+        'held, of whole (GiB)': _weights,
+        'license': lambda model: model.license + (', gated' if model.gated else ''),
+    }
+    rows = [list(columns), ['---'] * len(columns)]
+    rows += [[str(cell(model)) for cell in columns.values()] for model in _MODELS]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+
+
+def _weights(model: PublishedModel) -> str:
+    return f'{model.held:.1f} of {model.whole:.1f}' if model.whole else 'under 0.1'
+
+
+def _count(stacks: tuple[int, ...]) -> str:
+    """Such as ``'57 (19 + 38)'``."""
+    parts = f' ({" + ".join(map(str, stacks))})' if len(stacks) > 1 else ''
+    return f'{sum(stacks)}{parts}'
+
+
+def _fits(text: str, patterns: str | Sequence[str], *, empty: bool, anywhere: bool = True) -> bool:
+    """Whether a text fits one of the patterns; ``empty`` is the answer where there are none."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = [pattern.lower() for pattern in patterns if pattern]
+    if anywhere:
+        patterns = [p if any(char in p for char in '*?[') else f'*{p}*' for p in patterns]
+    return any(fnmatchcase(text.lower(), p) for p in patterns) if patterns else empty
