@@ -38,3 +38,16 @@ def test_notices_an_edit_and_mends_it(tool, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as leave:
         tool.main()
     assert leave.value.code == 0 and stale.read_text(encoding='utf-8') == text
+
+
+def test_a_config_that_names_the_unknown(tool, tmp_path, monkeypatch):
+    folder = tmp_path / 'configs' / 'classification'
+    folder.mkdir(parents=True)
+    (folder / 'mine.py').write_text(
+        "data_root = 'data/mine'\n"
+        "model = dict(backbone=dict(pretrained='facebook/DiT-XL-2-256'), "
+        "head=dict(type='LinearClsHead'))\n"
+    )
+    monkeypatch.setattr(tool, 'ROOT', tmp_path)
+    with pytest.raises(KeyError, match=r"mine\.py names 'data/mine', which"):
+        tool.metafile('classification')

@@ -1,16 +1,58 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Write the files that are made from others: the table of models in the docs."""
+"""Write the files that are made from others: the table of models in the docs, and MIM's metafiles.
+
+MIM reads ``configs/*/metafile.yml`` to list and to download configs.
+"""
 
 import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mmaselect.files import write_atomically
 from mmaselect.model_zoo import families_table
+from mmaselect.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
+
+#: Words for what configs name: the frozen model, the head and the folder of the data.
+BACKBONES = {
+    'mmaselect://dit_cifar10': 'DiT, CIFAR-10',
+    'facebook/DiT-XL-2-256': 'DiT-XL/2-256',
+    'facebook/DiT-XL-2-512': 'DiT-XL/2-512',
+    'stabilityai/stable-diffusion-3-medium-diffusers': 'Stable Diffusion 3 medium',
+    'stabilityai/stable-diffusion-3.5-medium': 'Stable Diffusion 3.5 medium',
+    'black-forest-labs/FLUX.1-dev': 'FLUX.1-dev',
+}
+HEADS = {
+    'LinearClsHead': 'linear',
+    'UPerHead': 'UperNet',
+    'mmaselect.AttentionPoolClsHead': 'attention pooling',
+}
+DATA = {
+    'data/CUB_200_2011': 'CUB-200-2011',
+    'data/Flowers102': 'Oxford Flowers 102',
+    'data/Stanford_Cars': 'Stanford Cars',
+    'data/ade/ADEChallengeData2016': 'ADE20K',
+    'data/camvid11': 'CamVid',
+    'data/cifar10': 'CIFAR-10',
+    'data/custom': 'image folder',
+    'data/fgvc-aircraft-2013b': 'FGVC-Aircraft',
+    'data/imagenet': 'ImageNet-1k',
+    'data/nabirds': 'NABirds',
+    'data/stanford_dogs': 'Stanford Dogs',
+}
+TASKS = {'classification': 'Image Classification', 'segmentation': 'Semantic Segmentation'}
+PAPER = {
+    'Title': 'A-SelecT: Automatic Timestep Selection for Diffusion Transformer Representation '
+    'Learning',
+    'URL': 'https://arxiv.org/abs/2603.25758',
+}
 
 
 def models_in_docs() -> str:
@@ -22,8 +64,64 @@ def models_in_docs() -> str:
     return re.sub(f'{start}.*?{end}', lambda _: start + families_table() + end, text, flags=re.S)
 
 
+def metafile(task: str) -> str:
+    """``metafile.yml`` of the configs of one task.
+
+    Raises:
+        KeyError: If a config names what the tables above have no words for.
+    """
+    collection = f'A-SelecT-{task.capitalize()}'
+    models = []
+    for path in sorted((ROOT / 'configs' / task).glob('*.py')):
+        config = load_config(path)
+        head = config.model.get('head') or config.model.decode_head
+        words = {
+            'Backbone': (BACKBONES, config.model.backbone.pretrained),
+            'Head': (HEADS, head.type),
+            'Training Data': (DATA, config.data_root),
+        }
+        models.append(
+            {
+                'Name': path.stem,
+                'In Collection': collection,
+                'Config': path.relative_to(ROOT).as_posix(),
+                'Metadata': {name: look_up(*word, path) for name, word in words.items()},
+            }
+        )
+        models[-1]['Metadata']['Task'] = TASKS[task]
+    content = {
+        'Collections': [
+            {
+                'Name': collection,
+                'License': 'Apache License 2.0',
+                'Metadata': {'Architecture': ['Diffusion Transformer']},
+                'Paper': PAPER,
+            }
+        ],
+        'Models': models,
+    }
+    return (
+        '# Made from the configs by tools/dev/write_generated.py.\n'
+        '# No trained heads are published, so no model lists weights or results.\n'
+        + yaml.safe_dump(content, sort_keys=False, width=1000)
+    )
+
+
+def look_up(table: dict[str, str], name: Any, path: Path) -> str:
+    """The words for what a config names."""
+    if name not in table:
+        raise KeyError(
+            f'{path.name} names {name!r}, which tools/dev/write_generated.py has no words for: '
+            f'add it beside {", ".join(table)}'
+        )
+    return table[name]
+
+
 #: File, from the root of the repository, to what makes its text.
-GENERATED: dict[str, Callable[[], str]] = {'docs/families.md': models_in_docs}
+GENERATED: dict[str, Callable[[], str]] = {
+    'docs/families.md': models_in_docs,
+    **{f'configs/{task}/metafile.yml': partial(metafile, task) for task in TASKS},
+}
 
 
 def outdated() -> dict[str, str]:
@@ -38,7 +136,7 @@ def outdated() -> dict[str, str]:
 
 def main() -> None:
     """Write what is outdated, or only say so."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if stale')
     args = parser.parse_args()
     stale = outdated()

@@ -1,12 +1,6 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 # CIFAR-10, downloaded by MMPretrain, enlarged to the size that DiT-XL/2-256 was trained at.
-dataset_type = 'CIFAR10'
-data_root = 'data/cifar10'
-num_classes = 10
-# These images are in memory already, as RGB.
-data_preprocessor = dict(
-    num_classes=num_classes, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=False
-)
+_base_ = './cifar10_32.py'
 train_pipeline = [
     dict(type='Resize', scale=256, interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
@@ -16,35 +10,6 @@ test_pipeline = [
     dict(type='Resize', scale=256, interpolation='bicubic'),
     dict(type='PackInputs'),
 ]
-# A tenth of the 50,000 training images is held out for validation; 10,000 are to test on.
-train_set = dict(
-    type='mmaselect.HoldOut',
-    part='train',
-    num_val=0.1,
-    dataset=dict(type=dataset_type, data_root=data_root, split='train'),
-)
-# Where the backbone's timestep is picked: the training images, labels unused.
-calibration = train_set
-train_dataloader = dict(
-    batch_size=64,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(train_set, pipeline=train_pipeline),
-)
-val_dataloader = dict(
-    batch_size=64,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(train_set, part='val', pipeline=test_pipeline),
-)
-test_dataloader = dict(
-    batch_size=64,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type=dataset_type, data_root=data_root, split='test', pipeline=test_pipeline),
-)
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_evaluator = val_evaluator
+train_dataloader = dict(batch_size=64, num_workers=4, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(batch_size=64, num_workers=4, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,58 +1,11 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 # UperNet on four depths of a frozen DiT-XL/2.
-norm_cfg = dict(type='BN', requires_grad=True)
+_base_ = ['../backbones/dit-xl2.py', '../heads/upernet_aux.py']
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[127.5, 127.5, 127.5],
-        std=[127.5, 127.5, 127.5],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
-    backbone=dict(
-        type='mmaselect.ASelecTDiT',
-        pretrained='facebook/DiT-XL-2-512',
-        # Of 28. The middle third is where features are best (block 13 in DDAE's linear probes, 9 of
-        # 24 in A-SelecT's reference), and nothing deeper than the last one is loaded or run.
-        blocks=[8, 11, 14, 17],
-        feature='query',
-        timestep='auto',
-        # The same as the data_preprocessor's, so that the model's own [-1, 1] is restored.
-        input_mean=[127.5, 127.5, 127.5],
-        input_std=[127.5, 127.5, 127.5],
-        dtype='fp16',
-    ),
-    # All four maps have one size; the neck makes the strides 4, 8, 16 and 32 of them.
-    neck=dict(type='Feature2Pyramid', embed_dim=1152, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
-    decode_head=dict(
-        type='UPerHead',
-        in_channels=[1152, 1152, 1152, 1152],
-        in_index=[0, 1, 2, 3],
-        pool_scales=(1, 2, 3, 6),
-        channels=512,
-        dropout_ratio=0.1,
-        num_classes=150,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-    ),
-    auxiliary_head=dict(
-        type='FCNHead',
-        in_channels=1152,
-        in_index=2,
-        channels=256,
-        num_convs=1,
-        concat_input=False,
-        dropout_ratio=0.1,
-        num_classes=150,
-        norm_cfg=norm_cfg,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-    ),
-    train_cfg=dict(),
-    # Windows of the size that the transformer was trained on.
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+    # The middle third is where features are best (block 13 in DDAE's linear probes, 9 of 24 in
+    # A-SelecT's reference), and nothing deeper than the last one is loaded or run.
+    backbone=dict(_base_.base_backbone, blocks=[8, 11, 14, 17]),
+    neck=dict(embed_dim=_base_.width),
+    decode_head=dict(in_channels=[_base_.width] * 4),
+    auxiliary_head=dict(in_channels=_base_.width),
 )

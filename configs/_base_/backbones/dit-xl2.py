@@ -1,0 +1,15 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+# DiT-XL/2-512.
+width = 1152
+base_backbone = dict(
+    type='mmaselect.ASelecTDiT',
+    pretrained='facebook/DiT-XL-2-512',
+    # Of 28: DDAE's linear probes of DiT-XL/2 are best there. Nothing deeper is loaded.
+    blocks=[13],
+    feature='query',
+    timestep='auto',
+    # The same as the data_preprocessor's, so that the model's own [-1, 1] is restored.
+    input_mean=[127.5, 127.5, 127.5],
+    input_std=[127.5, 127.5, 127.5],
+    dtype='fp16',
+)
