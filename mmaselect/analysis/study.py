@@ -27,7 +27,7 @@ from rich.progress import (
 from mmaselect.analysis.data import LabelledImages, build_labelled_images
 from mmaselect.analysis.features import EncodedImages
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.diffusion.families.base import FEATURES
+from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.selection import (
     DEFAULT_CRITERION,
@@ -310,7 +310,7 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     features = args.features or [backbone.get('feature', 'query')]
     if blocks == 'all' or list(features) == ['all']:
         source = PipelineSource(backbone.pretrained, **(backbone.get('hub_kwargs') or {}))
-        family = source.family()
+        family = family_of(source)
         if blocks == 'all':
             blocks = list(range(family.num_blocks))
         if list(features) == ['all']:

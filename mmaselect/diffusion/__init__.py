@@ -1,8 +1,14 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The frozen generator. Knows torch and diffusers; knows nothing of OpenMMLab or of selection."""
 
-from mmaselect.diffusion.extractor import FrozenDiT, TapKey
-from mmaselect.diffusion.families import FEATURES, Family, known_families, register_family
+from mmaselect.diffusion.families import (
+    FEATURES,
+    Family,
+    family_of,
+    known_families,
+    register_family,
+)
+from mmaselect.diffusion.frozen_dit import FrozenDiT, TapKey
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype, sample_values
 from mmaselect.diffusion.process import (
     DDPMProcess,
@@ -25,6 +31,7 @@ __all__ = [
     'TapKey',
     'build_process',
     'draw_noise',
+    'family_of',
     'known_families',
     'parse_dtype',
     'register_family',

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
@@ -22,10 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.files import written_aside
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
 
 logger = logging.getLogger(__name__)
 

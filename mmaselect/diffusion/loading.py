@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmaselect.diffusion.codec import PixelCodec, codec_class
-from mmaselect.diffusion.families.base import Family, known_families
 
 #: Prefix of the models that ship with the package.
 SHIPPED_PREFIX = 'mmaselect://'
@@ -41,12 +39,6 @@ _DTYPES = {
     'float16': torch.float16,
     'bf16': torch.bfloat16,
     'bfloat16': torch.bfloat16,
-}
-
-# Early DiT and PixArt repositories name the class that both were split from.
-_LEGACY_CLASSES = {
-    ('Transformer2DModel', 'ada_norm_zero'): 'DiTTransformer2DModel',
-    ('Transformer2DModel', 'ada_norm_single'): 'PixArtTransformer2DModel',
 }
 
 
@@ -126,23 +118,23 @@ def _quiet_about_unused_weights() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _truncated(cls: type[nn.Module], family: Family, num_blocks: int) -> type[nn.Module]:
+def _trimmed(cls: type[nn.Module], trim: Callable[[nn.Module], None]) -> type[nn.Module]:
     """A subclass that is without its superfluous blocks before any weight is read.
 
     ``from_pretrained`` builds with ``from_config`` and then reads weights for what is there, so
     that this is also right for quantised weights and device maps.
     """
 
-    class Truncated(cls):
+    class Trimmed(cls):
         @classmethod
         def from_config(klass, *args: Any, **kwargs: Any) -> nn.Module:
             model = super().from_config(*args, **kwargs)
-            family.trim(model, num_blocks)
+            trim(model)
             return model
 
     # diffusers compares it with the class that the config names.
-    Truncated.__name__ = cls.__name__
-    return Truncated
+    Trimmed.__name__ = cls.__name__
+    return Trimmed
 
 
 class PipelineSource:
@@ -214,58 +206,34 @@ class PipelineSource:
                 f'of a pipeline ({error})'
             ) from error
 
-    def family(self) -> Family:
-        """The family of the pipeline's transformer.
-
-        Raises:
-            ValueError: If no family knows its class; the message lists those that are known.
-            ImportError: If the installed diffusers is too old for it.
-        """
-        config = self.config('transformer')
-        name = config.get('_class_name')
-        name = _LEGACY_CLASSES.get((name, config.get('norm_type')), name)
-        families = known_families()
-        if name not in families:
-            raise ValueError(
-                f'pretrained={self.name!r}: transformer class {name!r} is not supported. '
-                f'Supported classes: {", ".join(sorted(families))}. '
-                f'Video transformers are out of scope. To add an image transformer, write a '
-                f'subclass of mmaselect.diffusion.families.Family and decorate it with '
-                f'@register_family'
-            )
-        family = families[name](config)
-        # Builds from diffusers' main branch, '0.38.0.dev0', count as the release they become.
-        installed = Version(diffusers.__version__)
-        if Version(installed.base_version) < Version(family.min_diffusers):
-            raise ImportError(
-                f'pretrained={self.name!r}: {family.title} ({name}) needs diffusers >= '
-                f'{family.min_diffusers}, and {installed} is installed: '
-                f"`pip install -U 'diffusers>={family.min_diffusers}'`"
-            )
-        return family
-
     def transformer(
-        self, family: Family, num_blocks: int, dtype: torch.dtype, **load_kwargs: Any
+        self,
+        class_name: str,
+        overrides: Mapping[str, Any],
+        trim: Callable[[nn.Module], None],
+        dtype: torch.dtype,
+        **load_kwargs: Any,
     ) -> nn.Module:
-        """Build the first ``num_blocks`` blocks of the transformer with their weights.
+        """Build the needed part of the transformer with its weights.
 
         Args:
-            family: From :meth:`family`.
-            num_blocks: Blocks that are needed.
+            class_name: The diffusers class.
+            overrides: Config entries that stand instead of those on disk.
+            trim: Drops, before any weight is read, what the config cannot leave out.
             dtype: Of the weights.
             load_kwargs: Passed to ``from_pretrained``: ``quantization_config``, ``device_map``, ...
 
         Raises:
             RuntimeError: If weights of a needed block are missing from the checkpoint.
         """
-        cls = _truncated(getattr(diffusers, family.transformer_class), family, num_blocks)
+        cls = _trimmed(getattr(diffusers, class_name), trim)
         kwargs = {'torch_dtype': dtype, **self.hub_kwargs, **load_kwargs}
         with _quiet_about_unused_weights():
             model, info = cls.from_pretrained(
                 self.path,
                 subfolder='transformer',
                 output_loading_info=True,
-                **family.build_overrides(num_blocks),
+                **overrides,
                 **kwargs,
             )
         model.__class__ = cls.__base__

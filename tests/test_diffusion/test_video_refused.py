@@ -5,7 +5,7 @@ import diffusers
 import pytest
 import torch
 
-from mmaselect.diffusion import FrozenDiT, PipelineSource, known_families
+from mmaselect.diffusion import FrozenDiT, PipelineSource, family_of, known_families
 from mmaselect.diffusion.families.chroma import ChromaFamily
 
 VIDEO = (
@@ -43,4 +43,4 @@ def test_too_old_a_diffusers_is_an_error_that_names_the_needed_one(needed, tmp_p
 
 def test_the_installed_diffusers_is_new_enough(tmp_path):
     save_config('ChromaTransformer2DModel', tmp_path)
-    assert PipelineSource(tmp_path).family().title == 'Chroma'
+    assert family_of(PipelineSource(tmp_path)).title == 'Chroma'

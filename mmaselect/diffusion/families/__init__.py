@@ -20,10 +20,9 @@ from mmaselect.diffusion.families.base import (
     POST_FEATURES,
     Family,
     Tap,
-    known_families,
-    register_family,
     whole_output,
 )
+from mmaselect.diffusion.families.lookup import family_of, known_families, register_family
 from mmaselect.diffusion.families.text import TextFamily
 
 __all__ = [
@@ -32,6 +31,7 @@ __all__ = [
     'Family',
     'Tap',
     'TextFamily',
+    'family_of',
     'known_families',
     'register_family',
     'whole_output',

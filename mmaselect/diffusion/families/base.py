@@ -6,15 +6,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import ForwardProcess, build_process
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
 
 #: Where a feature is read in a block: Q, K, V as the projections give them, the output of the
 #: attention layer, and the output of the block (Fig. 5 of arXiv 2603.25758).
@@ -24,8 +22,12 @@ FEATURES = ('query', 'key', 'value', 'attention', 'output')
 #: whose class has neither of the two they would equal 'query' and 'key', and are not offered.
 POST_FEATURES = ('query_post', 'key_post')
 
-#: Conditioning inputs of a transformer, each with a batch dimension of 1.
-Condition = Mapping[str, Tensor]
+#: ``Family.stacks`` of classes that begin with two-stream blocks (image and text apart) and go on
+#: with single-stream ones.
+TWO_STACKS = (
+    ('num_layers', 'transformer_blocks'),
+    ('num_single_layers', 'single_transformer_blocks'),
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Family(ABC):
     """How one transformer class is built, called and read.
 
     A family is a stateless description of a class plus one model's config. Subclasses set the
-    class attributes and the abstract methods; ``families/dit.py`` is the shortest example.
+    class attributes, write the abstract methods and say where else they differ from the usual;
+    ``families/dit.py`` is the shortest example.
 
     Args:
         config: The transformer's config (the content of ``transformer/config.json``).
@@ -69,6 +72,9 @@ class Family(ABC):
     min_diffusers: ClassVar[str] = '0.32'
     #: Whether a prompt conditions the model (otherwise a class label, or nothing, does).
     uses_text: ClassVar[bool] = False
+    #: Config entry with the number of blocks, and the transformer's list that holds them; more than
+    #: one where different kinds of blocks follow each other. They are counted through.
+    stacks: ClassVar[tuple[tuple[str, str], ...]] = (('num_layers', 'transformer_blocks'),)
     #: Entries of FEATURES that this class offers.
     features: ClassVar[tuple[str, ...]] = FEATURES
 
@@ -77,14 +83,19 @@ class Family(ABC):
 
     # -- geometry ---------------------------------------------------------------------------------
     @property
-    @abstractmethod
-    def num_blocks(self) -> int:
-        """Blocks that the published model has, whatever part of them is built."""
+    def stack_lengths(self) -> tuple[int, ...]:
+        """Blocks of each of :attr:`stacks` in the published model."""
+        return tuple(int(self.config[entry]) for entry, _ in self.stacks)
 
     @property
-    @abstractmethod
+    def num_blocks(self) -> int:
+        """Blocks that the published model has, whatever part of them is built."""
+        return sum(self.stack_lengths)
+
+    @property
     def width(self) -> int:
         """Channels of a token."""
+        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
 
     @property
     def patch_size(self) -> int:
@@ -115,13 +126,39 @@ class Family(ABC):
         return
 
     # -- building ---------------------------------------------------------------------------------
-    @abstractmethod
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
         """Config entries that make ``from_pretrained`` build the first blocks only."""
+        overrides = {}
+        for (entry, _), length in zip(self.stacks, self.stack_lengths, strict=True):
+            overrides[entry] = min(num_blocks, length)
+            num_blocks -= overrides[entry]
+        return overrides
 
     def trim(self, transformer: nn.Module, num_blocks: int) -> None:
         """Drop what was built beyond the first ``num_blocks`` blocks and is never run."""
         return
+
+    def load_transformer(
+        self, source: PipelineSource, num_blocks: int, dtype: torch.dtype, **load_kwargs: Any
+    ) -> nn.Module:
+        """Build the first ``num_blocks`` blocks of the transformer with their weights.
+
+        Args:
+            source: The pipeline.
+            num_blocks: Blocks that are needed.
+            dtype: Of the weights.
+            load_kwargs: Passed to ``from_pretrained``: ``quantization_config``, ``device_map``, ...
+
+        Raises:
+            RuntimeError: If weights of a needed block are missing from the checkpoint.
+        """
+        return source.transformer(
+            self.transformer_class,
+            self.build_overrides(num_blocks),
+            lambda transformer: self.trim(transformer, num_blocks),
+            dtype,
+            **load_kwargs,
+        )
 
     # -- noising ----------------------------------------------------------------------------------
     def build_process(self, scheduler_config: Mapping[str, Any]) -> ForwardProcess:
@@ -160,9 +197,14 @@ class Family(ABC):
             condition: Conditioning tensors with a batch dimension of B.
         """
 
-    @abstractmethod
     def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        """Block ``index``, counted from 0."""
+        """Block ``index``, counted from 0 and through all stacks."""
+        *earlier, (_, last) = self.stacks
+        for (_, stack), length in zip(earlier, self.stack_lengths, strict=False):
+            if index < length:
+                return getattr(transformer, stack)[index]
+            index -= length
+        return getattr(transformer, last)[index]
 
     @abstractmethod
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
@@ -204,21 +246,3 @@ class Family(ABC):
                 )
             resolved.append(index % self.num_blocks)
         return tuple(resolved)
-
-
-_FAMILIES: dict[str, type[Family]] = {}
-
-
-def register_family(cls: type[Family]) -> type[Family]:
-    """Class decorator: make a family known under its transformer class."""
-    if cls.transformer_class in _FAMILIES:
-        raise KeyError(
-            f'{cls.transformer_class} has a family already: {_FAMILIES[cls.transformer_class]}'
-        )
-    _FAMILIES[cls.transformer_class] = cls
-    return cls
-
-
-def known_families() -> dict[str, type[Family]]:
-    """Transformer class name to family, for all that are known."""
-    return dict(_FAMILIES)

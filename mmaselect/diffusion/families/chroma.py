@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import Tap, register_family
+from mmaselect.diffusion.families.base import Tap
 from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import last_tokens
 
 
@@ -35,16 +36,16 @@ class ChromaFamily(FluxFamily):
 
     def trim(self, transformer: nn.Module, num_blocks: int) -> None:
         """Give a truncated model the whole model's modulation table, and its counts of blocks."""
-        single = int(self.config['num_single_layers'])
+        double, single = self.stack_lengths
         table = transformer.time_text_embed
         transformer.time_text_embed = type(table)(
             num_channels=int(self.config.get('approximator_num_channels', 64)) // 4,
-            out_dim=3 * single + 2 * 6 * self.num_double + 2,
+            out_dim=3 * single + 2 * 6 * double + 2,
         )
         # The offsets of the rows are taken from the lengths of the two lists. What stands in for
         # the missing blocks is never run: the pass ends before.
         for blocks, total in (
-            (transformer.transformer_blocks, self.num_double),
+            (transformer.transformer_blocks, double),
             (transformer.single_transformer_blocks, single),
         ):
             blocks.extend(nn.Identity() for _ in range(total - len(blocks)))
@@ -79,6 +80,6 @@ class ChromaFamily(FluxFamily):
         )
 
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
-        if feature == 'output' and index >= self.num_double:
+        if feature == 'output' and index >= self.stack_lengths[0]:
             return Tap(self.block(transformer, index), last_tokens)
         return super().tap(transformer, index, feature)

@@ -6,19 +6,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
 from mmaselect.diffusion.families.text import TextFamily
-from mmaselect.diffusion.families.tokens import last_tokens, member
+from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess, NoiseLevel
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
 
 
 class CogView4Process(FlowMatchingProcess):
@@ -54,17 +53,6 @@ class CogView4Family(TextFamily):
     pipeline_class = 'CogView4Pipeline'
     features = FEATURES + POST_FEATURES
 
-    @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'num_layers': num_blocks}
-
     def build_process(self, scheduler_config: Mapping[str, Any]) -> ForwardProcess:
         return CogView4Process(scheduler_config)
 
@@ -96,19 +84,7 @@ class CogView4Family(TextFamily):
             crop_coords=torch.zeros_like(size),
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.transformer_blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        if feature in POST_FEATURES:
-            return Tap(block.attn1, last_tokens, operand=feature.removesuffix('_post'))
-        if feature in ('attention', 'output'):
-            # Both return (image, text).
-            return Tap(block if feature == 'output' else block.attn1, member(0))
-        module = {
-            'query': block.attn1.to_q,
-            'key': block.attn1.to_k,
-            'value': block.attn1.to_v,
-        }[feature]
-        return Tap(module, last_tokens)
+        # Block and attention return (image, text).
+        return usual_taps(block, block.attn1, last_tokens, member(0))[feature]

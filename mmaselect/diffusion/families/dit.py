@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import Family, Tap, register_family, whole_output
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.families.base import Family, Tap, whole_output
+from mmaselect.diffusion.families.lookup import register_family
+from mmaselect.diffusion.families.tokens import usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 
 
 @register_family
@@ -23,20 +23,9 @@ class DiTFamily(Family):
     title = 'DiT'
 
     @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    @property
     def num_classes(self) -> int:
         """Classes that the model was trained on; this number is also the null class."""
         return int(self.config['num_embeds_ada_norm'])
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'num_layers': num_blocks}
 
     def prepare_condition(
         self, spec: Any, source: PipelineSource, dtype: torch.dtype
@@ -59,16 +48,6 @@ class DiTFamily(Family):
     ) -> None:
         transformer(latent, timestep=model_time.long(), class_labels=condition['class_labels'])
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.transformer_blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        module = {
-            'query': block.attn1.to_q,
-            'key': block.attn1.to_k,
-            'value': block.attn1.to_v,
-            'attention': block.attn1,
-            'output': block,
-        }[feature]
-        return Tap(module, whole_output)
+        return usual_taps(block, block.attn1, whole_output)[feature]

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, TWO_STACKS, Tap, whole_output
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 
 
 def pack(latent: Tensor) -> Tensor:
@@ -42,6 +44,7 @@ class FluxFamily(TextFamily):
     pipeline_class = 'FluxPipeline'
     condition_options: ClassVar[dict[str, Any]] = {'guidance': 3.5, 'max_sequence_length': 512}
     features = FEATURES + POST_FEATURES
+    stacks = TWO_STACKS
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -54,31 +57,12 @@ class FluxFamily(TextFamily):
             )
 
     @property
-    def num_double(self) -> int:
-        """Two-stream blocks, which come first."""
-        return int(self.config['num_layers'])
-
-    @property
-    def num_blocks(self) -> int:
-        return self.num_double + int(self.config['num_single_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    @property
     def patch_size(self) -> int:
         return 2  # by packing, outside of the transformer, whose config says 1
 
     @property
     def in_channels(self) -> int:
         return int(self.config['in_channels']) // self.patch_size**2
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {
-            'num_layers': min(num_blocks, self.num_double),
-            'num_single_layers': max(num_blocks - self.num_double, 0),
-        }
 
     def embed(
         self, pipeline: Any, prompt: str, guidance: float, max_sequence_length: int
@@ -109,26 +93,11 @@ class FluxFamily(TextFamily):
             guidance=condition.get('guidance'),
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        if index < self.num_double:
-            return transformer.transformer_blocks[index]
-        return transformer.single_transformer_blocks[index - self.num_double]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        attn = block.attn
-
-        def image_last(output: Any, grid: tuple[int, int]) -> Tensor:
-            # Two-stream projections and attention have no text in their (first) output.
-            tokens = output[0] if isinstance(output, tuple) else output
-            return tokens[:, -grid[0] * grid[1] :]
-
-        return {
-            'query': Tap(attn.to_q, image_last),
-            'key': Tap(attn.to_k, image_last),
-            'value': Tap(attn.to_v, image_last),
-            'attention': Tap(attn, image_last),
-            'output': Tap(block, lambda output, grid: output[1]),
-            'query_post': Tap(attn, image_last, operand='query'),
-            'key_post': Tap(attn, image_last, operand='key'),
-        }[feature]
+        if index < self.stack_lengths[0]:
+            # (image, text) from the attention, but (text, image) from the block.
+            taps = usual_taps(block, block.attn, whole_output, member(0), member(1), last_tokens)
+        else:
+            taps = usual_taps(block, block.attn, last_tokens, output=member(1))
+        return taps[feature]

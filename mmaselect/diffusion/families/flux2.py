@@ -9,7 +9,7 @@ fitted to its number of steps, is no part of the training schedule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
+    TWO_STACKS,
     Tap,
-    register_family,
     whole_output,
 )
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
-from mmaselect.diffusion.families.tokens import last_tokens, member
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 
 
 @register_family
@@ -39,6 +38,7 @@ class Flux2Family(TextFamily):
     transformer_class = 'Flux2Transformer2DModel'
     title = 'FLUX.2'
     features = FEATURES + POST_FEATURES
+    stacks = TWO_STACKS
     pipeline_class = 'Flux2Pipeline'
     # 0.36 has the class, but not without a guidance embedding, as Klein needs it.
     min_diffusers = '0.37'
@@ -47,25 +47,6 @@ class Flux2Family(TextFamily):
         super().__init__(config)
         self.has_guidance = bool(config.get('guidance_embeds', True))
         self.condition_options = {'guidance': 4.0} if self.has_guidance else {}
-
-    @property
-    def num_double(self) -> int:
-        """Two-stream blocks, which come first."""
-        return int(self.config['num_layers'])
-
-    @property
-    def num_blocks(self) -> int:
-        return self.num_double + int(self.config['num_single_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {
-            'num_layers': min(num_blocks, self.num_double),
-            'num_single_layers': max(num_blocks - self.num_double, 0),
-        }
 
     def pipeline_name(self, source: PipelineSource) -> str:
         # Klein embeds its prompts with another encoder, and only the index tells.
@@ -99,25 +80,15 @@ class Flux2Family(TextFamily):
             img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(latent.device),
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        if index < self.num_double:
-            return transformer.transformer_blocks[index]
-        return transformer.single_transformer_blocks[index - self.num_double]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
         attn = block.attn
+        if index < self.stack_lengths[0]:
+            # (image, text) from the attention, but (text, image) from the block.
+            taps = usual_taps(block, attn, whole_output, member(0), member(1), last_tokens)
+            return taps[feature]
         if feature in POST_FEATURES:
             return Tap(attn, last_tokens, operand=feature.removesuffix('_post'))
-        if index < self.num_double:
-            return {
-                'query': Tap(attn.to_q, whole_output),
-                'key': Tap(attn.to_k, whole_output),
-                'value': Tap(attn.to_v, whole_output),
-                # (image, text) from the attention, but (text, image) from the block.
-                'attention': Tap(attn, member(0)),
-                'output': Tap(block, member(1)),
-            }[feature]
         if feature == 'output':
             return Tap(block, last_tokens)
         if feature == 'attention':

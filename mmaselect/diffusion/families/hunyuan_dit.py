@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
@@ -14,14 +14,13 @@ from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
     Tap,
-    register_family,
     whole_output,
 )
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
 from mmaselect.diffusion.families.text import TextFamily
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.families.tokens import usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 
 # Lengths of the two prompts, and the image size that is named as the original, in its pipeline.
 _TOKENS = {0: 77, 1: 256}
@@ -43,14 +42,7 @@ class HunyuanDiTFamily(TextFamily):
     title = 'Hunyuan-DiT'
     pipeline_class = 'HunyuanDiTPipeline'
     features = FEATURES + POST_FEATURES
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
+    stacks = (('num_layers', 'blocks'),)
 
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
         return {}
@@ -128,18 +120,6 @@ class HunyuanDiTFamily(TextFamily):
             image_rotary_emb=self.rotary_embedding(self.grid(latent), latent.device),
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        if feature in POST_FEATURES:
-            return Tap(block.attn1, whole_output, operand=feature.removesuffix('_post'))
-        module = {
-            'query': block.attn1.to_q,
-            'key': block.attn1.to_k,
-            'value': block.attn1.to_v,
-            'attention': block.attn1,
-            'output': block,
-        }[feature]
-        return Tap(module, whole_output)
+        return usual_taps(block, block.attn1, whole_output)[feature]

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
-from mmaselect.diffusion.families.tokens import last_tokens
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 
 
 @register_family
@@ -30,10 +29,7 @@ class Lumina2Family(TextFamily):
     title = 'Lumina 2'
     pipeline_class = 'Lumina2Pipeline'
     features = FEATURES + POST_FEATURES
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
+    stacks = (('num_layers', 'layers'),)
 
     @property
     def width(self) -> int:
@@ -54,9 +50,6 @@ class Lumina2Family(TextFamily):
                 f'{grid[0]}x{grid[1]} tokens ({grid[0] * stride}x{grid[1] * stride}): resize or '
                 f'crop the images'
             )
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'num_layers': num_blocks}
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         # A prompt gets the system prompt in front, the empty one of guidance does not.
@@ -91,18 +84,6 @@ class Lumina2Family(TextFamily):
             encoder_attention_mask=condition['encoder_attention_mask'],
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.layers[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        if feature in POST_FEATURES:
-            return Tap(block.attn, last_tokens, operand=feature.removesuffix('_post'))
-        module = {
-            'query': block.attn.to_q,
-            'key': block.attn.to_k,
-            'value': block.attn.to_v,
-            'attention': block.attn,
-            'output': block,
-        }[feature]
-        return Tap(module, last_tokens)
+        return usual_taps(block, block.attn, last_tokens)[feature]

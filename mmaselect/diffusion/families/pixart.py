@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import Tap, register_family, whole_output
+from mmaselect.diffusion.families.base import Tap, whole_output
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
 from mmaselect.diffusion.families.text import TextFamily
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.families.tokens import usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 
 
 @register_family
@@ -30,21 +30,10 @@ class PixArtFamily(TextFamily):
     pipeline_class = 'PixArtAlphaPipeline'
 
     @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    @property
     def knows_size(self) -> bool:
         """Whether the model is told resolution and aspect ratio (alpha at 1024 pixels is)."""
         asked = self.config.get('use_additional_conditions')
         return bool(asked) if asked is not None else int(self.config['sample_size']) == 128
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'num_layers': num_blocks}
 
     def pipeline_name(self, source: PipelineSource) -> str:
         # Alpha and sigma share the transformer, and read prompts of different lengths.
@@ -82,16 +71,6 @@ class PixArtFamily(TextFamily):
             added_cond_kwargs=size,
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.transformer_blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        module = {
-            'query': block.attn1.to_q,
-            'key': block.attn1.to_k,
-            'value': block.attn1.to_v,
-            'attention': block.attn1,
-            'output': block,
-        }[feature]
-        return Tap(module, whole_output)
+        return usual_taps(block, block.attn1, whole_output)[feature]

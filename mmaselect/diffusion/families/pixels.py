@@ -8,13 +8,11 @@ VAE, and travels with the condition.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.loading import PipelineSource
 
 _KEY = 'pixels_per_latent'
 

@@ -12,12 +12,12 @@ from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
     Tap,
-    register_family,
     whole_output,
 )
 from mmaselect.diffusion.families.flux import pack
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
-from mmaselect.diffusion.families.tokens import last_tokens, member
+from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 
 # Positions on each side of the origin; an image is centred on it, and the text comes after it.
 _POSITIONS, _MAX_TEXT = 4096, 1024
@@ -43,14 +43,6 @@ class QwenImageFamily(TextFamily):
             )
 
     @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    @property
     def patch_size(self) -> int:
         return 2
 
@@ -66,9 +58,6 @@ class QwenImageFamily(TextFamily):
                 f'image makes {grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} '
                 f'pixels a side'
             )
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'num_layers': num_blocks}
 
     def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, mask = pipeline.encode_prompt(prompt, device='cpu')
@@ -92,18 +81,8 @@ class QwenImageFamily(TextFamily):
             img_shapes=[[(1, *self.grid(latent))]] * len(latent),
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.transformer_blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        return {
-            'query': Tap(block.attn.to_q, whole_output),
-            'key': Tap(block.attn.to_k, whole_output),
-            'value': Tap(block.attn.to_v, whole_output),
-            # (image, text) from the attention, but (text, image) from the block.
-            'attention': Tap(block.attn, member(0)),
-            'output': Tap(block, member(1)),
-            'query_post': Tap(block.attn, last_tokens, operand='query'),
-            'key_post': Tap(block.attn, last_tokens, operand='key'),
-        }[feature]
+        # (image, text) from the attention, but (text, image) from the block.
+        taps = usual_taps(block, block.attn, whole_output, member(0), member(1), last_tokens)
+        return taps[feature]

@@ -14,10 +14,11 @@ from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
     Tap,
-    register_family,
     whole_output,
 )
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.tokens import usual_taps
 
 
 @register_family
@@ -52,17 +53,6 @@ class SanaFamily(TextFamily):
         """Sana 1.5 has QK norm, the first Sana does not; neither has rotary embedding."""
         return FEATURES + POST_FEATURES if self.config.get('qk_norm') else FEATURES
 
-    @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'num_layers': num_blocks}
-
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         # A prompt is preceded by a page of instructions, the empty one is not: as in __call__.
         call = inspect.signature(pipeline.__call__).parameters
@@ -86,18 +76,10 @@ class SanaFamily(TextFamily):
         time = model_time.long() * transformer.config.timestep_scale
         transformer(latent, timestep=time, **condition)
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.transformer_blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        module = {
-            'query': block.attn1.to_q,
-            'key': block.attn1.to_k,
-            'value': block.attn1.to_v,
-            'query_post': block.attn1.norm_q,
-            'key_post': block.attn1.norm_k,
-            'attention': block.attn1,
-            'output': block,
-        }[feature]
-        return Tap(module, whole_output)
+        taps = usual_taps(block, block.attn1, whole_output)
+        # Linear attention does without torch's attention product.
+        taps['query_post'] = Tap(block.attn1.norm_q, whole_output)
+        taps['key_post'] = Tap(block.attn1.norm_k, whole_output)
+        return taps[feature]

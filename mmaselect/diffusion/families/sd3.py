@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,13 +12,12 @@ from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
     Tap,
-    register_family,
     whole_output,
 )
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.families.tokens import first_tokens, member, usual_taps
+from mmaselect.diffusion.loading import PipelineSource
 
 
 @register_family
@@ -42,14 +41,6 @@ class SD3Family(TextFamily):
     def features(self) -> tuple[str, ...]:
         # No rotary embedding; 3.5 has QK norm, 3 has not.
         return FEATURES + POST_FEATURES if self.config.get('qk_norm') else FEATURES
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self.config['num_layers'])
-
-    @property
-    def width(self) -> int:
-        return int(self.config['num_attention_heads']) * int(self.config['attention_head_dim'])
 
     @property
     def default_block(self) -> int:
@@ -106,22 +97,8 @@ class SD3Family(TextFamily):
             timestep=model_time,
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.transformer_blocks[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        attn = block.attn
-
-        def image_first(operand: Tensor, grid: tuple[int, int]) -> Tensor:
-            return operand[:, : grid[0] * grid[1]]
-
-        return {
-            'query': Tap(attn.to_q, whole_output),
-            'key': Tap(attn.to_k, whole_output),
-            'value': Tap(attn.to_v, whole_output),
-            'attention': Tap(attn, lambda output, grid: output[0]),
-            'output': Tap(block, lambda output, grid: output[1]),
-            'query_post': Tap(attn, image_first, operand='query'),
-            'key_post': Tap(attn, image_first, operand='key'),
-        }[feature]
+        # (image, text) from the attention, but (text, image) from the block.
+        taps = usual_taps(block, block.attn, whole_output, member(0), member(1), first_tokens)
+        return taps[feature]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from mmaselect.diffusion.condition import cached_embedding, encoder_identity
 from mmaselect.diffusion.families.base import Family
-
-if TYPE_CHECKING:
-    from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.loading import PipelineSource
 
 # Parts of pipelines that have no say in what a prompt is embedded to, and are not loaded.
 _LEFT_OUT = ('transformer', 'vae', 'image_encoder', 'feature_extractor', 'safety_checker')

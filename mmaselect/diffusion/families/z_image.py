@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, register_family
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.tokens import first_tokens, usual_taps
 
 
 @register_family
@@ -23,6 +25,7 @@ class ZImageFamily(TextFamily):
     transformer_class = 'ZImageTransformer2DModel'
     title = 'Z-Image'
     features = FEATURES + POST_FEATURES
+    stacks = (('n_layers', 'layers'),)
     pipeline_class = 'ZImagePipeline'
     min_diffusers = '0.36'
 
@@ -33,10 +36,6 @@ class ZImageFamily(TextFamily):
                 'Z-Image-Omni (siglip_feat_dim is set) arranges its tokens around reference images '
                 "and is not supported: use 'Tongyi-MAI/Z-Image' or 'Tongyi-MAI/Z-Image-Turbo'"
             )
-
-    @property
-    def num_blocks(self) -> int:
-        return int(self.config['n_layers'])
 
     @property
     def width(self) -> int:
@@ -54,9 +53,6 @@ class ZImageFamily(TextFamily):
                 f'{self.title} has positions for {limits[0]}x{limits[1]} tokens, and this image '
                 f'makes {grid[0]}x{grid[1]}: resize or crop it to at most {height}x{width} pixels'
             )
-
-    def build_overrides(self, num_blocks: int) -> dict[str, Any]:
-        return {'n_layers': num_blocks}
 
     def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, _ = pipeline.encode_prompt(prompt, device='cpu', do_classifier_free_guidance=False)
@@ -78,23 +74,6 @@ class ZImageFamily(TextFamily):
             f_patch_size=int(self.config['all_f_patch_size'][0]),
         )
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        return transformer.layers[index]
-
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        attention = block.attention
-        return {
-            'query': Tap(attention.to_q, _image_first),
-            'key': Tap(attention.to_k, _image_first),
-            'value': Tap(attention.to_v, _image_first),
-            'attention': Tap(attention, _image_first),
-            'output': Tap(block, _image_first),
-            'query_post': Tap(attention, _image_first, operand='query'),
-            'key_post': Tap(attention, _image_first, operand='key'),
-        }[feature]
-
-
-def _image_first(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The sequence is image, its padding, text, its padding."""
-    return tokens[:, : grid[0] * grid[1]]
+        return usual_taps(block, block.attention, first_tokens)[feature]

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Published sizes; that features equal stock diffusers is proved in ``test_extractor.py``."""
+"""Published sizes; that features equal stock diffusers is proved in ``test_frozen_dit.py``."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import pad_to_multiple
-from mmaselect.diffusion.families.base import Family, Tap
+from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.process import ForwardProcess
 
@@ -118,12 +118,13 @@ class FrozenDiT(nn.Module):
         """
         dtype = parse_dtype(dtype)
         source = PipelineSource(pretrained, **hub_kwargs)
-        family = source.family()
+        family = family_of(source)
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
         process = family.build_process(source.config('scheduler'))
         prepared = family.prepare_condition(condition, source, dtype)
-        transformer = source.transformer(family, max(resolved) + 1, dtype, **(load_kwargs or {}))
+        needed = max(resolved) + 1
+        transformer = family.load_transformer(source, needed, dtype, **(load_kwargs or {}))
         codec = source.codec(dtype)
         return cls(transformer, family, process, codec, prepared, resolved, features)
 

@@ -1,0 +1,63 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Which family reads a transformer class."""
+
+from __future__ import annotations
+
+import diffusers
+from packaging.version import Version
+
+from mmaselect.diffusion.families.base import Family
+from mmaselect.diffusion.loading import PipelineSource
+
+# Early DiT and PixArt repositories name the class that both were split from.
+_LEGACY_CLASSES = {
+    ('Transformer2DModel', 'ada_norm_zero'): 'DiTTransformer2DModel',
+    ('Transformer2DModel', 'ada_norm_single'): 'PixArtTransformer2DModel',
+}
+
+_FAMILIES: dict[str, type[Family]] = {}
+
+
+def register_family(cls: type[Family]) -> type[Family]:
+    """Class decorator: make a family known under its transformer class."""
+    if cls.transformer_class in _FAMILIES:
+        raise KeyError(
+            f'{cls.transformer_class} has a family already: {_FAMILIES[cls.transformer_class]}'
+        )
+    _FAMILIES[cls.transformer_class] = cls
+    return cls
+
+
+def known_families() -> dict[str, type[Family]]:
+    """Transformer class name to family, for all that are known."""
+    return dict(_FAMILIES)
+
+
+def family_of(source: PipelineSource) -> Family:
+    """The family of a pipeline's transformer.
+
+    Raises:
+        ValueError: If no family knows its class; the message lists those that are known.
+        ImportError: If the installed diffusers is too old for it.
+    """
+    config = source.config('transformer')
+    name = config.get('_class_name')
+    name = _LEGACY_CLASSES.get((name, config.get('norm_type')), name)
+    if name not in _FAMILIES:
+        raise ValueError(
+            f'pretrained={source.name!r}: transformer class {name!r} is not supported. '
+            f'Supported classes: {", ".join(sorted(_FAMILIES))}. '
+            f'Video transformers are out of scope. To add an image transformer, write a '
+            f'subclass of mmaselect.diffusion.families.Family and decorate it with '
+            f'@register_family'
+        )
+    family = _FAMILIES[name](config)
+    # Builds from diffusers' main branch, '0.38.0.dev0', count as the release they become.
+    installed = Version(diffusers.__version__)
+    if Version(installed.base_version) < Version(family.min_diffusers):
+        raise ImportError(
+            f'pretrained={source.name!r}: {family.title} ({name}) needs diffusers >= '
+            f'{family.min_diffusers}, and {installed} is installed: '
+            f"`pip install -U 'diffusers>={family.min_diffusers}'`"
+        )
+    return family
