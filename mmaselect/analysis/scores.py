@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from mmaselect.analysis.data import LabelledImages
-from mmaselect.analysis.features import EncodedImages
+from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.analysis.store import RunFolder
 from mmaselect.analysis.study import Study, progress_bar
+from mmaselect.images.labelled import LabelledImages
 from mmaselect.selection import Criterion
 from mmaselect.selection.scoring import read_meters, score_step, start_meters
 

@@ -19,12 +19,12 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmaselect.analysis.data import IGNORE_INDEX
-from mmaselect.analysis.features import EncodedImages
+from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.analysis.probe import PROBE_VERSION, LinearProbe, ProbeOptions, fit_probe
 from mmaselect.analysis.stats import wilson_interval
 from mmaselect.analysis.study import Study
 from mmaselect.diffusion import TapKey
+from mmaselect.images.labelled import IGNORE_INDEX
 
 
 class Search(ABC):

@@ -24,11 +24,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmaselect.analysis.data import LabelledImages, build_labelled_images
-from mmaselect.analysis.features import EncodedImages
+from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.images.labelled import LabelledImages, build_labelled_images
 from mmaselect.selection import (
     DEFAULT_CRITERION,
     DEFAULT_NUM_IMAGES,

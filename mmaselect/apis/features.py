@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.images import as_rgb, load_rgb, to_model_range
 from mmaselect.selection import SelectionResult
-from mmaselect.selection.calibration import load_rgb
 
 ImageLike = str | Path | np.ndarray | Image.Image | Tensor
 
@@ -71,13 +71,8 @@ class FeatureExtractor:
             return image
         if isinstance(image, (str, Path)):
             image = load_rgb(image)
-        if isinstance(image, Image.Image):
-            image = np.asarray(image.convert('RGB'))
-        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f'an array must be (H, W, 3), uint8, RGB; got {image.shape} {image.dtype}'
-            )
-        return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+        # A copy: arrays of PIL images are read-only, which torch warns of.
+        return to_model_range(torch.from_numpy(as_rgb(image).copy()).permute(2, 0, 1))
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> dict[TapKey, Tensor]:
         """Feature maps of one image or of several of one size.

@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.models.calibration import build_image_source
+from mmaselect.images import CalibrationSet, ImageArrays
+from mmaselect.images.datasets import build_image_source
 from mmaselect.selection import (
     DEFAULT_CRITERION,
     DEFAULT_GRID,
     DEFAULT_NUM_IMAGES,
     DEFAULT_OTHERS,
-    CalibrationSet,
-    ImageArrays,
     SelectionCache,
     SelectionResult,
     Sweep,

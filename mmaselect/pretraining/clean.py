@@ -9,7 +9,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from mmaselect.pretraining.images import to_model_range
+from mmaselect.images import to_model_range
 
 
 class PixelSource:

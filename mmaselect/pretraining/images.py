@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+from mmaselect.images import (
+    IMAGE_SUFFIXES,
+    UnreadableImageError,
+    find_image_files,
+    load_rgb,
+    resize_and_crop,
+)
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,11 @@ def list_images(folder: str | Path) -> tuple[list[Path], list[int], tuple[str, .
         raise FileNotFoundError(
             f'no folder {str(folder)!r}: give a folder of images, or of one sub-folder per class'
         )
-    files = sorted(f for f in folder.rglob('*') if f.suffix.lower() in EXTENSIONS and f.is_file())
+    files = find_image_files(folder)
     if not files:
         raise FileNotFoundError(
-            f'no image in {str(folder)!r}: looked in all sub-folders for {", ".join(EXTENSIONS)}'
+            f'no image in {str(folder)!r}: looked in all sub-folders for '
+            f'{", ".join(IMAGE_SUFFIXES)}'
         )
     parts = [f.relative_to(folder).parts for f in files]
     loose = [f for f, p in zip(files, parts, strict=True) if len(p) == 1]
@@ -70,23 +77,6 @@ def list_images(folder: str | Path) -> tuple[list[Path], list[int], tuple[str, .
     classes = tuple(sorted({p[0] for p in parts}))
     index = {name: i for i, name in enumerate(classes)}
     return files, [index[p[0]] for p in parts], classes
-
-
-def read_image(file: Path, size: int) -> np.ndarray:
-    """Read one image: the shorter side is resized to ``size``, and the middle square cut out.
-
-    Returns:
-        ndarray: (S, S, 3), uint8, RGB.
-    """
-    with Image.open(file) as opened:
-        image = opened.convert('RGB')
-    if image.size != (size, size):
-        scale = size / min(image.size)
-        new_size = tuple(max(size, round(side * scale)) for side in image.size)
-        image = image.resize(new_size, Image.Resampling.BICUBIC)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
 
 
 def common_size(files: list[Path]) -> int:
@@ -138,9 +128,9 @@ def read_images(folder: str | Path, size: int | None = None) -> ImageSet:
 
     def read(i: int) -> str | None:
         try:
-            images[i] = read_image(files[i], size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f'{files[i]} ({error})'
+            images[i] = resize_and_crop(load_rgb(files[i]), size)
+        except UnreadableImageError as error:
+            return f'{error.path} ({error.reason})'
         return None
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
@@ -155,8 +145,3 @@ def read_images(folder: str | Path, size: int | None = None) -> ImageSet:
     return ImageSet(
         torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), classes
     )
-
-
-def to_model_range(images: Tensor) -> Tensor:
-    """Scale uint8 images to [-1, 1], float32."""
-    return images.float() / 127.5 - 1

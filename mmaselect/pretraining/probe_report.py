@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 
+from mmaselect.images import to_model_range
 from mmaselect.pretraining.clean import load_vae
-from mmaselect.pretraining.images import ImageSet, read_images, to_model_range
+from mmaselect.pretraining.images import ImageSet, read_images
 from mmaselect.pretraining.objective import Objective
 from mmaselect.pretraining.probe import ProbeImages, probe_table
 from mmaselect.pretraining.trainer import attention_backend

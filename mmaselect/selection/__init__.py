@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Which timestep to read: criteria, the sweep over a grid, its result. Knows nothing of configs."""
 
-from mmaselect.selection.calibration import (
+from mmaselect.images import (
     CalibrationBatch,
     CalibrationSet,
     ImageArrays,

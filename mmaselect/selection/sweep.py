@@ -23,7 +23,7 @@ from rich.progress import (
 
 import mmaselect
 from mmaselect.diffusion import FrozenDiT, sample_values
-from mmaselect.selection.calibration import CalibrationSet
+from mmaselect.images import CalibrationSet
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
@@ -110,14 +110,22 @@ class Sweep:
 
     # -- identity ---------------------------------------------------------------------------------
     def settings(self) -> dict[str, Any]:
-        """Everything that the result depends on, except the batch size and the number of ranks."""
+        """Everything that the result depends on, except the batch size and the number of ranks.
+
+        All ranks call it together: each reads its share of the images.
+
+        Raises:
+            ValueError: If a calibration image cannot be read.
+        """
+        shares = gather_answers(lambda: self.calibration.hashes(*get_dist_info()))
+        hashes = {position: found for share in shares for position, found in share.items()}
         return dict(
             selection_version=SELECTION_VERSION,
             mmaselect=mmaselect.__version__,
             weights=weights_fingerprint(self.dit),
             transformer=self.dit.family.transformer_class,
             dtype=str(self.dit.dtype),
-            images=self.calibration.fingerprint(),
+            images=self.calibration.fingerprint(hashes),
             num_images=len(self.calibration),
             image_size=self.calibration.image_size,
             timesteps=self.timesteps,

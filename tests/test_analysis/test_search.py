@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmaselect.analysis.data import IGNORE_INDEX
 from mmaselect.analysis.probe import ProbeOptions, fit_probe
 from mmaselect.analysis.search import (
     SearchPlan,
@@ -12,6 +11,7 @@ from mmaselect.analysis.search import (
     bootstrap_iou,
     class_areas,
 )
+from mmaselect.images.labelled import IGNORE_INDEX
 
 
 def plan(study, **changes):

@@ -61,7 +61,7 @@ def test_bad_images(tiny_dit, photos, tmp_path):
     extract = FeatureExtractor(tiny_dit, timestep=30)
     with pytest.raises(ValueError, match='must have one size'):
         extract([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 12, 3), np.uint8)])
-    with pytest.raises(ValueError, match='uint8, RGB; got'):
+    with pytest.raises(ValueError, match='uint8 RGB, got'):
         extract(np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match=r'\(3, H, W\), float'):
         extract(torch.zeros(3, 8, 8, dtype=torch.uint8))

@@ -40,6 +40,14 @@ def test_images_are_resized_by_the_shorter_side_and_cut_in_the_middle(tmp_path):
     assert read_images(tmp_path, size=5).images.shape == (1, 3, 5, 5)
 
 
+def test_unreadable_files_are_listed_all_of_them(tmp_path):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'good.png')
+    for name in ('bad.png', 'worse.jpg'):
+        (tmp_path / name).write_bytes(b'no image')
+    with pytest.raises(ValueError, match=r'2 of 3 files cannot.*\n  .*bad\.png \(.*\n  .*worse'):
+        read_images(tmp_path, size=4)
+
+
 def test_class_folders_may_be_nested(tmp_path):
     for name in ('b/left', 'a', 'b/right'):
         (tmp_path / name).mkdir(parents=True)

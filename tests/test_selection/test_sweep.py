@@ -264,6 +264,14 @@ def test_a_kill_in_the_middle_leaves_nothing(tiny_dit, photos, tmp_path):
     assert not list(tmp_path.rglob('*.json'))
 
 
+def test_a_sweep_decodes_each_image_once(tiny_dit, photos):
+    sweep = make_sweep(tiny_dit, photos)
+    load, loaded = sweep.calibration.source.load, []
+    sweep.calibration.source.load = lambda index: loaded.append(index) or load(index)
+    sweep.run(progress=False)
+    assert sorted(loaded) == sweep.calibration.chosen
+
+
 # -- several ranks -------------------------------------------------------------------------------
 def _rank(rank, world, folder, photos, out, corrupt):
     torch.distributed.init_process_group(
@@ -271,9 +279,10 @@ def _rank(rank, world, folder, photos, out, corrupt):
     )
     cache = SelectionCache(f'{out}/cache')
     sweep = make_sweep(folder, photos, num_images=9, cache=cache)
-    if corrupt and rank == 1:
+    if rank == 1 and corrupt == 'images':
         sweep.calibration.source.load = None
-        sweep.calibration.fingerprint = lambda: 'unreadable'
+    elif rank == 1 and corrupt == 'model':
+        sweep.dit.features = None
     try:
         text = json.dumps(sweep.run(progress=False).to_dict())
     except Exception as error:
@@ -283,7 +292,7 @@ def _rank(rank, world, folder, photos, out, corrupt):
     torch.distributed.destroy_process_group()
 
 
-def run_ranks(folder, photos, out, corrupt=False):
+def run_ranks(folder, photos, out, corrupt=None):
     # Forked: a spawned process would import torch again, which takes longer than the test.
     args = (2, folder, photos, str(out), corrupt)
     mp.start_processes(_rank, args, nprocs=2, start_method='fork')
@@ -300,7 +309,8 @@ def test_two_ranks_pick_what_one_picks(tiny_dit, photos, tmp_path):
     assert len(list((tmp_path / 'cache').iterdir())) == 1
 
 
-def test_a_failing_rank_does_not_leave_the_other_waiting(tiny_dit, photos, tmp_path):
-    one, two = run_ranks(tiny_dit, photos, tmp_path, corrupt=True)
+@pytest.mark.parametrize('corrupt', ['images', 'model'])
+def test_a_failing_rank_does_not_leave_the_other_waiting(tiny_dit, photos, tmp_path, corrupt):
+    one, two = run_ranks(tiny_dit, photos, tmp_path, corrupt)
     assert 'failed on another rank' in one['error']
     assert 'NoneType' in two['error']

@@ -28,8 +28,8 @@ from mmaselect.analysis.study import Study, make_parser, open_study, progress_ba
 from mmaselect.analysis.tables import write_csv
 from mmaselect.diffusion import draw_noise
 from mmaselect.files import write_json
+from mmaselect.images import load_rgb, resize_and_crop
 from mmaselect.selection import parse_timesteps
-from mmaselect.selection.calibration import load_rgb, resize_and_crop
 from mmaselect.selection.scoring import noise_seed
 
 EXAMPLES = """

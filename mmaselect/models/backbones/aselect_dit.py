@@ -13,15 +13,15 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.images import CalibrationSet
+from mmaselect.images.datasets import build_image_source
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
-from mmaselect.models.calibration import build_image_source
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     DEFAULT_CRITERION,
     DEFAULT_GRID,
     DEFAULT_NUM_IMAGES,
     DEFAULT_OTHERS,
-    CalibrationSet,
     SelectionCache,
     SelectionResult,
     Sweep,

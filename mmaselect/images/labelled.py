@@ -4,43 +4,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 from PIL import Image
 
-from mmaselect.models.calibration import DatasetImages
-from mmaselect.selection.calibration import CalibrationBatch, CalibrationSet, resize_and_crop
+from mmaselect.images.calibration import CalibrationSet
+from mmaselect.images.datasets import DatasetImages
+from mmaselect.images.reading import resize_and_crop
 
 #: Value of a label map for "no class", in MMSegmentation and here.
 IGNORE_INDEX = 255
-
-
-def resize_and_crop_labels(labels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """What :func:`~mmaselect.selection.calibration.resize_and_crop` does, for a label map.
-
-    Args:
-        labels: (H, W) uint8.
-        size: Side of a square, or (height, width), in pixels.
-
-    Returns:
-        (height, width) uint8: each pixel has the label of the nearest pixel in ``labels``.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    if labels.shape == (height, width):
-        return labels
-    scale = max(height / labels.shape[0], width / labels.shape[1])
-    scaled = (
-        max(width, round(labels.shape[1] * scale)),
-        max(height, round(labels.shape[0] * scale)),
-    )
-    resized = Image.fromarray(labels).resize(scaled, Image.Resampling.NEAREST)
-    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-    return np.asarray(resized.crop((left, top, left + width, top + height)))
 
 
 class DatasetLabels(DatasetImages):
@@ -97,7 +76,7 @@ class DatasetLabels(DatasetImages):
 class LabelledImages(CalibrationSet):
     """A fixed, seeded choice of labelled images, all at one size.
 
-    The choice is that of :class:`~mmaselect.selection.calibration.CalibrationSet`: with the same
+    The choice is that of :class:`~mmaselect.images.calibration.CalibrationSet`: with the same
     dataset, number and seed, a sweep and a probe see the same images.
 
     Args:
@@ -130,26 +109,13 @@ class LabelledImages(CalibrationSet):
         if self.source.task == 'classification':
             values = [self.source.class_label(self.chosen[position]) for position in positions]
             return torch.tensor(values, dtype=torch.long)
+        # Nearest: a pixel between two classes belongs to one of them.
+        nearest = Image.Resampling.NEAREST
         maps = [
-            resize_and_crop_labels(self.source.label_map(self.chosen[position]), self.image_size)
+            resize_and_crop(self.source.label_map(self.chosen[position]), self.image_size, nearest)
             for position in positions
         ]
         return torch.from_numpy(np.stack(maps)).long()
-
-    def batches(
-        self, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[CalibrationBatch]:
-        positions = list(range(rank, len(self), world_size))
-        for start in range(0, len(positions), batch_size):
-            part = positions[start : start + batch_size]
-            pixels = np.stack(
-                [
-                    resize_and_crop(self.source.load(self.chosen[position]), self.image_size)
-                    for position in part
-                ]
-            )
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-            yield CalibrationBatch(images, part, self.labels(part))
 
     def identity(self) -> str:
         """Hash of which images these are (not of their pixels: that would read them all)."""
@@ -179,8 +145,6 @@ def build_labelled_images(
         seed: See there.
         array_order: See :class:`DatasetLabels`.
     """
-    from mmengine.registry import DATASETS
-
     config = {key: value for key, value in deepcopy(dict(dataset)).items() if key != 'pipeline'}
     return LabelledImages(
         DatasetLabels(DATASETS.build(config), task, array_order), image_size, num_images, seed

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Calibration images from what a config names: a registered dataset, or a folder."""
+"""Images of a toolbox's dataset, and images from what a config names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mmengine import fileio
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from mmaselect.selection.calibration import ImageFolder, ImageSource, load_rgb
+from mmaselect.images.reading import load_rgb
+from mmaselect.images.sources import ImageFolder, ImageSource
 
 ARRAY_ORDERS = ('rgb', 'bgr')
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmaselect.analysis.data import LabelledImages
 from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.images.labelled import LabelledImages
 from mmaselect.selection.scoring import EncodedBatch, draw_readings
 
 

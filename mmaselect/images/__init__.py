@@ -1,0 +1,38 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What a picture is, for everybody: where it comes from, how it is read, at what size.
+
+Knows neither selection nor models. Images of a toolbox's dataset are in
+:mod:`mmaselect.images.datasets`, labelled ones in :mod:`mmaselect.images.labelled`; both need
+MMEngine, and are imported by those who use them.
+"""
+
+from mmaselect.images.calibration import CalibrationBatch, CalibrationSet
+from mmaselect.images.reading import (
+    UnreadableImageError,
+    as_rgb,
+    load_rgb,
+    resize_and_crop,
+    to_model_range,
+)
+from mmaselect.images.sources import (
+    IMAGE_SUFFIXES,
+    ImageArrays,
+    ImageFolder,
+    ImageSource,
+    find_image_files,
+)
+
+__all__ = [
+    'IMAGE_SUFFIXES',
+    'CalibrationBatch',
+    'CalibrationSet',
+    'ImageArrays',
+    'ImageFolder',
+    'ImageSource',
+    'UnreadableImageError',
+    'as_rgb',
+    'find_image_files',
+    'load_rgb',
+    'resize_and_crop',
+    'to_model_range',
+]

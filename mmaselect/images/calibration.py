@@ -1,0 +1,149 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Calibration images: which of a source's images, and at what size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmaselect.images.reading import resize_and_crop, to_model_range
+from mmaselect.images.sources import ImageSource
+
+#: Memory for images between the two times that a sweep needs them: 170 images of 1024 x 1024.
+KEPT_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class CalibrationBatch:
+    """Some calibration images.
+
+    Attributes:
+        images: (B, 3, H, W), RGB in [-1, 1].
+        indices: Position of each image in the calibration set; its noise depends on it.
+        labels: (B,) class labels, or (B, H, W) label maps, where the source has them.
+    """
+
+    images: Tensor
+    indices: list[int]
+    labels: Tensor | None = None
+
+
+class CalibrationSet:
+    """A fixed, seeded choice of images from a source, all at one size.
+
+    A sweep needs each image twice: first its hash, to look for a stored result, then its pixels.
+    It is decoded once: :meth:`hashes` keeps what it has decoded, at the set's size, and
+    :meth:`batches` lets go of it.
+
+    Args:
+        source: Where the images come from.
+        image_size: Side of the square that each image is scaled and cropped to, or
+            (height, width), in pixels.
+        num_images: How many to use; all of them if the source has fewer.
+        seed: Of the choice.
+        kept_bytes: Memory for images that are kept; those that do not fit are decoded twice.
+
+    Raises:
+        ValueError: If the source is empty or ``num_images`` is not positive.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int | tuple[int, int],
+        num_images: int = 128,
+        seed: int = 0,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        if len(source) == 0:
+            raise ValueError('the calibration set is empty: timestep selection needs images')
+        if num_images < 1:
+            raise ValueError(f'num_images must be at least 1, got {num_images}')
+        self.source = source
+        self.image_size = image_size
+        self.kept_bytes = kept_bytes
+        order = np.random.default_rng(seed).permutation(len(source))
+        self.chosen = sorted(int(i) for i in order[:num_images])
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def labels_available(self) -> bool:
+        """Whether :meth:`labels` gives any."""
+        return self.source.label(self.chosen[0]) is not None
+
+    def labels(self, positions: list[int]) -> Tensor | None:
+        """Class labels (B,) of some images, int64; None unless each of them has one."""
+        labels = [self.source.label(self.chosen[position]) for position in positions]
+        return None if None in labels else torch.tensor(labels, dtype=torch.long)
+
+    def image(self, position: int) -> np.ndarray:
+        """Image at a position of this set, (H, W, 3) uint8 RGB at the set's size."""
+        return self._fit(self._decode(position))
+
+    def batches(
+        self, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[CalibrationBatch]:
+        """This rank's share, a batch at a time; memory does not grow with the number of images."""
+        positions = list(range(rank, len(self), world_size))
+        for start in range(0, len(positions), batch_size):
+            part = positions[start : start + batch_size]
+            pixels = np.stack([self._take(position) for position in part])
+            images = to_model_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            yield CalibrationBatch(images, part, self.labels(part))
+
+    def hashes(self, rank: int = 0, world_size: int = 1) -> dict[int, str]:
+        """Hash of the decoded pixels of each image in this rank's share, by position.
+
+        Raises:
+            ValueError: If an image cannot be read.
+        """
+        hashes = {}
+        room = self.kept_bytes - sum(image.nbytes for image in self._kept.values())
+        for position in range(rank, len(self), world_size):
+            decoded = self._decode(position)
+            digest = hashlib.sha256(str(decoded.shape).encode())
+            digest.update(np.ascontiguousarray(decoded))
+            hashes[position] = digest.hexdigest()
+            image = self._fit(decoded)
+            if position not in self._kept and image.nbytes <= room:
+                self._kept[position] = image
+                room -= image.nbytes
+        return hashes
+
+    def fingerprint(self, hashes: Mapping[int, str] | None = None) -> str:
+        """Hash of every image in the set and of its size, so that a stored result can be trusted.
+
+        Args:
+            hashes: The shares of all ranks from :meth:`hashes`; computed here if None.
+
+        Raises:
+            ValueError: If an image is missing from ``hashes``.
+        """
+        hashes = self.hashes() if hashes is None else hashes
+        if sorted(hashes) != list(range(len(self))):
+            raise ValueError(f'{len(hashes)} hashes are not those of {len(self)} images')
+        digest = hashlib.sha256(str(self.image_size).encode())
+        for position in range(len(self)):
+            digest.update(hashes[position].encode())
+        return digest.hexdigest()
+
+    def _decode(self, position: int) -> np.ndarray:
+        """(H, W, 3) uint8, as large as the source has it."""
+        return self.source.load(self.chosen[position])
+
+    def _fit(self, decoded: np.ndarray) -> np.ndarray:
+        """What the set gives out of a decoded image."""
+        return resize_and_crop(decoded, self.image_size)
+
+    def _take(self, position: int) -> np.ndarray:
+        """The image, which is not kept any longer."""
+        kept = self._kept.pop(position, None)
+        return self.image(position) if kept is None else kept
