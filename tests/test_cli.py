@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from mmaselect.apis import load_features
 from mmaselect.cli import main
 
 
@@ -38,7 +39,9 @@ def test_list_criteria(capsys):
 def test_errors_are_one_line(capsys):
     assert main(['list', 'no-such-model']) == 1
     captured = capsys.readouterr()
-    assert captured.err == 'mmaselect: error: no model fits; `mmaselect list` shows all of them\n'
+    assert (
+        captured.err == 'mmaselect list: error: no model fits; `mmaselect list` shows all of them\n'
+    )
     with pytest.raises(ValueError, match='no model fits'):
         main(['list', 'no-such-model', '--debug'])
     with pytest.raises(SystemExit):
@@ -46,11 +49,52 @@ def test_errors_are_one_line(capsys):
 
 
 def test_help_teaches(capsys):
-    for arguments in (['--help'], ['list', '--help']):
+    for arguments in (['--help'], *([name, '--help'] for name in ('list', 'select', 'features'))):
         with pytest.raises(SystemExit) as leave:
             main(arguments)
         assert leave.value.code == 0
         assert 'examples:\n' in capsys.readouterr().out
+
+
+def test_select(tiny_dit, photos, tmp_path, capsys):
+    command = ['select', photos, '--pretrained', tiny_dit, '--timesteps', '0:900:300']
+    options = ['--num-images', '4', '--image-size', '32', '--blocks', '2', '--out', str(tmp_path)]
+    assert main([*command, *options]) == 0
+    result = json.loads((tmp_path / 'selection.json').read_text())
+    assert (tmp_path / 'selection.png').is_file()
+    assert (result['num_images'], result['blocks']) == (4, [2])
+    assert f'timestep {result["timestep"]} (sigma' in capsys.readouterr().out
+
+
+def test_what_the_help_says_is_the_default(capsys):
+    from mmaselect.selection import DEFAULT_CRITERION, DEFAULT_GRID, DEFAULT_NUM_IMAGES
+
+    with pytest.raises(SystemExit):
+        main(['select', '--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    assert f'list. Default: {DEFAULT_GRID}' in text
+    assert f'names. Default: {DEFAULT_CRITERION["type"]}' in text
+    assert f'at most; default: {DEFAULT_NUM_IMAGES}' in text
+
+
+def test_features(tiny_dit, photos, tmp_path, capsys):
+    command = ['features', photos, '--pretrained', tiny_dit, '--out', str(tmp_path)]
+    options = ['--blocks', '1', '2', '--feature', 'query', 'output', '--pool', 'mean']
+    assert main([*command, '--timestep', '50', *options, '--condition', '3']) == 0
+    out = capsys.readouterr().out
+    assert '24 images at timestep 50' in out and 'block 2, output: (16,) each' in out
+    stored = load_features(tmp_path)
+    assert stored.stack(1, 'query').shape == (24, 16)
+    assert main([*command, '--timestep', '60', *options]) == 1
+    assert capsys.readouterr().err.startswith(
+        f'mmaselect features: error: {str(tmp_path)!r} holds features of other settings (timestep '
+        f'50 -> 60; '
+    )
+    assert main([*command, '--timestep', '1000', '--overwrite']) == 1
+    assert 'timestep 1000 is out of range' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, '--timestep', 'soon'])
+    assert "invalid timestep value: 'soon'" in capsys.readouterr().err
 
 
 def test_list_imports_no_torch():

@@ -2,7 +2,15 @@
 """The same things from Python, without a config."""
 
 from mmaselect.apis.criteria import list_criteria
+from mmaselect.apis.feature_files import StoredFeatures, load_features, save_features
 from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.selection import select_timestep
 
-__all__ = ['FeatureExtractor', 'list_criteria', 'select_timestep']
+__all__ = [
+    'FeatureExtractor',
+    'StoredFeatures',
+    'list_criteria',
+    'load_features',
+    'save_features',
+    'select_timestep',
+]

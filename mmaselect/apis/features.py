@@ -33,10 +33,12 @@ class FeatureExtractor:
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Example:
-        >>> from mmaselect.apis import FeatureExtractor
-        >>> extract = FeatureExtractor('facebook/DiT-XL-2-256', timestep=75)  # doctest: +SKIP
-        >>> extract('photo.jpg')[14, 'query'].shape  # doctest: +SKIP
-        torch.Size([1, 1152, 16, 16])
+        >>> import numpy as np
+        >>> from mmaselect import FeatureExtractor
+        >>> extract = FeatureExtractor('mmaselect://dit_cifar10', timestep=75)
+        >>> photo = np.zeros((48, 40, 3), np.uint8)
+        >>> extract(photo)[3, 'query'].shape
+        torch.Size([1, 224, 12, 10])
     """
 
     def __init__(

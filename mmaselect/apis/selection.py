@@ -75,10 +75,15 @@ def select_timestep(
         SelectionResult: The pick, its curve, and what a careful reader should know.
 
     Example:
-        >>> from mmaselect.apis import select_timestep
-        >>> result = select_timestep('facebook/DiT-XL-2-256', 'data/my_images')  # doctest: +SKIP
-        >>> result.timestep  # doctest: +SKIP
-        75
+        >>> import numpy as np
+        >>> from mmaselect import select_timestep
+        >>> images = [np.full((32, 32, 3), 40 * n, np.uint8) for n in range(4)]
+        >>> result = select_timestep(
+        ...     'mmaselect://dit_cifar10', images, timesteps='0:1000:250', cache=False,
+        ...     progress=False,
+        ... )
+        >>> result.timestep in (0, 250, 500, 750), len(result.curve.points)
+        (True, 4)
     """
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'

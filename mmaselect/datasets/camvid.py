@@ -44,9 +44,9 @@ class CamVidDataset(BaseSegDataset):
     ``tools/dataset_converters/camvid.py`` makes it from the original 32-class release.
 
     Args:
-        data_root (str): The folder above.
-        data_prefix (dict): ``dict(img_path='images/train', seg_map_path='annotations/train')``.
-        img_suffix (str, optional): ``'.jpg'``, ``'.png'``, or None for whichever of the two the
+        data_root: The folder above.
+        data_prefix: ``dict(img_path='images/train', seg_map_path='annotations/train')``.
+        img_suffix: ``'.jpg'``, ``'.png'``, or None for whichever of the two the
             image folder holds. Defaults to None.
         **kwargs: Further arguments of :class:`mmseg.datasets.BaseSegDataset`.
 

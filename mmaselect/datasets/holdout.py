@@ -19,9 +19,9 @@ def hold_out_indices(
     largest remainders give one more (ties by chance), so that the total is exact.
 
     Args:
-        labels (np.ndarray): (N,) class of every image.
-        num_val (int | float): Number of images held out; a float in (0, 1) is a share of N.
-        seed (int): Seed of the choice. Defaults to 0.
+        labels: (N,) class of every image.
+        num_val: Number of images held out; a float in (0, 1) is a share of N.
+        seed: Seed of the choice. Defaults to 0.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: Sorted indices of what stays, and of what is held out.
@@ -29,7 +29,7 @@ def hold_out_indices(
     Raises:
         ValueError: If ``num_val`` does not leave at least one image on either side.
 
-    Examples:
+    Example:
         >>> import numpy as np
         >>> train, val = hold_out_indices(np.array([0, 0, 0, 0, 1, 1, 1, 1]), num_val=2)
         >>> len(train), len(val)
@@ -69,10 +69,10 @@ def hold_out(
     the same with ``part='val'`` share no image as long as ``num_val`` and ``seed`` agree.
 
     Args:
-        dataset (dict): Config of the data set; each of its items needs a ``gt_label``.
-        part (str): ``'train'`` for the images that stay, ``'val'`` for those held out.
-        num_val (int | float): Images held out: a number, or a share in (0, 1).
-        seed (int): Seed of the choice. Defaults to 0.
+        dataset: Config of the data set; each of its items needs a ``gt_label``.
+        part: ``'train'`` for the images that stay, ``'val'`` for those held out.
+        num_val: Images held out: a number, or a share in (0, 1).
+        seed: Seed of the choice. Defaults to 0.
         **kwargs: Further arguments for the inner data set (``pipeline``, say), over its own.
 
     Returns:

@@ -11,11 +11,11 @@ def require_layout(
     """Check that a data set's files are where its class looks for them.
 
     Args:
-        dataset (str): Name of the data set, for the message.
-        root (str): The data folder that the config names.
-        needed (Sequence[str]): Files and folders that must exist, relative to ``root``.
-        layout (str): The expected folder tree, for the message.
-        source (str): Address of the public page that the data comes from.
+        dataset: Name of the data set, for the message.
+        root: The data folder that the config names.
+        needed: Files and folders that must exist, relative to ``root``.
+        layout: The expected folder tree, for the message.
+        source: Address of the public page that the data comes from.
 
     Raises:
         FileNotFoundError: If ``root`` or any of ``needed`` does not exist.
@@ -37,10 +37,10 @@ def check_choice(dataset: str, name: str, value: str, choices: Sequence[str]) ->
     """Check an argument that takes one of a few names.
 
     Args:
-        dataset (str): Name of the data set, for the message.
-        name (str): Name of the argument.
-        value (str): What was given.
-        choices (Sequence[str]): What may be given.
+        dataset: Name of the data set, for the message.
+        name: Name of the argument.
+        value: What was given.
+        choices: What may be given.
 
     Raises:
         ValueError: If ``value`` is none of ``choices``.

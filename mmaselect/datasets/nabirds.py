@@ -45,8 +45,8 @@ class NABirds(BaseDataset):
     554 are those nodes in the order of their official numbers, their names ``metainfo['classes']``.
 
     Args:
-        data_root (str): The folder above.
-        split (str): ``'train'`` (23,929 images) or ``'test'`` (24,633). Defaults to ``'train'``.
+        data_root: The folder above.
+        split: ``'train'`` (23,929 images) or ``'test'`` (24,633). Defaults to ``'train'``.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:

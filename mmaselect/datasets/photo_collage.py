@@ -48,10 +48,10 @@ class PhotoCollageDataset(BaseSegDataset):
     needs no ``LoadAnnotations``.
 
     Args:
-        split (str): ``'train'`` or ``'val'``. Defaults to ``'train'``.
-        num_collages (int): Number of collages, at least 1. Defaults to 1000.
-        size (int): Height and width of a collage in pixels, at least 16. Defaults to 64.
-        seed (int): Seed of the collages. Defaults to 0.
+        split: ``'train'`` or ``'val'``. Defaults to ``'train'``.
+        num_collages: Number of collages, at least 1. Defaults to 1000.
+        size: Height and width of a collage in pixels, at least 16. Defaults to 64.
+        seed: Seed of the collages. Defaults to 0.
         **kwargs: Further arguments of :class:`mmseg.datasets.BaseSegDataset`.
 
     Raises:

@@ -41,8 +41,8 @@ class StanfordDogs(BaseDataset):
     official labels.
 
     Args:
-        data_root (str): The folder above.
-        split (str): ``'train'`` (12,000 images) or ``'test'`` (8,580). Defaults to ``'train'``.
+        data_root: The folder above.
+        split: ``'train'`` (12,000 images) or ``'test'`` (8,580). Defaults to ``'train'``.
         **kwargs: Further arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:

@@ -55,11 +55,13 @@ class FrozenDiT(nn.Module):
         stride (int): Image pixels per token, along each side.
 
     Example:
-        >>> dit = FrozenDiT.from_pretrained('facebook/DiT-XL-2-256', blocks=[14])  # doctest: +SKIP
-        >>> latent = dit.encode(images)                                # doctest: +SKIP
-        >>> noise = torch.randn_like(latent)                           # doctest: +SKIP
-        >>> dit.features(latent, timestep=100, noise=noise)[14, 'query'].shape  # doctest: +SKIP
-        torch.Size([1, 1152, 16, 16])
+        >>> import torch
+        >>> from mmaselect import FrozenDiT
+        >>> dit = FrozenDiT.from_pretrained('mmaselect://dit_cifar10', blocks=[3])
+        >>> latent = dit.encode(torch.zeros(1, 3, 32, 32))
+        >>> noise = torch.randn_like(latent)
+        >>> dit.features(latent, timestep=100, noise=noise)[3, 'query'].shape
+        torch.Size([1, 224, 8, 8])
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
     ``--cfg-options`` are merged first, so that a flag of its own has the last word.
 
     Args:
-        args (Namespace): What :func:`make_parser`'s parser returned.
+        args: What :func:`make_parser`'s parser returned.
 
     Returns:
         tuple[Config, str]: The config, and its toolbox (``'mmseg'`` or ``'mmpretrain'``).
@@ -81,11 +81,11 @@ def set_dataloaders(
     is set to False.
 
     Args:
-        config (Config): The run's config; changed in place.
-        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
-        names (tuple[str, ...]): The dataloaders' names in the config.
-        no_pin_memory (bool): Whether to turn ``pin_memory`` off. Defaults to False.
-        no_persistent_workers (bool): Whether to turn ``persistent_workers`` off. Defaults to False.
+        config: The run's config; changed in place.
+        toolbox: ``'mmseg'`` or ``'mmpretrain'``.
+        names: The dataloaders' names in the config.
+        no_pin_memory: Whether to turn ``pin_memory`` off. Defaults to False.
+        no_persistent_workers: Whether to turn ``persistent_workers`` off. Defaults to False.
     """
     defaults = ConfigDict()
     if toolbox == 'mmpretrain':

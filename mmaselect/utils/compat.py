@@ -29,7 +29,7 @@ def installed_distributions(module: str) -> list[str]:
     """The installed distributions that provide an OpenMMLab module.
 
     Args:
-        module (str): ``'mmengine'``, ``'mmcv'``, ``'mmseg'`` or ``'mmpretrain'``.
+        module: ``'mmengine'``, ``'mmcv'``, ``'mmseg'`` or ``'mmpretrain'``.
 
     Returns:
         list[str]: Their names, the maintained one first; empty where none is installed.
@@ -41,7 +41,7 @@ def check_toolboxes(*toolboxes: str) -> None:
     """Stop with advice if the OpenMMLab packages cannot work as they are installed.
 
     Args:
-        *toolboxes (str): The toolboxes that are needed, of ``'mmseg'`` and ``'mmpretrain'``.
+        *toolboxes: The toolboxes that are needed, of ``'mmseg'`` and ``'mmpretrain'``.
 
     Raises:
         ImportError: If one is missing, or if two distributions provide the same module.

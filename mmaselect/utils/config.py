@@ -12,8 +12,8 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
     """Load a config file, with ``mmseg::``, ``mmpretrain::`` and ``mmaselect::`` bases resolved.
 
     Args:
-        path (str | PathLike): The config file.
-        options (dict, optional): Dotted keys that override the file's values. Defaults to None.
+        path: The config file.
+        options: Dotted keys that override the file's values. Defaults to None.
 
     Returns:
         Config: The config, with the classes of mmaselect registered.
@@ -37,7 +37,7 @@ def get_toolbox(config: Config) -> str:
     """The toolbox that a config is written for, checked to be installed.
 
     Args:
-        config (Config): A config with a ``default_scope``.
+        config: A config with a ``default_scope``.
 
     Returns:
         str: ``'mmseg'`` or ``'mmpretrain'``.

@@ -28,7 +28,7 @@ def prepare_cpu_launch(config: Config) -> bool:
     :class:`AverageNormStatistics`.
 
     Args:
-        config (Config): The run's config, with its ``launcher``; changed in place.
+        config: The run's config, with its ``launcher``; changed in place.
 
     Returns:
         bool: Whether the run is a distributed one on CPU.

@@ -18,7 +18,7 @@ def summarize(runner: Runner) -> str:
     """What a run ended with, for people.
 
     Args:
-        runner (Runner): A runner whose training has ended.
+        runner: A runner whose training has ended.
 
     Returns:
         str: One line each for the last validation's metrics, the pick and its plot, and the

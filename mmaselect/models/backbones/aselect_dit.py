@@ -111,10 +111,11 @@ class ASelecTDiT(BaseModule):
         selection_result (SelectionResult | None): Curve and pick, where this process selected.
 
     Example:
-        >>> from mmaselect.models import ASelecTDiT
-        >>> model = ASelecTDiT('mmaselect://dit_cifar10', timestep=50)   # doctest: +SKIP
-        >>> model(torch.zeros(1, 3, 32, 32))[0].shape                    # doctest: +SKIP
-        torch.Size([1, 192, 8, 8])
+        >>> import torch
+        >>> from mmaselect import ASelecTDiT
+        >>> model = ASelecTDiT('mmaselect://dit_cifar10', timestep=50)
+        >>> model(torch.zeros(1, 3, 32, 32))[0].shape
+        torch.Size([1, 224, 8, 8])
     """
 
     picked_timestep: Tensor

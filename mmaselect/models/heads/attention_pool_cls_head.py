@@ -21,19 +21,19 @@ class AttentionPoolClsHead(ClsHead):
     are trained: the 16.8 M of `A-SelecT <https://arxiv.org/abs/2603.25758>`_'s reference code.
 
     Args:
-        num_classes (int): Number of classes.
-        in_channels (int | Sequence[int]): Channels of the map(s) that ``in_index`` picks; a
+        num_classes: Number of classes.
+        in_channels: Channels of the map(s) that ``in_index`` picks; a
             sequence holds one number per map.
-        in_index (int | Sequence[int]): Which of the backbone's maps to read, negative ones from the
+        in_index: Which of the backbone's maps to read, negative ones from the
             end. Several maps of one size are concatenated along the channels. Defaults to -1.
-        embed_dims (int): Width of the attention blocks. Defaults to 800.
-        num_layers (int): Number of attention blocks. Defaults to 2.
-        num_heads (int): Heads per block. Defaults to 8.
-        mlp_ratio (float): Hidden width of a block's MLP over ``embed_dims``. Defaults to 4.
-        drop_rate (float): Dropout in the blocks, in [0, 1). Defaults to 0.
-        final_norm (bool): Whether a LayerNorm stands before the last layer. Defaults to False, as
+        embed_dims: Width of the attention blocks. Defaults to 800.
+        num_layers: Number of attention blocks. Defaults to 2.
+        num_heads: Heads per block. Defaults to 8.
+        mlp_ratio: Hidden width of a block's MLP over ``embed_dims``. Defaults to 4.
+        drop_rate: Dropout in the blocks, in [0, 1). Defaults to 0.
+        final_norm: Whether a LayerNorm stands before the last layer. Defaults to False, as
             in the reference.
-        init_cfg (dict | list, optional): Initialization. Defaults to None, which stands for
+        init_cfg: Initialization. Defaults to None, which stands for
             ``dict(type='TruncNormal', layer='Linear', std=0.02)``; ``[]`` keeps PyTorch's own.
         **kwargs: ``loss``, ``topk`` and ``cal_acc`` of :class:`mmpretrain.models.heads.ClsHead`.
 
@@ -41,7 +41,7 @@ class AttentionPoolClsHead(ClsHead):
         ValueError: If ``num_classes`` is not positive, ``embed_dims`` is no multiple of
             ``num_heads``, or ``in_channels`` and ``in_index`` differ in length.
 
-    Examples:
+    Example:
         >>> import torch
         >>> from mmaselect.models.heads import AttentionPoolClsHead
         >>> head = AttentionPoolClsHead(num_classes=10, in_channels=32, embed_dims=16)
@@ -106,7 +106,7 @@ class AttentionPoolClsHead(ClsHead):
         """Pool feature maps into one vector an image.
 
         Args:
-            feats (Sequence[Tensor]): The backbone's maps, each (B, C, H, W).
+            feats: The backbone's maps, each (B, C, H, W).
 
         Returns:
             Tensor: The class token after the last block, (B, embed_dims).

@@ -1,25 +1,16 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The ``mmaselect`` command: what needs no config, for whoever installed the package alone."""
+"""``mmaselect list``: the published models, or the criteria."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
 
+from mmaselect.cli.arguments import new_parser
 from mmaselect.model_zoo import list_models, model_info
-from mmaselect.version import __version__
 
 EXAMPLES = """
-examples:
-  mmaselect list                         the published models that were checked
-  mmaselect list flux --open             of these, FLUX without a consent page
-
-`mmaselect COMMAND --help` has the arguments and more examples of each.
-"""
-LIST_EXAMPLES = """
 examples:
   mmaselect list                          every model
   mmaselect list 'facebook/*'             by wildcards
@@ -31,34 +22,14 @@ Other models of the same classes work too: give their hub id, or a folder in dif
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command and of its subcommands."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        '--debug', action='store_true', help='show where an error came from, not its message alone'
-    )
-    parser = argparse.ArgumentParser(
-        prog='mmaselect',
-        description='Diffusion transformers as frozen backbones, read at a timestep that is picked '
-        'automatically.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    add_list(commands, common)
-    return parser
-
-
-def add_list(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    """``mmaselect list``."""
-    parser = commands.add_parser(
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The subcommand's parser."""
+    parser = new_parser(
+        commands,
         'list',
-        parents=[common],
         help='published models, or criteria',
         description='List the published models that were checked, with their facts.',
-        epilog=LIST_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument(
         'filters',
@@ -81,10 +52,10 @@ def add_list(commands: argparse._SubParsersAction, common: argparse.ArgumentPars
     )
     parser.add_argument('--criteria', action='store_true', help='list the criteria instead')
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.set_defaults(run=run_list)
+    return parser
 
 
-def run_list(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Print models, or criteria."""
     if args.criteria:
         from mmaselect.apis import list_criteria
@@ -121,27 +92,3 @@ def run_list(args: argparse.Namespace) -> None:
         print(
             '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Arguments after the command's name; those of the process if None.
-
-    Returns:
-        int: Exit status: 0, 1 after an error (one line on stderr), 130 after Ctrl-C.
-    """
-    args = build_parser().parse_args(argv)
-    try:
-        args.run(args)
-    except KeyboardInterrupt:
-        print('mmaselect: stopped', file=sys.stderr)
-        return 130
-    except Exception as error:
-        if args.debug:
-            raise
-        message = ' '.join(str(error).split()) or type(error).__name__
-        print(f'mmaselect: error: {message}', file=sys.stderr)
-        return 1
-    return 0

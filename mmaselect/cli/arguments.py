@@ -1,0 +1,76 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Arguments that several subcommands have. Knows no torch, so that ``--help`` is there at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def new_parser(
+    commands: argparse._SubParsersAction, name: str, help: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """A subcommand's parser, with examples below its help."""
+    return commands.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is read: the model, its blocks and features, and how it computes."""
+    group = parser.add_argument_group('model')
+    group.add_argument(
+        '--pretrained',
+        required=True,
+        metavar='MODEL',
+        help="hub id, folder in diffusers' pipeline layout, or mmaselect://dit_cifar10; "
+        '`mmaselect list` has names',
+    )
+    group.add_argument(
+        '--blocks',
+        nargs='+',
+        type=int,
+        metavar='N',
+        help="blocks to read; negative ones count from the end. Default: the family's",
+    )
+    group.add_argument(
+        '--feature',
+        nargs='+',
+        default=['query'],
+        metavar='NAME',
+        help='query, key, value, attention or output; query_post and key_post in some families. '
+        'Default: query',
+    )
+    group.add_argument(
+        '--condition', metavar='PROMPT', help='prompt or class label; default: the empty one'
+    )
+    group.add_argument('--dtype', default='fp32', help='fp32, fp16 or bf16; default: fp32')
+    group.add_argument('--device', help='default: cuda if there is one, else cpu')
+    group.add_argument('--revision', help='branch, tag or commit on the hub')
+    group.add_argument('--variant', help="such as fp16, of the hub's weight files")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """At what size images are read, and how many at once."""
+    group = parser.add_argument_group('images')
+    group.add_argument(
+        '--image-size',
+        type=int,
+        metavar='PIXELS',
+        help="side that images are scaled and cropped to; default: the model's own",
+    )
+    group.add_argument('--batch-size', type=int, default=16, help='images per pass; default: 16')
+    group.add_argument('--seed', type=int, default=0, help='of the noise; default: 0')
+
+
+def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """Further arguments of ``FrozenDiT.from_pretrained``: those that were given."""
+    condition = args.condition
+    if condition is not None and condition.isdecimal():
+        condition = int(condition)
+    given = {'condition': condition, 'revision': args.revision, 'variant': args.variant}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,71 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The command itself: its subcommands, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmaselect.cli import features, models, select
+from mmaselect.version import __version__
+
+EXAMPLES = """
+examples:
+  # which models there are
+  mmaselect list
+  # the timestep at which a model's features are best, on images of yours; nothing is downloaded
+  mmaselect select photos/ --pretrained mmaselect://dit_cifar10 --out work_dirs/photos
+  # the features of all of them, at a timestep that is picked first
+  mmaselect features photos/ --pretrained facebook/DiT-XL-2-256 --timestep auto --out work_dirs/dit
+
+`mmaselect COMMAND --help` has the arguments and more examples of each.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command and of its subcommands."""
+    parser = argparse.ArgumentParser(
+        prog='mmaselect',
+        description='Diffusion transformers as frozen backbones, read at a timestep that is picked '
+        'automatically.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for module in (models, select, features):
+        command = module.add_parser(commands)
+        command.add_argument(
+            '--debug',
+            action='store_true',
+            help='after an error, show where it came from, not its message alone',
+        )
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after the command's name; those of the process if None.
+
+    Returns:
+        int: Exit status: 0, 1 after an error (one line on stderr), 130 after Ctrl-C.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print('mmaselect: stopped', file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        # A KeyError's text is its argument in quotes.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        message = ' '.join(text.split()) or type(error).__name__
+        print(f'mmaselect {args.command}: error: {message}', file=sys.stderr)
+        return 1
+    return 0

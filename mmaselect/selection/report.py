@@ -1,0 +1,38 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A selection for people who look at a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from mmaselect.selection.result import SelectionResult
+
+
+def print_selection(result: SelectionResult, console: Console | None = None) -> None:
+    """Print a table of the curve with the pick marked, the warnings, and the pick.
+
+    Args:
+        result: The selection.
+        console: Where to print; stdout if None.
+    """
+    console = console or Console()
+    table = Table(title=f'{result.criterion} of {result.feature}, {result.num_images} images')
+    names = list(result.others)
+    for column in ('timestep', 'sigma', result.criterion, 'std', *names):
+        table.add_column(column, justify='right')
+    for index, point in enumerate(result.curve.points):
+        row = [str(point.timestep), f'{point.noise_level:.3f}']
+        row += ['-' if value is None else f'{value:.5f}' for value in (point.score, point.std)]
+        for name in names:
+            score = result.others[name].points[index].score
+            row.append('-' if score is None else f'{score:.5f}')
+        table.add_row(*row, style='bold green' if point.timestep == result.timestep else None)
+    console.print(table)
+    for warning in result.warnings:
+        console.print(f'warning: {warning}', style='yellow')
+    console.print(
+        f'timestep {result.timestep} (sigma {result.noise_level:.3f}), '
+        f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s',
+        style='bold',
+    )
