@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Packaging of mmaselect, and its ``.mim`` folder.
+"""The ``.mim`` folder of mmaselect; all else about packaging is in ``pyproject.toml``.
 
 MIM (and MMEngine's ``_base_ = ['mmaselect::...']``) look for configs, tools and
 ``model-index.yml`` in ``mmaselect/.mim``. A wheel gets copies there; an editable install gets links
@@ -11,62 +11,13 @@ import os
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmaselect'
 MIM_ENTRIES = ('configs', 'tools', 'model-index.yml')
 NOT_SHIPPED = shutil.ignore_patterns('__pycache__', '*.pyc', '.*')
-
-INSTALL_REQUIRES = [
-    'torch>=2.6',
-    'torchvision>=0.21',
-    'diffusers>=0.32',
-    'safetensors',
-    'huggingface_hub',
-    'torchmetrics>=1.0',
-    'matplotlib',
-    'numpy',
-    'packaging',
-    'pillow',
-    'rich',
-]
-# The two stacks share their import names and must never be installed together: hence extras.
-EXTRAS_REQUIRE = {
-    'onedl': [
-        'onedl-mmengine>=0.10.8,<0.11',
-        'onedl-mmcv>=2.0,<2.4',
-        'onedl-mmsegmentation>=1.4,<2',
-        'onedl-mmpretrain>=1.3,<2',
-    ],
-    'openmmlab': [
-        'mmengine>=0.10.7,<0.11',
-        'mmcv>=2.0,<2.2',
-        'mmsegmentation>=1.2,<2',
-        'mmpretrain>=1.2,<2',
-        'ftfy',
-        'regex',
-        # mmcv and mmengine import pkg_resources, which setuptools dropped in 81.
-        'setuptools<81',
-    ],
-    'text': ['transformers', 'sentencepiece', 'protobuf'],
-    'pretrain': ['accelerate'],
-    'analysis': ['scikit-learn', 'tensorboard'],
-    'test': [
-        'accelerate',
-        'protobuf',
-        'pytest',
-        'pytest-xdist',
-        'ruff',
-        'scikit-image',
-        'scikit-learn',
-        'sentencepiece',
-        'setuptools>=70.1',
-        'tensorboard',
-        'transformers',
-    ],
-}
 
 
 class BuildPyWithMim(build_py):
@@ -103,47 +54,4 @@ class BuildPyWithMim(build_py):
         return outputs + [str(path) for path in mim.rglob('*') if path.is_file()]
 
 
-def read_version():
-    """The version, without importing the package (its dependencies may not be there yet)."""
-    scope = {}
-    exec((ROOT / PACKAGE / 'version.py').read_text(encoding='utf-8'), scope)
-    return scope['__version__']
-
-
-def read_readme():
-    """The long description; a source tree without its README still installs."""
-    readme = ROOT / 'README.md'
-    return readme.read_text(encoding='utf-8') if readme.exists() else ''
-
-
-setup(
-    name='mmaselect',
-    version=read_version(),
-    description='Diffusion transformers as OpenMMLab backbones, their timestep picked by A-SelecT',
-    long_description=read_readme(),
-    long_description_content_type='text/markdown',
-    author='mmaselect contributors',
-    license='Apache-2.0',
-    license_files=['LICENSE'],
-    keywords='diffusion transformer, semantic segmentation, image classification, OpenMMLab',
-    classifiers=[
-        'Development Status :: 4 - Beta',
-        'Operating System :: OS Independent',
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-    python_requires='>=3.10',
-    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={
-        PACKAGE: [f'weights/**/*.{suffix}' for suffix in ('json', 'safetensors', 'md', 'png')]
-    },
-    include_package_data=False,
-    install_requires=INSTALL_REQUIRES,
-    extras_require=EXTRAS_REQUIRE,
-    entry_points={'console_scripts': ['mmaselect = mmaselect.cli:main']},
-    cmdclass={'build_py': BuildPyWithMim},
-    zip_safe=False,
-)
+setup(cmdclass={'build_py': BuildPyWithMim})

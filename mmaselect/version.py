@@ -1,4 +1,4 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The version, alone in a file so that ``setup.py`` reads it without importing the package."""
+"""The version, alone in a file so that ``pyproject.toml`` can read it and import nothing."""
 
 __version__ = '0.1.0'

@@ -76,7 +76,7 @@ def test_wheel_holds_what_mim_looks_for(wheel):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = wheel.namelist()
     for path in (ROOT / 'mmaselect').rglob('*'):
-        shipped = path.suffix == '.py' or 'weights' in path.relative_to(ROOT).parts
+        shipped = path.suffix in ('.py', '.typed') or 'weights' in path.relative_to(ROOT).parts
         if path.is_file() and shipped and '.mim' not in path.parts:
             assert path.relative_to(ROOT).as_posix() in names
     assert {name.split('/')[0] for name in names} == {
@@ -132,7 +132,8 @@ def test_mim_index_names_every_config():
 
 def pins():
     """The tested versions, by distribution."""
-    text = (ROOT / 'requirements' / 'tested-onedl.txt').read_text()
+    files = (ROOT / 'requirements' / name for name in ('tested-onedl.txt', 'docs.txt'))
+    text = '\n'.join(path.read_text() for path in files)
     return dict(re.findall(r'^([\w-]+)==(\S+)$', text, re.MULTILINE))
 
 
@@ -144,7 +145,7 @@ def test_tested_versions_are_allowed_and_complete(wheel):
     ]
     tested = pins()
     assert len(tested) > 15
-    for extra in ('', 'onedl', 'test'):
+    for extra in ('', 'onedl', 'test', 'docs'):
         wanted = [
             requirement
             for requirement in requirements
