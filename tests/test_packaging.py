@@ -87,6 +87,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert any(re.search(r'dist-info/(licenses/)?LICENSE$', name) for name in names)
 
 
+def test_wheel_brings_the_command(wheel):
+    (name,) = (name for name in wheel.namelist() if name.endswith('dist-info/entry_points.txt'))
+    assert 'mmaselect = mmaselect.cli:main' in wheel.read(name).decode().splitlines()
+
+
 def test_editable_install_links_into_the_sources(tmp_path):
     source = tmp_path / 'source'
     source.mkdir()
@@ -112,6 +117,8 @@ def test_editable_install_links_into_the_sources(tmp_path):
     )
     output = run(python, '-c', code, cwd=tmp_path).split()
     assert output == [str(source / 'mmaselect' / '__init__.py'), '42']
+    listed = run(python.with_name('mmaselect'), 'list', '*dit-xl-2-256', cwd=tmp_path)
+    assert listed.splitlines()[-1].split()[:2] == ['facebook/DiT-XL-2-256', 'dit']
 
 
 def test_mim_index_names_every_config():

@@ -24,7 +24,8 @@ from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.selection import select_timestep
 from mmaselect.diffusion import TapKey
 from mmaselect.files import write_json, written_aside
-from mmaselect.selection import CalibrationSet, ImageFolder, SelectionResult
+from mmaselect.images import ImageFolder, resize_and_crop
+from mmaselect.selection import SelectionResult
 
 INDEX = 'index.json'
 POOLS = ('none', 'mean')
@@ -128,7 +129,6 @@ def save_features(
         **model_kwargs,
     )  # fmt: skip
     size = image_size or extract.dit.native_size
-    pictures = CalibrationSet(folder, size, num_images=len(folder))  # all of them, in order
     settings = {
         'pretrained': str(pretrained),
         'timestep': timestep if timestep == 'auto' else _number(timestep),
@@ -168,7 +168,7 @@ def save_features(
         console=Console(stderr=True),
         disable=not progress,
     ):
-        maps = extract([pictures.image(position) for position in batch])
+        maps = extract([resize_and_crop(folder.load(position), size) for position in batch])
         written.append({_name(key): _pack(value, pool, store) for key, value in maps.items()})
         if batch[-1] + 1 == len(paths) or (batch[-1] + 1) % shard_size == 0:
             shard = {name: torch.cat([part[name] for part in written]) for name in written[0]}
