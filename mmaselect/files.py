@@ -23,15 +23,19 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         path: File that is to be written; its folder is made if there is none.
 
     Yields:
-        Path in the same folder, with the same suffix (libraries choose a format by it). A file made
-        there has the permissions that the user's umask gives, unlike one of :mod:`tempfile`, which
-        colleagues who share the folder could not read.
+        Path in the same folder, with the same suffix (libraries choose a format by it). The
+        file gets the permissions that the user's umask gives, whatever made it: colleagues who
+        share the folder could not read one of :mod:`tempfile`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
+        aside.unlink()
         yield aside
+        aside.chmod(mode)  # safetensors gives its files 0600
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,7 +1,9 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 import os
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mmaselect.files import write_atomically, written_aside
 
@@ -27,9 +29,12 @@ def test_a_write_takes_the_place_of_the_old_file(tmp_path):
 
 
 def test_colleagues_may_read_what_the_umask_lets_them_read(tmp_path):
+    tensors = tmp_path / 'a.safetensors'
     before = os.umask(0o027)
     try:
         path = write_atomically(tmp_path / 'selection.json', '{}')
+        with written_aside(tensors) as aside:
+            save_file({'x': np.zeros(3)}, aside)
     finally:
         os.umask(before)
-    assert path.stat().st_mode & 0o777 == 0o640
+    assert path.stat().st_mode & 0o777 == tensors.stat().st_mode & 0o777 == 0o640
