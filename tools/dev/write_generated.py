@@ -85,10 +85,12 @@ def metafile(task: str) -> str:
                 'Name': path.stem,
                 'In Collection': collection,
                 'Config': path.relative_to(ROOT).as_posix(),
-                'Metadata': {name: look_up(*word, path) for name, word in words.items()},
+                'Metadata': {
+                    **{name: look_up(*word, path) for name, word in words.items()},
+                    'Task': TASKS[task],
+                },
             }
         )
-        models[-1]['Metadata']['Task'] = TASKS[task]
     content = {
         'Collections': [
             {
