@@ -24,21 +24,20 @@ from rich.table import Table
 # First of all: it checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.utils.cli import build_runner, get_toolbox, load_config, set_dataloaders
 
-from mmaselect.analysis.leaderboard import (  # isort: skip
-    PRIMARY_METRICS,
+from mmaselect.files import write_atomically, write_json  # isort: skip
+from mmaselect.leaderboard.runs import (
     Run,
     check_run,
     dataset_name,
     find_run,
-    group_runs,
     result_key,
     selection_cost,
     setting_of,
     training_memory,
 )
-from mmaselect.analysis.study import progress_bar
-from mmaselect.analysis.tables import markdown_table, write_csv
-from mmaselect.files import write_atomically, write_json
+from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs
+from mmaselect.utils.progress import progress_bar
+from mmaselect.utils.tables import markdown_table, write_csv
 
 EXAMPLES = """
 examples:

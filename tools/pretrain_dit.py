@@ -55,7 +55,7 @@ from mmaselect.pretraining.objective import (
     TARGETS,
     Objective,
 )
-from mmaselect.pretraining.probe import ProbeImages
+from mmaselect.pretraining.query_probe import ProbeImages
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.tokens import TokenDrop
 from mmaselect.pretraining.trainer import Trainer, TrainOptions

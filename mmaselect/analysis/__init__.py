@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""What the tools in ``tools/analysis_tools`` share: probes, scores, run folders and figures."""
+"""What the tools in ``tools/analysis_tools`` share: probes, scores, folders of results, figures."""
 
 from importlib.util import find_spec
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmaselect.analysis.result_folder import read_settings
 from mmaselect.analysis.stats import Agreement, agreement
-from mmaselect.analysis.store import read_settings
 from mmaselect.diffusion import TapKey
 
 
@@ -69,10 +69,10 @@ class ProbeTable:
 
 
 def read_steps(folder: str | Path) -> list[dict[str, Any]]:
-    """All timesteps that are stored in a run folder, in order.
+    """All timesteps that are stored in a folder of results, in order.
 
     Raises:
-        FileNotFoundError: If it is no run folder.
+        FileNotFoundError: If it is no folder of results.
     """
     read_settings(folder)
     paths = sorted((Path(folder) / 'timesteps').glob('t*.json'))

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from mmaselect.analysis.encoded import EncodedImages
-from mmaselect.analysis.store import RunFolder
-from mmaselect.analysis.study import Study, progress_bar
+from mmaselect.analysis.result_folder import ResultFolder
+from mmaselect.analysis.study import Study
 from mmaselect.images.labelled import LabelledImages
 from mmaselect.selection import Criterion
 from mmaselect.selection.scoring import read_meters, score_step, start_meters
+from mmaselect.utils.progress import progress_bar
 
 
 def score_timestep(
@@ -82,7 +83,7 @@ def usable_criteria(
 
 def score_grid(
     study: Study,
-    folder: RunFolder,
+    folder: ResultFolder,
     images: LabelledImages,
     timesteps: Sequence[int],
     criteria: Mapping[str, Criterion],

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmaselect.analysis.encoded import EncodedImages
-from mmaselect.analysis.probe import PROBE_VERSION, LinearProbe, ProbeOptions, fit_probe
+from mmaselect.analysis.linear_probe import PROBE_VERSION, LinearProbe, ProbeOptions, fit_probe
 from mmaselect.analysis.stats import wilson_interval
 from mmaselect.analysis.study import Study
 from mmaselect.diffusion import TapKey

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,6 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.diffusion import FrozenDiT
@@ -38,6 +28,7 @@ from mmaselect.selection import (
 from mmaselect.selection.scoring import build_criteria
 from mmaselect.selection.sweep import weights_fingerprint
 from mmaselect.utils import get_toolbox, load_config
+from mmaselect.utils.progress import progress_bar
 
 #: Toolbox to what its heads do.
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
@@ -348,18 +339,3 @@ def _num_classes(config: Config) -> int:
     raise ValueError(
         'the config says neither model.head.num_classes nor model.decode_head.num_classes'
     )
-
-
-@contextmanager
-def progress_bar(unit: str) -> Iterator[Progress]:
-    """A progress bar on stderr."""
-    with Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
-        yield bar

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from mmaselect.pretraining.clean import LatentSource, PixelSource
 from mmaselect.pretraining.export import save_pipeline
 from mmaselect.pretraining.objective import Objective
-from mmaselect.pretraining.probe import ProbeImages, probe_table
+from mmaselect.pretraining.query_probe import ProbeImages, probe_table
 from mmaselect.pretraining.randomness import DataOrder, step_generator
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.sampling import image_grid, sample_images

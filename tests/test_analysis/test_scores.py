@@ -2,8 +2,8 @@
 import pytest
 
 from mmaselect.analysis.probe_table import scores_over
+from mmaselect.analysis.result_folder import ResultFolder
 from mmaselect.analysis.scores import score_grid, score_timestep, usable_criteria
-from mmaselect.analysis.store import RunFolder
 from mmaselect.selection import Sweep
 from mmaselect.selection.scoring import build_criteria
 
@@ -77,7 +77,7 @@ def test_undefined_criteria_are_named(open_with, classification_config):
 def test_a_grid_is_resumed(open_with, classification_config, monkeypatch):
     study = open_with(classification_config)
     images = study.images('train', 4)
-    folder = RunFolder(study.out, study.settings())
+    folder = ResultFolder(study.out, study.settings())
     criteria = build_criteria([PLAIN])
     first = score_grid(study, folder, images, [0, 300], criteria)
     calls = []
@@ -92,6 +92,6 @@ def test_a_grid_is_resumed(open_with, classification_config, monkeypatch):
 
 def test_nothing_usable_is_an_error(open_with, classification_config):
     study = open_with(classification_config, '--image-size', '8')
-    folder = RunFolder(study.out, study.settings())
+    folder = ResultFolder(study.out, study.settings())
     with pytest.raises(ValueError, match='no criterion is defined for feature maps of this size'):
         score_grid(study, folder, study.images('train', 2), [0], build_criteria([CROSS]))

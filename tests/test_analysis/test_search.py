@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmaselect.analysis.probe import ProbeOptions, fit_probe
+from mmaselect.analysis.linear_probe import ProbeOptions, fit_probe
 from mmaselect.analysis.search import (
     SearchPlan,
     _at_pixels,

@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.pretraining import probe_report
 from mmaselect.pretraining.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,12 +32,16 @@ SMALL = shlex.split(
 )
 
 
-@pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('pretrain_dit', TOOL)
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return load(TOOL)
 
 
 @pytest.fixture(autouse=True)
@@ -328,6 +331,7 @@ def test_probe_report(tool, tmp_path, capsys):
     tool.main([*SMALL, *argv, '--out', str(tmp_path / 'out'), '--steps', '1'])
     capsys.readouterr()
     argv += ['--probe-data', f'{tmp_path}/test', '--device', 'cpu']
+    probe_report = load(ROOT / 'tools' / 'analysis_tools' / 'probe_report.py')
     probe_report.main([str(tmp_path / 'out' / 'pipeline'), *argv, '--timesteps', '0', '999'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == '| trained weights, block | t = 0 | t = 999 |'

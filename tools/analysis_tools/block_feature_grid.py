@@ -17,22 +17,22 @@ from rich.table import Table
 
 from mmaselect.analysis.figures import make_figure, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
+from mmaselect.analysis.result_folder import ResultFolder, check_same_model, read_settings
 from mmaselect.analysis.scores import score_grid
 from mmaselect.analysis.search import SearchPlan
-from mmaselect.analysis.store import RunFolder, check_same_model, read_settings
 from mmaselect.analysis.study import (
     Study,
     add_calibration_arguments,
     add_probe_arguments,
     make_parser,
     open_study,
-    progress_bar,
 )
-from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.diffusion import TapKey
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.plot import COLORS
+from mmaselect.utils.progress import progress_bar
+from mmaselect.utils.tables import markdown_table, write_csv
 
 EXAMPLES = """
 examples:
@@ -100,7 +100,7 @@ def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
         return dict.fromkeys(study.dit.keys, step)
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
     images = study.calibration_images(args.num_images)
-    folder = RunFolder(
+    folder = ResultFolder(
         study.out / 'selection',
         dict(
             tool='block_feature_grid',
@@ -118,7 +118,7 @@ def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
 def measure(study: Study, args: argparse.Namespace, picks: dict[TapKey, int]) -> list[dict]:
     """Probe each block and feature at its timestep."""
     plan = SearchPlan.from_args(study, args)
-    folder = RunFolder(
+    folder = ResultFolder(
         study.out / 'probes',
         dict(
             tool='block_feature_grid',

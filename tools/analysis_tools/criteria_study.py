@@ -23,17 +23,17 @@ from rich.table import Table
 
 from mmaselect.analysis.figures import make_figure, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
+from mmaselect.analysis.result_folder import ResultFolder, check_same_model, read_settings
 from mmaselect.analysis.scores import score_grid, scores_table
-from mmaselect.analysis.store import RunFolder, check_same_model, read_settings
 from mmaselect.analysis.study import (
     add_calibration_arguments,
     make_parser,
     open_study,
 )
-from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.analysis.variants import describe, variants
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection.scoring import build_criteria
+from mmaselect.utils.tables import markdown_table, write_csv
 
 EXAMPLES = """
 examples:
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f'--only {args.only!r} matches none of the {len(configs)} definitions')
     criteria = dict(zip(named, build_criteria(list(named.values())).values(), strict=True))
     images = study.calibration_images(args.num_images)
-    folder = RunFolder(
+    folder = ResultFolder(
         study.out,
         dict(
             tool='criteria_study',

@@ -17,19 +17,19 @@ from rich.table import Table
 
 from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
+from mmaselect.analysis.result_folder import ResultFolder, check_same_model, read_settings
 from mmaselect.analysis.scores import score_grid, scores_table
 from mmaselect.analysis.stats import agreement
-from mmaselect.analysis.store import RunFolder, check_same_model, read_settings
 from mmaselect.analysis.study import (
     Study,
     add_calibration_arguments,
     make_parser,
     open_study,
 )
-from mmaselect.analysis.tables import markdown_table, write_csv
 from mmaselect.diffusion import TapKey
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection import parse_timesteps
+from mmaselect.utils.tables import markdown_table, write_csv
 
 FISHER = 'FisherScore'
 EXAMPLES = """
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     probe = read_probe(study, args.probe, timesteps) if args.probe else None
     criteria = study.criteria(fisher=True)
     images = study.calibration_images(args.num_images)
-    folder = RunFolder(
+    folder = ResultFolder(
         study.out,
         dict(
             tool='fisher_score',

@@ -23,14 +23,15 @@ from mmaselect.analysis.frequency import (
     principal_components,
     split_frequencies,
 )
-from mmaselect.analysis.store import RunFolder
-from mmaselect.analysis.study import Study, make_parser, open_study, progress_bar
-from mmaselect.analysis.tables import write_csv
+from mmaselect.analysis.result_folder import ResultFolder
+from mmaselect.analysis.study import Study, make_parser, open_study
 from mmaselect.diffusion import draw_noise
 from mmaselect.files import write_json
 from mmaselect.images import load_rgb, resize_and_crop
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.scoring import noise_seed
+from mmaselect.utils.progress import progress_bar
+from mmaselect.utils.tables import write_csv
 
 EXAMPLES = """
 examples:
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     study = open_study(args, 'frequency_maps')
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
     names, images = load_images(study, args)
-    folder = RunFolder(
+    folder = ResultFolder(
         study.out,
         dict(
             tool='frequency_maps',

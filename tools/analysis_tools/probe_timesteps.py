@@ -19,9 +19,9 @@ from rich.table import Table
 
 from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, scores_over
+from mmaselect.analysis.result_folder import ResultFolder
 from mmaselect.analysis.scores import score_timestep, usable_criteria
 from mmaselect.analysis.search import Search, SearchPlan
-from mmaselect.analysis.store import RunFolder
 from mmaselect.analysis.study import (
     Encoded,
     Study,
@@ -29,11 +29,11 @@ from mmaselect.analysis.study import (
     add_probe_arguments,
     make_parser,
     open_study,
-    progress_bar,
 )
-from mmaselect.analysis.tables import write_csv
 from mmaselect.files import write_json
 from mmaselect.selection import Criterion, parse_timesteps
+from mmaselect.utils.progress import progress_bar
+from mmaselect.utils.tables import write_csv
 
 EXAMPLES = """
 examples:
@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure(
     study: Study,
-    folder: RunFolder,
+    folder: ResultFolder,
     timesteps: list[int],
     search: Search,
     calibration: Encoded,
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = SearchPlan.from_args(study, args)
     calibration = study.calibration_images(args.num_images)
     criteria = study.criteria(fisher=not args.no_fisher)
-    folder = RunFolder(
+    folder = ResultFolder(
         study.out,
         dict(
             tool='probe_timesteps',

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""A folder that a long run can be resumed from."""
+"""A folder of results by timestep, from which a long study can be resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from mmaselect.files import write_json
 
 
-class RunFolder:
+class ResultFolder:
     """Results by timestep, each in a file of its own that is there in full or not at all.
 
     Args:
@@ -60,7 +60,7 @@ class RunFolder:
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """Settings of a run folder.
+    """Settings of a folder of results.
 
     Raises:
         FileNotFoundError: If the folder is none.

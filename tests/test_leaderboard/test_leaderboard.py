@@ -4,18 +4,17 @@ import json
 import pytest
 from mmengine.config import Config
 
-from mmaselect.analysis.leaderboard import (
-    PAPER_SIX,
+from mmaselect.leaderboard.runs import (
     Run,
     check_run,
     dataset_name,
     find_run,
-    group_runs,
     result_key,
     selection_cost,
     setting_of,
     training_memory,
 )
+from mmaselect.leaderboard.table import PAPER_SIX, group_runs
 
 
 def result(setting='s', value=80.0, **changes):

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 r"""Linear probe of a pre-trained DiT over blocks and timesteps, beside its controls, as Markdown.
 
-    python -m mmaselect.pretraining.probe_report runs/dit/pipeline \
+    python tools/analysis_tools/probe_report.py runs/dit/pipeline \
         --data cifar10/train --probe-data cifar10/test
 
 Controls: the raw pixels, and the same network with random weights. A logistic regression is fitted
@@ -20,7 +20,7 @@ from mmaselect.images import to_model_range
 from mmaselect.pretraining.clean import load_vae
 from mmaselect.pretraining.images import ImageSet, read_images
 from mmaselect.pretraining.objective import Objective
-from mmaselect.pretraining.probe import ProbeImages, probe_table
+from mmaselect.pretraining.query_probe import ProbeImages, probe_table
 from mmaselect.pretraining.trainer import attention_backend
 
 

@@ -3,22 +3,22 @@ import json
 
 import pytest
 
-from mmaselect.analysis.store import RunFolder, check_same_model, read_settings
+from mmaselect.analysis.result_folder import ResultFolder, check_same_model, read_settings
 
 
 def test_results_come_back(tmp_path):
-    folder = RunFolder(tmp_path / 'run', dict(seed=0, size=(32, 48)))
+    folder = ResultFolder(tmp_path / 'run', dict(seed=0, size=(32, 48)))
     assert folder.find(50) is None
     folder.save(50, dict(score=1.5))
-    again = RunFolder(tmp_path / 'run', dict(seed=0, size=[32, 48]))
+    again = ResultFolder(tmp_path / 'run', dict(seed=0, size=[32, 48]))
     assert again.find(50) == dict(score=1.5)
     assert read_settings(tmp_path / 'run') == dict(seed=0, size=[32, 48])
 
 
 def test_other_settings_are_refused(tmp_path):
-    RunFolder(tmp_path, dict(seed=0, name='a'))
+    ResultFolder(tmp_path, dict(seed=0, name='a'))
     with pytest.raises(ValueError, match=r'other settings \(name: "a" there, "b" now; new: "\(no'):
-        RunFolder(tmp_path, dict(seed=0, name='b', new=1))
+        ResultFolder(tmp_path, dict(seed=0, name='b', new=1))
     assert json.loads((tmp_path / 'settings.json').read_text()) == dict(seed=0, name='a')
 
 

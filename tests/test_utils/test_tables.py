@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 import csv
 
-from mmaselect.analysis.tables import markdown_table, write_csv
+from mmaselect.utils.tables import markdown_table, write_csv
 
 ROWS = [dict(name='a|b', value=1.5), dict(name='c', value=None, more=2)]
 

@@ -6,7 +6,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.preprocessing import StandardScaler
 
-from mmaselect.analysis.probe import STRENGTHS, ProbeOptions, fit_probe
+from mmaselect.analysis.linear_probe import STRENGTHS, ProbeOptions, fit_probe
 
 
 def clusters(count, classes=3, channels=6, seed=0, spread=1.0):
