@@ -24,7 +24,8 @@ class ProbeOptions:
 
     Attributes:
         strengths: Values of scikit-learn's C to choose from, increasing (weaker and weaker).
-        holdout: Share of the training samples that the choice is made on.
+        holdout: Share of the training samples that the choice is made on. 0, which needs a single
+            strength, holds none out.
         max_iter: Of the L-BFGS solver.
         seed: Of the split, and of the choice of pixels.
         pixels_per_image: Segmentation: labelled pixels of each training image.
@@ -39,6 +40,11 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         if self.pixels_per_image < 1:
             raise ValueError(f'pixels_per_image must be at least 1, got {self.pixels_per_image}')
+        if not self.holdout and len(self.strengths) != 1:
+            raise ValueError(
+                f'without samples held out (holdout=0) a strength cannot be chosen from '
+                f'{list(self.strengths)}: give one'
+            )
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,15 @@ class LinearProbe:
         weight: (K, C).
         bias: (K,); -inf for classes that no training sample had.
         strength: The C that was chosen.
-        holdout_accuracy: Accuracy on the held-out part, in percent, at that C.
+        holdout_accuracy: Accuracy on the held-out part, in percent, at that C; None if no sample
+            was held out.
         converged: Whether the final fit converged within its iterations.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     strength: float
-    holdout_accuracy: float
+    holdout_accuracy: float | None
     converged: bool
 
     def logits(self, samples: np.ndarray) -> np.ndarray:
@@ -110,19 +117,9 @@ def fit_probe(
     std = samples.std(0, dtype=np.float64)
     std[std == 0] = 1.0
     scaled = (samples - mean) / std
-    fit, held = _split(labels, groups, options)
-
-    best: tuple[float, float, float] | None = None
-    model = _model(options)
-    for strength in options.strengths:
-        model.C = strength
-        _fit(model, scaled[fit], labels[fit])
-        loss = _log_loss(model, scaled[held], labels[held])
-        if best is not None and loss >= best[0]:
-            break
-        accuracy = 100 * float((model.predict(scaled[held]) == labels[held]).mean())
-        best = loss, strength, accuracy
-    _, strength, accuracy = best
+    strength, accuracy = options.strengths[0], None
+    if options.holdout:
+        strength, accuracy = _choose_strength(scaled, labels, groups, options)
     model = _model(options)
     model.C = strength
     converged = _fit(model, scaled, labels)
@@ -137,6 +134,24 @@ def fit_probe(
         weight[model.classes_] = model.coef_ / std
         bias[model.classes_] = model.intercept_ - (model.coef_ / std) @ mean
     return LinearProbe(weight, bias, strength, accuracy, converged)
+
+
+def _choose_strength(
+    scaled: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, options: ProbeOptions
+) -> tuple[float, float]:
+    """The strength that is best on a held-out part, and the accuracy there in percent."""
+    fit, held = _split(labels, groups, options)
+    best, lowest, accuracy = options.strengths[0], np.inf, np.nan
+    model = _model(options)
+    for strength in options.strengths:
+        model.C = strength
+        _fit(model, scaled[fit], labels[fit])
+        loss = _log_loss(model, scaled[held], labels[held])
+        if loss >= lowest:
+            break
+        best, lowest = strength, loss
+        accuracy = 100 * float((model.predict(scaled[held]) == labels[held]).mean())
+    return best, accuracy
 
 
 def _model(options: ProbeOptions) -> LogisticRegression:

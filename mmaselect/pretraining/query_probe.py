@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.codec import PixelCodec
+from mmaselect.diffusion.families.dit import DiTFamily
 from mmaselect.pretraining.clean import LatentSource, PixelSource
 from mmaselect.pretraining.images import ImageSet
-from mmaselect.pretraining.objective import NUM_TRAIN_TIMESTEPS, Objective
+from mmaselect.pretraining.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class ProbeImages:
 
         Raises:
             ValueError: If the sets have no classes, or not the same ones.
+            ImportError: If scikit-learn is not installed, which a probe will need.
         """
+        import mmaselect.analysis  # noqa: F401  # said now, and not at the first probe
+
         if not fit.classes or fit.classes != test.classes:
             raise ValueError(
                 'a probe needs class folders of the same names in both folders; got '
@@ -71,86 +77,74 @@ class ProbeImages:
         return cls(pixels, source, torch.cat(labels).numpy(), len(images[0]))
 
     def accuracy(self, features: np.ndarray, inverse_penalty: float = 0.1) -> float:
-        """Fit a logistic regression on standardized features (N, C); accuracy on the others.
+        """Fit a linear probe on standardized features (N, C); its accuracy on the others, 0 to 1.
 
         Args:
             features: (N, C), in the order of the images.
-            inverse_penalty: C of scikit-learn's ``LogisticRegression``.
+            inverse_penalty: C of scikit-learn's ``LogisticRegression``. It is given and not chosen
+                on held-out samples, so that the numbers of a run differ by the network alone.
+
+        Raises:
+            ImportError: If scikit-learn is not installed.
         """
-        try:
-            from sklearn.linear_model import LogisticRegression
-            from sklearn.pipeline import make_pipeline
-            from sklearn.preprocessing import StandardScaler
-        except ImportError as error:
-            raise ImportError('a probe needs scikit-learn: pip install scikit-learn') from error
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=500))
-        n = self.num_fit
-        probe.fit(features[:n], self.labels[:n])
-        return float(probe.score(features[n:], self.labels[n:]))
+        from mmaselect.analysis.linear_probe import ProbeOptions, fit_probe
+
+        options = ProbeOptions(strengths=(inverse_penalty,), holdout=0)
+        fit, test = np.split(features, [self.num_fit])
+        fit_labels, test_labels = np.split(self.labels, [self.num_fit])
+        probe = fit_probe(fit, fit_labels, int(self.labels.max()) + 1, options)
+        return float((probe.predict(test) == test_labels).mean())
 
 
-@torch.no_grad()
-def pooled_queries(
-    model: nn.Module,
-    objective: Objective,
-    images: ProbeImages,
-    blocks: Sequence[int],
-    timestep: int,
-    device: torch.device,
-    batch_size: int = 250,
-) -> dict[int, np.ndarray]:
-    """Mean over the tokens of ``attn1.to_q``, null class, one fixed draw of noise.
+def as_frozen(
+    model: DiTTransformer2DModel, objective: Objective, blocks: Sequence[int]
+) -> FrozenDiT:
+    """A network that is being trained, read as a finished one is: queries, null class, float32.
 
     Args:
-        model: A ``DiTTransformer2DModel`` in eval mode.
-        objective: Says how a timestep noises a sample.
-        images: The samples.
+        model: The network; it is put in eval mode, and its weights stop requiring gradients.
+        objective: What it is trained on.
         blocks: Which blocks to read.
+    """
+    family = DiTFamily(model.config)
+    scheduler = objective.scheduler
+    config = {**scheduler.config, '_class_name': type(scheduler).__name__}
+    null = {'class_labels': torch.tensor([family.num_classes])}
+    # Samples come as the network takes them, pixels or latents: nothing is left to encode.
+    codec = PixelCodec()
+    dit = FrozenDiT(model, family, family.build_process(config), codec, null, blocks, 'query')
+    return dit.to(model.device)
+
+
+def pooled_queries(
+    dit: FrozenDiT, images: ProbeImages, timestep: int, batch_size: int = 250
+) -> dict[int, np.ndarray]:
+    """Mean over the tokens of the queries, one fixed draw of noise.
+
+    Args:
+        dit: Of which queries are read.
+        images: The samples.
         timestep: 0 (clean) to 999 (noise).
-        device: Where the model is.
         batch_size: Samples in one pass.
 
     Returns:
         dict[int, ndarray]: For each block (N, C), float32.
     """
-    pooled: dict[int, list[Tensor]] = {block: [] for block in blocks}
-    generator = torch.Generator(device).manual_seed(0)
-
-    def keep(block: int):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            pooled[block].append(output.float().mean(1).cpu())
-
-        return hook
-
-    with ExitStack() as hooks:
-        for block in blocks:
-            query = model.transformer_blocks[block].attn1.to_q
-            hooks.callback(query.register_forward_hook(keep(block)).remove)
-        for index in torch.arange(len(images.labels)).split(batch_size):
-            unflipped = torch.zeros(len(index), dtype=torch.bool, device=device)
-            samples = images.source(index, unflipped, generator)
-            noise = torch.randn(samples.shape, generator=generator, device=device)
-            # The half keeps a float fraction on the right side of the whole timestep.
-            fraction = timestep if objective.target == 'flow' else timestep + 0.5
-            times = torch.full((len(index),), fraction / NUM_TRAIN_TIMESTEPS, device=device)
-            noisy, told = objective.add_noise(samples, noise, times)
-            null = torch.full((len(index),), model.config.num_embeds_ada_norm, device=device)
-            model(noisy, timestep=told, class_labels=null)
+    pooled: dict[int, list[Tensor]] = {block: [] for block in dit.blocks}
+    generator = torch.Generator(dit.device).manual_seed(0)
+    for index in torch.arange(len(images.labels)).split(batch_size):
+        unflipped = torch.zeros(len(index), dtype=torch.bool, device=dit.device)
+        samples = images.source(index, unflipped, generator)
+        noise = torch.randn(samples.shape, generator=generator, device=dit.device)
+        for (block, _), maps in dit.features(samples, timestep, noise).items():
+            pooled[block].append(maps.float().mean((2, 3)).cpu())
     return {block: torch.cat(parts).numpy() for block, parts in pooled.items()}
 
 
-def probe_table(
-    model: nn.Module,
-    objective: Objective,
-    images: ProbeImages,
-    blocks: Sequence[int],
-    timesteps: Sequence[int],
-    device: torch.device,
-) -> dict[str, float]:
+def probe_table(dit: FrozenDiT, images: ProbeImages, timesteps: Sequence[int]) -> dict[str, float]:
     """Accuracy of a probe on each block at each timestep, keyed ``'block@timestep'``."""
     table = {}
     for timestep in timesteps:
-        queries = pooled_queries(model, objective, images, blocks, timestep, device)
-        for block, features in queries.items():
+        for block, features in pooled_queries(dit, images, timestep).items():
             table[f'{block}@{timestep}'] = round(images.accuracy(features), 4)
     return table

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from mmaselect.pretraining.clean import LatentSource, PixelSource
 from mmaselect.pretraining.export import save_pipeline
 from mmaselect.pretraining.objective import Objective
-from mmaselect.pretraining.query_probe import ProbeImages, probe_table
+from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, probe_table
 from mmaselect.pretraining.randomness import DataOrder, step_generator
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.sampling import image_grid, sample_images
@@ -345,14 +345,8 @@ class Trainer:
 
     def _probe(self) -> None:
         blocks = self.options.probe_blocks or range(1, self.averaged.config.num_layers, 2)
-        table = probe_table(
-            self.averaged,
-            self.objective,
-            self.probe_images,
-            list(blocks),
-            self.options.probe_timesteps,
-            self.device,
-        )
+        dit = as_frozen(self.averaged, self.objective, blocks)
+        table = probe_table(dit, self.probe_images, self.options.probe_timesteps)
         self.folder.log({'step': self.step, 'images': self.images, 'probe': table})
         best = max(table, key=table.get)
         print(f'step {self.step}: linear probe {100 * table[best]:.1f} % ({best})', flush=True)

@@ -37,6 +37,20 @@ def test_equals_scikit_learn_at_the_chosen_strength(classes):
     assert probe.converged
 
 
+def test_one_strength_is_taken_as_it_is_and_nothing_is_held_out():
+    samples, labels = clusters(90)
+    probe = fit_probe(samples, labels, 3, ProbeOptions(strengths=(0.01,), holdout=0))
+    assert (probe.strength, probe.holdout_accuracy) == (0.01, None)
+    scaled = StandardScaler().fit_transform(samples)
+    model = LogisticRegression(C=0.01, max_iter=500, tol=1e-3).fit(scaled, labels)
+    logits, expected = probe.logits(samples), model.decision_function(scaled)
+    np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-6)
+    with pytest.raises(ValueError, match='cannot be chosen from'):
+        ProbeOptions(holdout=0)
+    # Too few to hold some out, enough to fit on.
+    fit_probe(samples[:3], labels[:3], 3, ProbeOptions(strengths=(0.01,), holdout=0))
+
+
 def test_absent_classes_are_never_predicted():
     samples, labels = clusters(60)
     probe = fit_probe(samples, labels * 2 + 1, num_classes=8)

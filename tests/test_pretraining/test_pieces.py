@@ -7,6 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mmaselect.diffusion.loading import WEIGHTS_DIR
 from mmaselect.pretraining.clean import LatentSource, PixelSource
@@ -14,6 +17,7 @@ from mmaselect.pretraining.images import read_images
 from mmaselect.pretraining.initial_weights import has_other_classes, load_initial_weights
 from mmaselect.pretraining.network import build_dit, build_optimizers, build_schedule
 from mmaselect.pretraining.objective import Objective
+from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, pooled_queries
 from mmaselect.pretraining.randomness import DataOrder, step_generator
 from mmaselect.pretraining.sampling import image_grid
 from mmaselect.pretraining.tokens import TokenDrop, to_tokens
@@ -273,3 +277,38 @@ def test_classes_of_initial_weights_are_compared():
     assert len(names) == 10
     assert not has_other_classes('mmaselect://dit_cifar10', names)
     assert has_other_classes('mmaselect://dit_cifar10', names[::-1])
+
+
+@pytest.mark.parametrize('target', ['epsilon', 'v_prediction', 'flow'])
+def test_pooled_queries_are_those_of_the_network_itself(target):
+    """Read by a hook of our own, noised by the training's own objective: the same, bit for bit."""
+    model, objective, timestep = small_dit(), Objective(target), 100
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), generator=generator(1), dtype=torch.uint8)
+    images = ProbeImages(pixels, PixelSource(pixels), np.arange(6) % 2, 4)
+    pooled = pooled_queries(as_frozen(model, objective, [1, 0]), images, timestep)
+
+    caught = {}
+    for block in (0, 1):
+        model.transformer_blocks[block].attn1.to_q.register_forward_hook(
+            lambda module, inputs, output, block=block: caught.update({block: output})
+        )
+    noise = torch.randn(pixels.shape, generator=generator(0))
+    fraction = timestep if target == 'flow' else timestep + 0.5
+    times = torch.full((6,), fraction / 1000)
+    noisy, model_times = objective.add_noise(pixels / 127.5 - 1, noise, times)
+    model(noisy, timestep=model_times, class_labels=torch.full((6,), 3))
+    assert list(pooled) == [1, 0]
+    for block, queries in pooled.items():
+        assert np.array_equal(queries, caught[block].mean(1).detach().numpy())
+
+
+def test_accuracy_of_a_probe_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = rng.standard_normal((60, 5)).astype(np.float32)
+    features[:, 0] += 1.5 * labels
+    images = ProbeImages(torch.empty(0), None, labels, 40)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    expected = model.fit(features[:40], labels[:40]).score(features[40:], labels[40:])
+    assert images.accuracy(features) == expected
+    assert 0.5 < expected < 1

@@ -20,7 +20,7 @@ from mmaselect.images import to_model_range
 from mmaselect.pretraining.clean import load_vae
 from mmaselect.pretraining.images import ImageSet, read_images
 from mmaselect.pretraining.objective import Objective
-from mmaselect.pretraining.query_probe import ProbeImages, probe_table
+from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, probe_table
 from mmaselect.pretraining.trainer import attention_backend
 
 
@@ -66,9 +66,8 @@ def report(
     scores: dict = {'pixels': max(images.accuracy(pixels, c) for c in (1e-4, 1e-3, 1e-2, 1e-1))}
     with attention_backend(device):
         for name, (model, times) in models.items():
-            model.to(device).eval()
-            blocks = range(model.config.num_layers)
-            scores[name] = probe_table(model, objective, images, blocks, times, device)
+            dit = as_frozen(model.to(device), objective, range(model.config.num_layers))
+            scores[name] = probe_table(dit, images, times)
     return scores
 
 
