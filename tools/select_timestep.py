@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--criterion',
-        help='registered criterion that picks, such as CrossSpectrumHFR, HighFrequencyRatio or '
+        help='registered criterion that picks, such as InstanceSensitivity, HighFrequencyRatio or '
         "FisherScore; default: the config's",
     )
     parser.add_argument(

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.images.labelled import LabelledImages
-from mmaselect.selection.scoring import EncodedBatch, draw_readings
+from mmaselect.images.views import ViewBoxes
+from mmaselect.selection.scoring import (
+    EncodedBatch,
+    draw_readings,
+    encode_views,
+    view_readings,
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,15 @@ class EncodedImages:
         self.seed = seed
         self.first = first
         self._batches: list[tuple[Tensor, Tensor, list[int]]] = []
+        # Latents of the views, and where they lie; empty for images without views.
+        self._views: list[tuple[Tensor, ViewBoxes]] = []
         for batch in images.batches(batch_size):
             latent = dit.encode(batch.images.to(dit.device)).cpu()
             # Label maps as bytes: in int64 they would outweigh the latents.
             labels = batch.labels if batch.labels.ndim == 1 else batch.labels.byte()
             self._batches.append((latent, labels, batch.indices))
+            if batch.views is not None:
+                self._views.append((encode_views(dit, batch.views).cpu(), batch.views.where))
             if on_batch:
                 on_batch(len(batch.indices))
 
@@ -101,7 +111,12 @@ class EncodedImages:
         Args:
             draws: Independent noise draws of each image.
         """
-        for latent, labels, positions in self._batches:
+        for number, (latent, labels, positions) in enumerate(self._batches):
             numbers = [self.first + position for position in positions]
             readings = draw_readings(latent.to(self.dit.device), numbers, draws, self.seed)
-            yield EncodedBatch(readings, positions, labels.long())
+            views, where = (), None
+            if self._views:
+                latents, where = self._views[number]
+                noise = self.images.views.noise
+                views = view_readings(latents.to(self.dit.device), numbers, self.seed, noise)
+            yield EncodedBatch(readings, positions, labels.long(), views, where)

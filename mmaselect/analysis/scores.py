@@ -66,7 +66,7 @@ def usable_criteria(
     batch = next(images.features(0))
     usable, reasons = {}, {}
     for name, criterion in criteria.items():
-        if criterion.needs_labels:
+        if criterion.needs_labels or criterion.views:
             usable[name] = criterion
             continue
         trial = criterion.clone()
@@ -97,6 +97,8 @@ def score_grid(
     """
     todo = [step for step in timesteps if folder.find(step) is None]
     if todo:
+        if any(criterion.views for criterion in criteria.values()):
+            images = images.with_views(study.selection.views)
         encoded = study.encode(images).images
         usable, unusable = usable_criteria(encoded, criteria)
         for name, reason in unusable.items():

@@ -66,13 +66,7 @@ class Search(ABC):
             Rows ``block, feature, value, low, high`` (percent; the ends of a 95 % interval),
             ``strength``, ``holdout_accuracy`` and ``converged`` of the probe.
         """
-        samples, labels, groups = self.training_samples(timestep)
-        samples = {tap: samples[tap] for tap in taps or samples}
-        fitted = Parallel(n_jobs=self.jobs)(
-            delayed(fit_probe)(values, labels, self.num_classes, self.options, groups)
-            for values in samples.values()
-        )
-        probes = dict(zip(samples, fitted, strict=True))
+        probes = self.fit(timestep, taps)
         return [
             dict(
                 block=tap[0],
@@ -84,8 +78,27 @@ class Search(ABC):
                 holdout_accuracy=probes[tap].holdout_accuracy,
                 converged=probes[tap].converged,
             )
-            for tap, (value, low, high) in self.test_metrics(timestep, probes).items()
+            for tap, rows in self.test_outcomes(timestep, probes).items()
+            for value, low, high in [self.metric_of(rows)]
         ]
+
+    def outcomes(self, timestep: int) -> dict[TapKey, np.ndarray]:
+        """Probe all blocks and features at a timestep; what each test image adds to the metric.
+
+        Returns:
+            See :meth:`test_outcomes`.
+        """
+        return self.test_outcomes(timestep, self.fit(timestep))
+
+    def fit(self, timestep: int, taps: Sequence[TapKey] | None = None) -> dict[TapKey, LinearProbe]:
+        """Probes by tap, fitted on the training images."""
+        samples, labels, groups = self.training_samples(timestep)
+        samples = {tap: samples[tap] for tap in taps or samples}
+        fitted = Parallel(n_jobs=self.jobs)(
+            delayed(fit_probe)(values, labels, self.num_classes, self.options, groups)
+            for values in samples.values()
+        )
+        return dict(zip(samples, fitted, strict=True))
 
     @property
     def evaluations(self) -> int:
@@ -99,10 +112,14 @@ class Search(ABC):
         """Samples (N, C) by tap, labels (N,), and groups (N,) or None."""
 
     @abstractmethod
-    def test_metrics(
+    def test_outcomes(
         self, timestep: int, probes: dict[TapKey, LinearProbe]
-    ) -> dict[TapKey, tuple[float, float, float]]:
-        """Metric and its interval by tap, in percent."""
+    ) -> dict[TapKey, np.ndarray]:
+        """What each test image adds to the metric, by tap: rows, in the order of the images."""
+
+    @abstractmethod
+    def metric_of(self, outcomes: np.ndarray) -> tuple[float, float, float]:
+        """Metric and its interval, in percent, of some images' outcomes."""
 
 
 class ClassificationSearch(Search):
@@ -126,17 +143,19 @@ class ClassificationSearch(Search):
     ) -> tuple[dict[TapKey, np.ndarray], np.ndarray, np.ndarray | None]:
         return self._pooled(self.train, timestep), self.train.labels.numpy(), None
 
-    def test_metrics(
+    def test_outcomes(
         self, timestep: int, probes: dict[TapKey, LinearProbe]
-    ) -> dict[TapKey, tuple[float, float, float]]:
+    ) -> dict[TapKey, np.ndarray]:
+        """Whether each image is classified right: (N,), 0 or 1."""
         labels = self.test.labels.numpy()
-        metrics = {}
         pooled = self._pooled(self.test, timestep)
-        for tap, probe in probes.items():
-            correct = int((probe.predict(pooled[tap]) == labels).sum())
-            low, high = wilson_interval(correct, len(labels))
-            metrics[tap] = 100 * correct / len(labels), 100 * low, 100 * high
-        return metrics
+        return {
+            tap: (probe.predict(pooled[tap]) == labels).astype(int) for tap, probe in probes.items()
+        }
+
+    def metric_of(self, outcomes: np.ndarray) -> tuple[float, float, float]:
+        low, high = wilson_interval(int(outcomes.sum()), len(outcomes))
+        return 100 * float(outcomes.mean()), 100 * low, 100 * high
 
 
 class SegmentationSearch(Search):
@@ -178,9 +197,10 @@ class SegmentationSearch(Search):
         rows, columns = candidates[torch.from_numpy(chosen)].unbind(1)
         return rows, columns
 
-    def test_metrics(
+    def test_outcomes(
         self, timestep: int, probes: dict[TapKey, LinearProbe]
-    ) -> dict[TapKey, tuple[float, float, float]]:
+    ) -> dict[TapKey, np.ndarray]:
+        """Pixels of each class in intersection and union: (N, 2, K)."""
         areas: dict[TapKey, list[np.ndarray]] = {tap: [] for tap in probes}
         device, stride = self.test.dit.device, self.test.dit.stride
         layers = {
@@ -201,10 +221,10 @@ class SegmentationSearch(Search):
                 # The bias last: interpolating -inf would spread it.
                 predicted = (logits + bias[:, None, None]).argmax(1)
                 areas[tap].append(class_areas(predicted, truth, self.num_classes))
-        return {
-            tap: bootstrap_iou(np.concatenate(part), self.options.seed)
-            for tap, part in areas.items()
-        }
+        return {tap: np.concatenate(part) for tap, part in areas.items()}
+
+    def metric_of(self, outcomes: np.ndarray) -> tuple[float, float, float]:
+        return bootstrap_iou(outcomes, self.options.seed)
 
 
 def _at_pixels(feature: Tensor, rows: Tensor, columns: Tensor, stride: int) -> Tensor:

@@ -20,10 +20,9 @@ from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.images.labelled import LabelledImages, build_labelled_images
 from mmaselect.selection import (
-    DEFAULT_CRITERION,
     DEFAULT_NUM_IMAGES,
-    DEFAULT_OTHERS,
     Criterion,
+    SelectionOptions,
 )
 from mmaselect.selection.scoring import build_criteria
 from mmaselect.selection.sweep import weights_fingerprint
@@ -185,6 +184,11 @@ class Study:
     seed: int
     out: Path
 
+    @property
+    def selection(self) -> SelectionOptions:
+        """How the config's backbone selects."""
+        return SelectionOptions.parse(self.backbone.get('selection'))
+
     def images(self, split: str, num_images: int | None) -> LabelledImages:
         """Labelled images of the config's ``train``, ``val`` or ``test`` dataloader.
 
@@ -200,7 +204,7 @@ class Study:
             self.image_size,
             num_images,
             self.seed,
-            (self.backbone.get('selection') or {}).get('array_order', 'rgb'),
+            self.selection.array_order,
         )
 
     def encode(self, images: LabelledImages, first: int = 0, title: str = 'encoding') -> Encoded:
@@ -220,19 +224,17 @@ class Study:
 
     def calibration_images(self, num_images: int | None) -> LabelledImages:
         """Training images to score criteria on; as many as the config says if None."""
-        selection = self.backbone.get('selection') or {}
-        return self.images('train', num_images or selection.get('num_images', DEFAULT_NUM_IMAGES))
+        return self.images('train', num_images or self.selection.num_images)
 
     def criteria_configs(self, fisher: bool) -> list[dict[str, Any]]:
         """Configs of :meth:`criteria`."""
-        selection = self.backbone.get('selection') or {}
         configs = [
-            selection.get('criterion', DEFAULT_CRITERION),
-            *(selection.get('others', DEFAULT_OTHERS) or ()),
+            dict(type=config) if isinstance(config, str) else dict(config)
+            for config in (self.selection.criterion, *self.selection.others)
         ]
         if fisher and not any(config['type'] == 'FisherScore' for config in configs):
             configs.append(dict(type='FisherScore', num_classes=self.num_classes))
-        return [dict(config) for config in configs]
+        return configs
 
     def criteria(self, fisher: bool) -> dict[str, Criterion]:
         """The config's criteria, the one that picks first; then, if wanted, the Fisher score."""
@@ -307,7 +309,7 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
         if list(features) == ['all']:
             features = [feature for feature in FEATURES if feature in family.features]
     dit = build_frozen(backbone, blocks, features, device)
-    size = args.image_size or (backbone.get('selection') or {}).get('image_size')
+    size = args.image_size or SelectionOptions.parse(backbone.get('selection')).image_size
     if isinstance(size, (list, tuple)):
         if len(size) not in (1, 2):
             raise ValueError(f'--image-size takes a side, or height and width; got {size}')

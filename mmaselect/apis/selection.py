@@ -14,12 +14,14 @@ from PIL import Image
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet, ImageArrays
 from mmaselect.images.datasets import build_image_source
+from mmaselect.images.views import ViewOptions
 from mmaselect.selection import (
     DEFAULT_CRITERION,
     DEFAULT_GRID,
     DEFAULT_NUM_IMAGES,
     DEFAULT_OTHERS,
     SelectionCache,
+    SelectionOptions,
     SelectionResult,
     Sweep,
     save_selection,
@@ -35,11 +37,12 @@ def select_timestep(
     feature: str | Sequence[str] = 'query',
     timesteps: str | int | Sequence[int] = DEFAULT_GRID,
     criterion: str | Mapping[str, Any] = DEFAULT_CRITERION,
-    others: Sequence[Mapping[str, Any]] = DEFAULT_OTHERS,
+    others: Sequence[str | Mapping[str, Any]] = DEFAULT_OTHERS,
     num_images: int = DEFAULT_NUM_IMAGES,
     image_size: int | tuple[int, int] | None = None,
     batch_size: int = 16,
     seed: int = 0,
+    views: ViewOptions | Mapping[str, Any] | None = None,
     dtype: str | torch.dtype = 'fp32',
     device: str | torch.device | None = None,
     out: str | Path | None = None,
@@ -59,11 +62,13 @@ def select_timestep(
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         timesteps: ``'START:STOP:STEP'`` or a list.
         criterion: A registered criterion's name, or its config.
-        others: Configs of criteria to score beside it.
+        others: Names or configs of criteria to score beside it.
         num_images: Calibration images to use.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
         batch_size: Images per pass.
-        seed: Of the choice of images and of the noise.
+        seed: Of the choice of images, of their views and of the noise.
+        views: How random views of the images are made, for criteria that compare them: see
+            :class:`~mmaselect.images.views.ViewOptions`.
         dtype: Of the frozen weights.
         device: CUDA if there is one, by default.
         out: Folder for ``selection.json`` and ``selection.png``; nothing is written if None.
@@ -98,18 +103,24 @@ def select_timestep(
         source = ImageArrays(images, labels)
     else:
         source = build_image_source(images)
-    if isinstance(criterion, str):
-        criterion = dict(type=criterion)
-    result = Sweep(
-        dit,
-        CalibrationSet(source, image_size or dit.native_size, num_images, seed),
-        timesteps=timesteps,
-        criterion=criterion,
-        others=others,
-        seed=seed,
-        batch_size=batch_size,
-        cache=SelectionCache() if cache else None,
-    ).run(progress=progress)
+    options = SelectionOptions.parse(
+        dict(
+            criterion=criterion,
+            others=others,
+            timesteps=timesteps,
+            num_images=num_images,
+            image_size=image_size,
+            batch_size=batch_size,
+            seed=seed,
+            views=views,
+        )
+    )
+    calibration = CalibrationSet(
+        source, options.image_size or dit.native_size, options.num_images, options.seed
+    )
+    result = Sweep.from_options(dit, calibration, options, SelectionCache() if cache else None).run(
+        progress=progress
+    )
     if out is not None:
         save_selection(result, out)
     return result

@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     group.add_argument(
         '--criterion',
-        help='what picks; `mmaselect list --criteria` has the names. Default: CrossSpectrumHFR',
+        help='what picks; `mmaselect list --criteria` has the names. Default: InstanceSensitivity',
     )
     group.add_argument('--num-images', type=int, help='images to use at most; default: 128')
     group.add_argument(

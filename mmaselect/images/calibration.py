@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mmaselect.images.reading import resize_and_crop, to_model_range
 from mmaselect.images.sources import ImageSource
+from mmaselect.images.views import ImageViews, ViewBatch, ViewBoxes, ViewOptions, make_views
 
 #: Memory for images between the two times that a sweep needs them: 170 images of 1024 x 1024.
 KEPT_BYTES = 512 * 2**20
@@ -26,11 +28,13 @@ class CalibrationBatch:
         images: (B, 3, H, W), RGB in [-1, 1].
         indices: Position of each image in the calibration set; its noise depends on it.
         labels: (B,) class labels, or (B, H, W) label maps, where the source has them.
+        views: Random views of the images, where the set was asked for them.
     """
 
     images: Tensor
     indices: list[int]
     labels: Tensor | None = None
+    views: ViewBatch | None = None
 
 
 class CalibrationSet:
@@ -47,6 +51,7 @@ class CalibrationSet:
         num_images: How many to use; all of them if the source has fewer.
         seed: Of the choice.
         kept_bytes: Memory for images that are kept; those that do not fit are decoded twice.
+        views: How random views of each image are made; None for no views.
 
     Raises:
         ValueError: If the source is empty or ``num_images`` is not positive.
@@ -59,6 +64,7 @@ class CalibrationSet:
         num_images: int = 128,
         seed: int = 0,
         kept_bytes: int = KEPT_BYTES,
+        views: ViewOptions | None = None,
     ) -> None:
         if len(source) == 0:
             raise ValueError('the calibration set is empty: timestep selection needs images')
@@ -67,9 +73,12 @@ class CalibrationSet:
         self.source = source
         self.image_size = image_size
         self.kept_bytes = kept_bytes
+        self.seed = seed
+        self.views = views
         order = np.random.default_rng(seed).permutation(len(source))
         self.chosen = sorted(int(i) for i in order[:num_images])
         self._kept: dict[int, np.ndarray] = {}
+        self._kept_views: dict[int, ImageViews] = {}
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -97,7 +106,42 @@ class CalibrationSet:
             part = positions[start : start + batch_size]
             pixels = np.stack([self._take(position) for position in part])
             images = to_model_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-            yield CalibrationBatch(images, part, self.labels(part))
+            views = None if self.views is None else self._view_batch(part)
+            yield CalibrationBatch(images, part, self.labels(part), views)
+
+    def with_views(self, views: ViewOptions) -> CalibrationSet:
+        """The same images, with views."""
+        viewed = copy(self)
+        viewed.views, viewed._kept, viewed._kept_views = views, {}, {}
+        return viewed
+
+    def image_views(self, position: int) -> ImageViews:
+        """Views of the image at a position: the same at every call, on every rank.
+
+        Raises:
+            ValueError: If the set was made without view options.
+        """
+        if self.views is None:
+            raise ValueError('this calibration set has no views: give it ViewOptions')
+        return self._make_views(position, self._decode(position))
+
+    def _make_views(self, position: int, decoded: np.ndarray) -> ImageViews:
+        seed = (self.seed, self.chosen[position])
+        return make_views(decoded, self.image_size, self.views, seed)
+
+    def _view_batch(self, positions: list[int]) -> ViewBatch:
+        made = [
+            self._kept_views.pop(position, None) or self.image_views(position)
+            for position in positions
+        ]
+        pixels = torch.from_numpy(np.stack([views.pixels for views in made]))
+        return ViewBatch(
+            to_model_range(pixels.permute(0, 1, 4, 2, 3)),
+            ViewBoxes(
+                torch.from_numpy(np.stack([views.boxes for views in made])),
+                torch.from_numpy(np.stack([views.flipped for views in made])),
+            ),
+        )
 
     def hashes(self, rank: int = 0, world_size: int = 1) -> dict[int, str]:
         """Hash of the decoded pixels of each image in this rank's share, by position.
@@ -107,6 +151,7 @@ class CalibrationSet:
         """
         hashes = {}
         room = self.kept_bytes - sum(image.nbytes for image in self._kept.values())
+        room -= sum(views.pixels.nbytes for views in self._kept_views.values())
         for position in range(rank, len(self), world_size):
             decoded = self._decode(position)
             digest = hashlib.sha256(str(decoded.shape).encode())
@@ -116,6 +161,11 @@ class CalibrationSet:
             if position not in self._kept and image.nbytes <= room:
                 self._kept[position] = image
                 room -= image.nbytes
+            if self.views is not None and position not in self._kept_views:
+                views = self._make_views(position, decoded)
+                if views.pixels.nbytes <= room:
+                    self._kept_views[position] = views
+                    room -= views.pixels.nbytes
         return hashes
 
     def fingerprint(self, hashes: Mapping[int, str] | None = None) -> str:

@@ -8,14 +8,21 @@ from mmaselect.images import (
     ImageFolder,
     ImageSource,
 )
+from mmaselect.images.views import ViewOptions
 from mmaselect.selection.criteria import (
     Criterion,
     CrossSpectrumHFR,
+    DenseCorrespondence,
     FisherScore,
     HighFrequencyRatio,
+    InstanceDiscrimination,
+    InstanceRetrieval,
+    InstanceSensitivity,
+    ViewAlignment,
 )
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_NUM_IMAGES, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
+from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.plot import save_selection, selection_figure
 from mmaselect.selection.result import Curve, CurvePoint, SelectionCache, SelectionResult
 from mmaselect.selection.sweep import Sweep
@@ -31,14 +38,21 @@ __all__ = [
     'CrossSpectrumHFR',
     'Curve',
     'CurvePoint',
+    'DenseCorrespondence',
     'FisherScore',
     'HighFrequencyRatio',
     'ImageArrays',
     'ImageFolder',
     'ImageSource',
+    'InstanceDiscrimination',
+    'InstanceRetrieval',
+    'InstanceSensitivity',
     'SelectionCache',
+    'SelectionOptions',
     'SelectionResult',
     'Sweep',
+    'ViewAlignment',
+    'ViewOptions',
     'parse_timesteps',
     'save_selection',
     'selection_figure',

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mmaselect.diffusion import TapKey
 from mmaselect.selection.result import Curve, CurvePoint
 from mmaselect.selection.scoring import StepScores
@@ -20,12 +22,14 @@ class Conclusion:
         others: The same of each further criterion.
         per_tap: The deciding criterion's curve of each (block, feature).
         warnings: What a careful reader should know.
+        interval: Lowest and highest timestep of :func:`pick_interval`, for the deciding curve.
     """
 
     curve: Curve
     others: dict[str, Curve]
     per_tap: list[Curve]
     warnings: list[str]
+    interval: tuple[int, int] | None = None
 
 
 def conclude(
@@ -49,7 +53,52 @@ def conclude(
     warnings += warn_of_grid_end(curve) + warn_of_flat_curve(curve)
     warnings += warn_of_disagreement(curve, others)
     per_tap = [build_curve(steps, deciding, [tap]) for tap in taps]
-    return Conclusion(curve, others, per_tap, warnings)
+    return Conclusion(curve, others, per_tap, warnings, pick_interval(steps, deciding, taps))
+
+
+def pick_interval(
+    steps: Sequence[StepScores],
+    criterion: str,
+    taps: Sequence[TapKey],
+    confidence: float = 0.95,
+    resamples: int = 1000,
+) -> tuple[int, int] | None:
+    """Between which timesteps the pick lies when the calibration images are drawn again.
+
+    A bootstrap over images (Efron, 1979): the images are drawn with replacement, the same at all
+    timesteps, and the argmax is taken each time. A criterion that compares images with one another
+    keeps its gallery: only whose matches are averaged changes.
+
+    Args:
+        steps: Scores of each timestep.
+        criterion: Name.
+        taps: The (block, feature) whose scores are averaged.
+        confidence: Share of the resamples that lies within.
+        resamples: How often.
+
+    Returns:
+        The lowest and the highest timestep; None for a criterion that is no ratio of sums over
+        images, or with fewer than two images.
+    """
+    usable = [step for step in steps if step.is_finite]
+    if not usable or any((tap, criterion) not in step.per_image for step in usable for tap in taps):
+        return None
+    # (taps, steps, images, 2)
+    terms = np.stack(
+        [np.stack([step.per_image[tap, criterion] for step in usable]) for tap in taps]
+    )
+    count = terms.shape[2]
+    if count < 2:
+        return None
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    sums = np.einsum('rn,ksnd->rksd', weights, np.nan_to_num(terms), optimize=True)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        scores = np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], 0.0).mean(1)
+    picks = np.array([step.timestep for step in usable])[scores.argmax(1)]
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(picks, [outside, 1 - outside], method='inverted_cdf')
+    return int(low), int(high)
 
 
 def build_curve(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey]) -> Curve:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -25,39 +27,35 @@ def _series(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def selection_figure(result: SelectionResult) -> Figure:
     """Draw a selection with matplotlib, without touching pyplot's global state.
 
-    The deciding curve has its own axis; other criteria are scaled to the same height, since only
-    their shape and their maximum can be compared.
+    The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
+    every other criterion has a panel of its own below, in its own units. The upper edge has the
+    noise levels.
     """
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout='constrained')
+    panels = 1 + len(result.others)
+    figure = Figure(figsize=(7.2, 3.0 + 1.5 * (panels - 1)), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    steps, scores, sem = _series(result.curve)
+    axes = figure.subplots(
+        panels, 1, sharex=True, squeeze=False, height_ratios=[2.2] + [1] * (panels - 1)
+    )[:, 0]
+    top = axes[0]
     for tap in result.per_tap if len(result.per_tap) > 1 else ():
         tap_steps, tap_scores, _ = _series(tap)
-        axis.plot(tap_steps, tap_scores, color=COLORS[0], alpha=0.3, linewidth=0.9)
+        top.plot(tap_steps, tap_scores, color=COLORS[0], alpha=0.3, linewidth=0.9)
         last = int(np.flatnonzero(np.isfinite(tap_scores))[-1])
-        axis.annotate(
+        top.annotate(
             f'block {tap.block}', (tap_steps[last], tap_scores[last]), xytext=(3, 0),
             textcoords='offset points', fontsize=6, color=COLORS[0], alpha=0.8, va='center',
         )  # fmt: skip
-    axis.fill_between(
-        steps, scores - 2 * sem, scores + 2 * sem, color=COLORS[0], alpha=0.18, linewidth=0
-    )
-    axis.plot(steps, scores, color=COLORS[0], marker='o', markersize=3, label=result.criterion)
-    low, high = np.nanmin(scores), np.nanmax(scores)
-    for (name, other), color in zip(result.others.items(), COLORS[1:], strict=False):
-        x, y, _ = _series(other)
-        bottom, span = np.nanmin(y), np.nanmax(y) - np.nanmin(y)
-        y = low + (y - bottom) / (span if span > 0 else 1.0) * (high - low)
-        axis.plot(x, y, color=color, linewidth=1, linestyle='--', label=f'{name} (scaled)')
-        axis.axvline(other.timestep, color=color, linewidth=0.8, linestyle=':')
+    _draw_curve(top, result.curve, COLORS[0])
     best = result.curve.best
-    axis.axvline(best.timestep, color=COLORS[0], linewidth=1)
-    axis.plot([best.timestep], [best.score], marker='*', markersize=14, color=COLORS[0])
+    if result.interval is not None:
+        top.axvspan(*result.interval, color=COLORS[0], alpha=0.1, linewidth=0)
+    top.plot([best.timestep], [best.score], marker='*', markersize=14, color=COLORS[0])
     # On the side with more room, so that it covers no part of the curve's end.
+    steps = result.curve.timesteps
     left = best.timestep > (steps[0] + steps[-1]) / 2
-    axis.annotate(
-        f't = {result.timestep} (sigma {result.noise_level:.2f})',
+    top.annotate(
+        f't = {result} (sigma {result.noise_level:.2f})',
         (best.timestep, best.score),
         xytext=(-10 if left else 10, 6),
         textcoords='offset points',
@@ -66,18 +64,54 @@ def selection_figure(result: SelectionResult) -> Figure:
         fontweight='bold',
         color=COLORS[0],
     )
-    axis.set_xlabel('timestep (0 = clean)')
-    axis.set_ylabel(result.criterion)
-    axis.margins(x=0.03, y=0.12)
-    axis.spines[['top', 'right']].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc='best')
+    for axis, (_, other), color in zip(
+        axes[1:], result.others.items(), itertools.cycle(COLORS[1:]), strict=False
+    ):
+        _draw_curve(axis, other, color)
+        axis.plot([other.timestep], [other.best.score], marker='*', markersize=9, color=color)
+        axis.annotate(
+            f't = {other.timestep}', (other.timestep, other.best.score), xytext=(6, 3),
+            textcoords='offset points', fontsize=7, color=color,
+        )  # fmt: skip
+    for axis in axes:
+        axis.axvline(best.timestep, color=COLORS[0], linewidth=0.9, alpha=0.7)
+        axis.spines['right'].set_visible(False)
+        axis.margins(x=0.03, y=0.16)
+    for axis in axes[1:]:
+        axis.spines['top'].set_visible(False)
+    axes[-1].set_xlabel('timestep (0 = clean)')
+    _add_noise_levels(top, result.curve)
     blocks = ', '.join(map(str, dict.fromkeys(result.blocks)))
-    axis.set_title(
+    figure.suptitle(
         f'{result.feature} of block {blocks}, {result.num_images} images, {result.seconds:.0f} s',
         fontsize=9,
-        loc='left',
+        x=0.02,
+        ha='left',
     )
     return figure
+
+
+def _draw_curve(axis: Axes, curve: Curve, color: str) -> None:
+    """A curve with its error band, in its own units."""
+    steps, scores, sem = _series(curve)
+    axis.fill_between(
+        steps, scores - 2 * sem, scores + 2 * sem, color=color, alpha=0.18, linewidth=0
+    )
+    axis.plot(steps, scores, color=color, marker='o', markersize=2.5, linewidth=1.2)
+    axis.set_ylabel(curve.criterion, fontsize=8 if len(curve.criterion) < 20 else 6.5)
+    axis.tick_params(labelsize=7)
+
+
+def _add_noise_levels(axis: Axes, curve: Curve) -> None:
+    """A second axis above: the noise level of some of the timesteps."""
+    points = curve.points
+    chosen = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, 9).round().astype(int))]
+    above = axis.secondary_xaxis('top')
+    above.set_xticks(
+        [point.timestep for point in chosen], [f'{point.noise_level:.2f}' for point in chosen]
+    )
+    above.set_xlabel('noise level (sigma)', fontsize=8)
+    above.tick_params(labelsize=7)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 
 from mmaselect.files import write_json
 
-#: Raised whenever a change of this package could change a pick, so that stored results are redone.
-SELECTION_VERSION = 1
+#: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
+#: version of the package alone costs nobody a sweep.
+SELECTION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class SelectionResult:
         warnings: What a careful reader should know.
         key: Fingerprint of everything that the result depends on.
         settings: What the fingerprint was made from, readable.
+        interval: Between which timesteps the pick lies (95 %) when the calibration images are drawn
+            again, by bootstrap; None where the criterion does not allow it.
     """
 
     timestep: int
@@ -99,6 +102,13 @@ class SelectionResult:
     warnings: list[str] = field(default_factory=list)
     key: str = ''
     settings: dict[str, Any] = field(default_factory=dict)
+    interval: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        """``75 (50 to 100)``: the pick and its interval."""
+        if self.interval is None:
+            return str(self.timestep)
+        return f'{self.timestep} ({self.interval[0]} to {self.interval[1]})'
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with ``curve`` as a plain list of points."""
@@ -136,8 +146,15 @@ class SelectionResult:
         name = data['criterion']
         others = {key: curve(key, part) for key, part in data.pop('others').items()}
         per_tap = [curve(name, part) for part in data.pop('per_tap')]
+        interval = data.pop('interval', None)
         main = curve(name, dict(timestep=data['timestep'], curve=data.pop('curve')))
-        return cls(**data, curve=main, others=others, per_tap=per_tap)
+        return cls(
+            **data,
+            curve=main,
+            others=others,
+            per_tap=per_tap,
+            interval=None if interval is None else tuple(interval),
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write ``selection.json``: the whole file or none of it."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.images.views import ViewBatch, ViewBoxes
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
 
-CriterionConfig = Mapping[str, Any]
+#: A criterion by its name, or by a config with its arguments.
+CriterionConfig = str | Mapping[str, Any]
 #: ((block, feature), name of a criterion) -> its streaming score, all of one timestep.
 Meters = dict[tuple[TapKey, str], Criterion]
 
@@ -33,7 +37,7 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
     """Criteria by the name they carry in results; a second of one type gets a number."""
     criteria: dict[str, Criterion] = {}
     for config in configs:
-        arguments = dict(config)
+        arguments = dict(type=config) if isinstance(config, str) else dict(config)
         kind = arguments.pop('type', None)
         # Not CRITERIA.build: under a toolbox's default scope it would warn that the toolbox has no
         # criteria of its own.
@@ -74,6 +78,8 @@ class EncodedBatch:
 
     Attributes:
         draws: One reading for each noise draw; all share the latents.
+        views: One reading for each random view of the images.
+        where: Where the views lie in their images; None without views.
         indices: Position of each image in its set.
         labels: (B,) class labels, or (B, H, W) label maps, where the source has them.
     """
@@ -81,6 +87,8 @@ class EncodedBatch:
     draws: tuple[Reading, ...]
     indices: list[int]
     labels: Tensor | None = None
+    views: tuple[Reading, ...] = ()
+    where: ViewBoxes | None = None
 
 
 def draw_readings(
@@ -103,6 +111,34 @@ def draw_readings(
         )
         for draw in range(draws)
     )
+
+
+#: Noise draws of views are numbered from here, and so never meet those of the image itself.
+_FIRST_VIEW_DRAW = 32
+
+
+def view_readings(
+    latents: Tensor, numbers: Sequence[int], seed: int, noise: str
+) -> tuple[Reading, ...]:
+    """Readings of the views of some images.
+
+    Args:
+        latents: (V, B, C, H, W), clean latents of each view.
+        numbers: See :func:`draw_readings`.
+        seed: Of the noise.
+        noise: See :class:`~mmaselect.images.views.ViewOptions`.
+    """
+    readings = []
+    for view, latent in enumerate(latents):
+        draw = _FIRST_VIEW_DRAW + (view if noise == 'own' else 0)
+        seeds = [noise_seed(seed, number, draw) for number in numbers]
+        readings.append(Reading(latent, draw_noise(tuple(latent.shape[1:]), seeds, latent.device)))
+    return tuple(readings)
+
+
+def encode_views(dit: FrozenDiT, views: ViewBatch) -> Tensor:
+    """Clean latents (V, B, C, H, W) of views, each encoded once."""
+    return torch.stack([dit.encode(images.to(dit.device)) for images in views.images.unbind(1)])
 
 
 def start_meters(
@@ -128,12 +164,18 @@ def score_step(dit: FrozenDiT, batch: EncodedBatch, timestep: int, meters: Meter
     Returns:
         int: Model evaluations: transformer passes of one image each.
     """
-    maps = [dit.features(reading.latent, timestep, reading.noise) for reading in batch.draws]
+    draws, views = (
+        [dit.features(reading.latent, timestep, reading.noise) for reading in readings]
+        for readings in (batch.draws, batch.views)
+    )
     labels = None if batch.labels is None else batch.labels.to(dit.device)
     for (tap, _), meter in meters.items():
-        features = [drawn[tap] for drawn in maps[: meter.draws]]
-        meter.update(*features, labels=labels if meter.needs_labels else None)
-    return len(batch.indices) * len(batch.draws)
+        extra: dict[str, Any] = {'labels': labels if meter.needs_labels else None}
+        if meter.views:
+            extra['where'] = batch.where
+        maps = views[: meter.views] if meter.views else draws[: meter.draws]
+        meter.update(*(drawn[tap] for drawn in maps), **extra)
+    return len(batch.indices) * (len(batch.draws) + len(batch.views))
 
 
 @dataclass(frozen=True)
@@ -149,12 +191,15 @@ class StepScores:
         noise_level: Standard deviation of the noise in the noisy latent.
         log_snr: ``2 ln(alpha / sigma)``; None where it is infinite.
         values: ((block, feature), criterion) to what :meth:`Criterion.compute` gave, as numbers.
+        per_image: The same to (N, 2), what each image adds to numerator and denominator, in the
+            order of the calibration set; only of criteria that are a ratio of sums over images.
     """
 
     timestep: int
     noise_level: float
     log_snr: float | None
     values: Mapping[tuple[TapKey, str], Mapping[str, float]]
+    per_image: Mapping[tuple[TapKey, str], np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def is_finite(self) -> bool:
@@ -184,11 +229,21 @@ def read_meters(meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int) 
         num_tokens: Image tokens of one image, which the noise level of some families depends on.
     """
     level = dit.process.at(timestep, num_tokens)
-    values = {
-        key: {name: float(value) for name, value in meter.compute().items()}
-        for key, meter in meters.items()
-    }
-    return StepScores(timestep, level.sigma, finite_or_none(level.log_snr), values)
+    values, per_image = {}, {}
+    for key, meter in meters.items():
+        found = dict(meter.compute())
+        if (rows := found.pop('per_image', None)) is not None:
+            per_image[key] = in_set_order(rows.cpu().numpy(), get_world_size())
+        values[key] = {name: float(value) for name, value in found.items()}
+    return StepScores(timestep, level.sigma, finite_or_none(level.log_snr), values, per_image)
+
+
+def in_set_order(rows: np.ndarray, world_size: int) -> np.ndarray:
+    """Rows that came rank by rank, as they lie in the set, of which rank r has every W-th."""
+    order = np.concatenate([np.arange(rank, len(rows), world_size) for rank in range(world_size)])
+    placed = np.empty_like(rows)
+    placed[order] = rows
+    return placed
 
 
 def finite_or_none(value: float) -> float | None:

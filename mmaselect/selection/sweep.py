@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from mmengine.dist import get_dist_info
@@ -21,24 +22,28 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-import mmaselect
 from mmaselect.diffusion import FrozenDiT, sample_values
-from mmaselect.images import CalibrationSet
+from mmaselect.images import CalibrationBatch, CalibrationSet
+from mmaselect.images.views import ViewOptions
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
+from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.ranks import from_rank_zero, gather_answers
 from mmaselect.selection.result import SELECTION_VERSION, SelectionCache, SelectionResult
 from mmaselect.selection.scoring import (
     CriterionConfig,
     EncodedBatch,
     Meters,
+    Reading,
     StepScores,
     build_criteria,
     draw_readings,
+    encode_views,
     read_meters,
     score_step,
     start_meters,
+    view_readings,
 )
 
 
@@ -72,6 +77,8 @@ class Sweep:
         others: Configs of criteria that are scored beside it and never decide.
         seed: Of the noise.
         batch_size: Images per transformer pass.
+        views: How random views of the images are made, for criteria that compare them; the
+            defaults of :class:`~mmaselect.images.views.ViewOptions` if None.
         cache: Where results are kept; None for no cache.
 
     Raises:
@@ -89,13 +96,17 @@ class Sweep:
         seed: int = 0,
         batch_size: int = 16,
         cache: SelectionCache | None = None,
+        views: ViewOptions | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f'batch_size must be at least 1, got {batch_size}')
         self.dit = dit
         self.calibration = calibration
         self.timesteps = parse_timesteps(timesteps, dit.num_train_timesteps)
-        self.configs = [dict(criterion), *(dict(other) for other in others)]
+        self.configs = [
+            dict(type=config) if isinstance(config, str) else dict(config)
+            for config in (criterion, *others)
+        ]
         self.prototypes = build_criteria(self.configs)
         self.seed = int(seed)
         self.batch_size = batch_size
@@ -107,6 +118,31 @@ class Sweep:
                     f'dataset for calibration, or a label-free criterion'
                 )
         self.draws = max(prototype.draws for prototype in self.prototypes.values())
+        self.views = None
+        if any(prototype.views for prototype in self.prototypes.values()):
+            self.views = views or ViewOptions()
+            self.calibration = calibration.with_views(self.views)
+
+    @classmethod
+    def from_options(
+        cls,
+        dit: FrozenDiT,
+        calibration: CalibrationSet,
+        options: SelectionOptions,
+        cache: SelectionCache | None = None,
+    ) -> Sweep:
+        """A sweep as options describe it; the calibration set has its images and size already."""
+        return cls(
+            dit,
+            calibration,
+            timesteps=options.timesteps,
+            criterion=options.criterion,
+            others=options.others,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            cache=cache,
+            views=options.views,
+        )
 
     # -- identity ---------------------------------------------------------------------------------
     def settings(self) -> dict[str, Any]:
@@ -121,7 +157,6 @@ class Sweep:
         hashes = {position: found for share in shares for position, found in share.items()}
         return dict(
             selection_version=SELECTION_VERSION,
-            mmaselect=mmaselect.__version__,
             weights=weights_fingerprint(self.dit),
             transformer=self.dit.family.transformer_class,
             dtype=str(self.dit.dtype),
@@ -133,6 +168,7 @@ class Sweep:
             features=list(self.dit.feature_names),
             criteria=self.configs,
             seed=self.seed,
+            views=None if self.views is None else asdict(self.views),
         )
 
     # -- running ----------------------------------------------------------------------------------
@@ -181,7 +217,6 @@ class Sweep:
         self, meters: dict[int, Meters], rank: int, world_size: int, progress: bool
     ) -> int:
         """Add this rank's images to the scores of all timesteps; returns the model evaluations."""
-        device = self.dit.device
         share = len(range(rank, len(self.calibration), world_size))
         evaluations = 0
         with Progress(
@@ -196,16 +231,29 @@ class Sweep:
         ) as bar:
             task = bar.add_task('selecting timestep', total=share * len(self.timesteps))
             for batch in self.calibration.batches(self.batch_size, rank, world_size):
-                latent = self.dit.encode(batch.images.to(device))
-                encoded = EncodedBatch(
-                    draw_readings(latent, batch.indices, self.draws, self.seed),
-                    batch.indices,
-                    None if batch.labels is None else batch.labels.to(device),
-                )
+                encoded = self._encode(batch)
                 for step, at_step in meters.items():
                     evaluations += score_step(self.dit, encoded, step, at_step)
                     bar.advance(task, len(batch.indices))
         return evaluations
+
+    def _encode(self, batch: CalibrationBatch) -> EncodedBatch:
+        """Latents and noise of a batch: of the images if a criterion reads them, of their views."""
+        draws: tuple[Reading, ...] = ()
+        views: tuple[Reading, ...] = ()
+        if self.draws:
+            latent = self.dit.encode(batch.images.to(self.dit.device))
+            draws = draw_readings(latent, batch.indices, self.draws, self.seed)
+        if self.views is not None:
+            latents = encode_views(self.dit, batch.views)
+            views = view_readings(latents, batch.indices, self.seed, self.views.noise)
+        return EncodedBatch(
+            draws,
+            batch.indices,
+            None if batch.labels is None else batch.labels.to(self.dit.device),
+            views,
+            None if batch.views is None else batch.views.where,
+        )
 
     def _result(self, steps: Sequence[StepScores]) -> SelectionResult:
         """What the scores say, and of what."""
@@ -225,6 +273,7 @@ class Sweep:
             others=found.others,
             per_tap=found.per_tap,
             warnings=found.warnings,
+            interval=found.interval,
         )
 
     def _num_tokens(self) -> int:

@@ -27,8 +27,8 @@ def test_equals_a_sweep(open_with, classification_config, deciding):
 
 def test_label_maps_reach_the_fisher_score(open_with, segmentation_config):
     study = open_with(segmentation_config)
-    encoded = study.encode(study.images('train', None)).images
-    rows = score_timestep(encoded, 0, study.criteria(fisher=True))
+    images = study.images('train', None).with_views(study.selection.views)
+    rows = score_timestep(study.encode(images).images, 0, study.criteria(fisher=True))
     (fisher,) = (row['score'] for row in rows if row['criterion'] == 'FisherScore')
     assert fisher > 0.1, 'dark and bright'
 

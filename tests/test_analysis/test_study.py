@@ -11,7 +11,7 @@ def test_defaults_are_the_configs(open_with, classification_config):
     assert study.dit.keys == ((1, 'query'),)
     assert study.image_size == 32
     assert len(study.calibration_images(None)) == 8
-    assert list(study.criteria(fisher=False)) == ['CrossSpectrumHFR', 'HighFrequencyRatio']
+    assert list(study.criteria(fisher=False)) == ['InstanceSensitivity', 'HighFrequencyRatio']
     assert list(study.criteria(fisher=True))[-1] == 'FisherScore'
 
 

@@ -341,7 +341,7 @@ def test_a_run_with_ema_resumes_without_selecting_again(tiny_dit, photos, tmp_pa
     for name in ('selection.json', 'selection.png'):
         assert (tmp_path / name).is_file()
     scalars = next(tmp_path.rglob('scalars.json')).read_text()
-    assert scalars.count('selection/CrossSpectrumHFR') == len(GRID)
+    assert scalars.count('selection/InstanceSensitivity') == len(GRID)
     assert list(tmp_path.rglob('vis_image/selection*.png'))
     assert (tmp_path / 'iter_2.pth').stat().st_size < 100_000
 

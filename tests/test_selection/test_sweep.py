@@ -31,7 +31,7 @@ def make_sweep(folder, photos, num_images=10, blocks=(1, 3), **options):
 
 
 def test_scores_are_those_of_a_plain_loop(tiny_latent_dit, photos):
-    sweep = make_sweep(tiny_latent_dit, photos)
+    sweep = make_sweep(tiny_latent_dit, photos, criterion='CrossSpectrumHFR')
     result = sweep.run(progress=False)
     dit, images = sweep.dit, sweep.calibration
     for point in result.curve.points:
@@ -66,8 +66,19 @@ def test_it_runs_exactly_the_passes_that_are_needed(tiny_latent_dit, photos):
         lambda module, args: counted.update(passes=counted['passes'] + len(args[0]))
     )
     result = sweep.run(progress=False)
-    assert counted == dict(encoded=10, passes=10 * len(GRID) * 2)
+    # Each image and each of its two views, once; all of them at each timestep.
+    assert counted == dict(encoded=30, passes=10 * len(GRID) * 3)
+    assert result.model_evaluations == 10 * len(GRID) * 3
+
+
+def test_views_alone_where_no_criterion_reads_the_images(tiny_dit, photos):
+    result = make_sweep(tiny_dit, photos, criterion='InstanceRetrieval', others=[]).run(
+        progress=False
+    )
     assert result.model_evaluations == 10 * len(GRID) * 2
+    assert result.settings['views'] == dict(
+        scale=[0.6, 1.0], flip=False, noise='own', pixels='disjoint'
+    )
 
 
 def test_one_draw_where_no_criterion_wants_two(tiny_dit, photos):
@@ -228,10 +239,17 @@ def test_stored_result_is_not_trusted_if_anything_that_matters_changed(
     elif change == 'dtype':
         sweep.dit.to(torch.bfloat16)
     elif change == 'version':
-        monkeypatch.setattr('mmaselect.__version__', '999')
+        monkeypatch.setattr('mmaselect.selection.sweep.SELECTION_VERSION', 999)
     stored = set(os.listdir(tmp_path))
     sweep.run(progress=False)
     assert len(set(os.listdir(tmp_path)) - stored) == 1
+
+
+def test_a_new_version_of_the_package_costs_nobody_a_sweep(tiny_dit, photos, tmp_path, monkeypatch):
+    cache = SelectionCache(tmp_path)
+    result = make_sweep(tiny_dit, photos, cache=cache).run(progress=False)
+    monkeypatch.setattr('mmaselect.__version__', '999')
+    assert make_sweep(tiny_dit, photos, cache=cache).run(progress=False) == result
 
 
 def test_half_written_or_foreign_files_are_not_trusted(tiny_dit, photos, tmp_path):

@@ -18,30 +18,14 @@ from mmaselect.images.datasets import build_image_source
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
-    DEFAULT_CRITERION,
-    DEFAULT_GRID,
-    DEFAULT_NUM_IMAGES,
-    DEFAULT_OTHERS,
     SelectionCache,
+    SelectionOptions,
     SelectionResult,
     Sweep,
 )
 
 NOISE_MODES = ('auto', 'fresh', 'fixed')
 CHANNEL_ORDERS = ('rgb', 'bgr')
-
-#: What ``selection`` may hold, with the defaults.
-SELECTION_DEFAULTS: dict[str, Any] = dict(
-    criterion=DEFAULT_CRITERION,
-    others=DEFAULT_OTHERS,
-    timesteps=DEFAULT_GRID,
-    num_images=DEFAULT_NUM_IMAGES,
-    image_size=None,
-    batch_size=16,
-    seed=0,
-    cache_dir=None,
-    array_order='rgb',
-)
 
 
 class _Frozen:
@@ -80,9 +64,11 @@ class ASelecTDiT(BaseModule):
               have either.
         timestep: ``'auto'``, or an index of the unshifted training schedule: 0 = clean,
             T - 1 = noise (T is 1000 for all published models).
-        selection: How ``'auto'`` selects. Keys, all optional: ``criterion`` and ``others`` (configs
-            of registered criteria), ``timesteps`` (``'START:STOP:STEP'`` or a list),
-            ``num_images``, ``image_size`` (pixels; the model's own training size if None),
+        selection: How ``'auto'`` selects: ``'paper'`` for the paper's own criterion, or a dict with
+            some of the fields of :class:`~mmaselect.selection.SelectionOptions`: ``criterion`` and
+            ``others`` (names or configs of registered criteria), ``timesteps``
+            (``'START:STOP:STEP'`` or a list), ``num_images``, ``image_size`` (pixels; the model's
+            own training size if None), ``views`` (``scale``, ``flip``, ``noise``, ``pixels``),
             ``batch_size``, ``seed``, ``cache_dir``, ``array_order`` (of in-memory datasets,
             ``'rgb'`` or ``'bgr'``).
         calibration: Where calibration images come from: the config of any registered dataset
@@ -126,7 +112,7 @@ class ASelecTDiT(BaseModule):
         blocks: Sequence[int] | int | None = None,
         feature: str = 'query',
         timestep: str | int = 'auto',
-        selection: Mapping[str, Any] | None = None,
+        selection: Mapping[str, Any] | str | None = None,
         calibration: str | Path | Mapping[str, Any] | None = None,
         condition: Any = None,
         input_mean: Sequence[float] = (127.5, 127.5, 127.5),
@@ -151,14 +137,9 @@ class ASelecTDiT(BaseModule):
             raise ValueError(f'num_draws must be at least 1, got {num_draws}')
         if not isinstance(feature, str):
             raise TypeError(f'feature must be one name, such as "query", got {feature!r}')
-        unknown = sorted(set(selection or ()) - set(SELECTION_DEFAULTS))
-        if unknown:
-            raise ValueError(
-                f'selection has unknown keys {unknown}: it takes {", ".join(SELECTION_DEFAULTS)}'
-            )
         self.pretrained = str(pretrained)
         self.feature = feature
-        self.selection = {**SELECTION_DEFAULTS, **(selection or {})}
+        self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
         self.channel_order = channel_order
         self.noise = noise
@@ -255,24 +236,15 @@ class ASelecTDiT(BaseModule):
         Args:
             overrides: Entries of ``selection`` that replace the config's.
         """
-        options = {**self.selection, **overrides}
-        source = build_image_source(self.calibration, options['array_order'])
+        options = self.selection.replaced(**overrides)
+        source = build_image_source(self.calibration, options.array_order)
         images = CalibrationSet(
             source,
-            image_size=options['image_size'] or self.dit.native_size,
-            num_images=options['num_images'],
-            seed=options['seed'],
+            image_size=options.image_size or self.dit.native_size,
+            num_images=options.num_images,
+            seed=options.seed,
         )
-        return Sweep(
-            self.dit,
-            images,
-            timesteps=options['timesteps'],
-            criterion=options['criterion'],
-            others=options['others'] or (),
-            seed=options['seed'],
-            batch_size=options['batch_size'],
-            cache=SelectionCache(options['cache_dir']),
-        )
+        return Sweep.from_options(self.dit, images, options, SelectionCache(options.cache_dir))
 
     def select_timestep(self, progress: bool = True) -> SelectionResult:
         """Sweep (or find the stored result), and read at the winner from now on."""
@@ -281,7 +253,7 @@ class ASelecTDiT(BaseModule):
         self.timestep = result.timestep
         self.selection_result = result
         print_log(
-            f'A-SelecT picked timestep {result.timestep} of {self.dit.num_train_timesteps} '
+            f'A-SelecT picked timestep {result} of {self.dit.num_train_timesteps} '
             f'(sigma {result.noise_level:.3f}) by {result.criterion} of {result.feature} in block '
             f'{", ".join(map(str, dict.fromkeys(result.blocks)))}, on {result.num_images} images: '
             f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s. Stored in '

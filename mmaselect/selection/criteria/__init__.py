@@ -8,13 +8,27 @@ from mmaselect.selection.criteria.high_frequency_ratio import (
     HighFrequencyRatio,
     high_frequency_ratio,
 )
+from mmaselect.selection.criteria.view_pairs import (
+    DenseCorrespondence,
+    InstanceDiscrimination,
+    InstanceRetrieval,
+    InstanceSensitivity,
+    ViewAlignment,
+    ViewPairCriterion,
+)
 
 __all__ = [
     'Criterion',
     'CrossSpectrumHFR',
+    'DenseCorrespondence',
     'FisherScore',
     'HighFrequencyRatio',
+    'InstanceDiscrimination',
+    'InstanceRetrieval',
+    'InstanceSensitivity',
     'PerImageCriterion',
+    'ViewAlignment',
+    'ViewPairCriterion',
     'cross_spectrum_hfr',
     'fisher_score',
     'high_frequency_ratio',

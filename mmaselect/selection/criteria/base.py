@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 class Criterion(Metric):
@@ -15,17 +16,21 @@ class Criterion(Metric):
     One instance belongs to one timestep (and one block and feature): :meth:`update` sees the
     images batch by batch, :meth:`compute` gives the score over all of them, on all ranks.
 
-    Every state is a float64 sum with ``dist_reduce_fx='sum'``, so that neither the split into
-    batches nor the number of ranks changes the score, and memory does not grow with the number
-    of images. Scores stay on the device of the states: move the criterion with ``.to(device)``
-    to have updates without a device-to-host copy.
+    Every state is reduced by torchmetrics (sums in float64, or rows that are concatenated), so that
+    neither the split into batches nor the number of ranks changes the score. Scores stay on the
+    device of the states: move the criterion with ``.to(device)`` to have updates without a
+    device-to-host copy.
 
     Attributes:
         draws: Noise draws of each image that :meth:`update` wants, one feature map for each.
+        views: Random views of each image that :meth:`update` wants in place of draws of the image
+            itself, each with its own noise; 0 or 2. It then also takes ``where``, the
+            :class:`~mmaselect.images.views.ViewBoxes` of the batch.
         needs_labels: Whether :meth:`update` wants the images' labels.
     """
 
     draws: ClassVar[int] = 1
+    views: ClassVar[int] = 0
     needs_labels: ClassVar[bool] = False
 
     higher_is_better = True
@@ -50,7 +55,8 @@ class Criterion(Metric):
             0-d tensors: ``score``; ``std``, its standard deviation over images; ``sem``, the
             standard error of ``score``; ``count``, the number of images scored; ``nonfinite``, the
             number of images left out because their feature was not finite. What is undefined is
-            nan.
+            nan. And, where the score is a ratio of sums over images, ``per_image`` (N, 2): what
+            each image adds to its numerator and to its denominator, in the order of the updates.
         """
 
     def check_features(self, features: tuple[Tensor, ...]) -> None:
@@ -61,10 +67,11 @@ class Criterion(Metric):
             ValueError: If their number is not ``draws``, or their shapes are wrong or differ.
         """
         name = type(self).__name__
-        if len(features) != self.draws:
+        wanted = self.views or self.draws
+        if len(features) != wanted:
             raise ValueError(
-                f'{name} takes {self.draws} feature map(s) of each image, one per noise draw, '
-                f'but got {len(features)}.'
+                f'{name} takes {wanted} feature map(s) of each image, one per '
+                f'{"view" if self.views else "noise draw"}, but got {len(features)}.'
             )
         for feature in features:
             if not (isinstance(feature, Tensor) and feature.is_floating_point()):
@@ -109,12 +116,15 @@ class PerImageCriterion(Criterion):
     """
 
     moments: Tensor
+    terms: list[Tensor]
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
         # Sums over images of all products of the row (counted, numerator, denominator, left out):
         # everything that compute() needs, in one tensor, hence in one message between ranks.
         self.add_state('moments', torch.zeros(4, 4, dtype=torch.float64), dist_reduce_fx='sum')
+        # Two numbers an image, for intervals from resampled images.
+        self.add_state('terms', [], dist_reduce_fx='cat')
 
     @abstractmethod
     def per_image(self, *features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -153,6 +163,8 @@ class PerImageCriterion(Criterion):
                 (~finite).to(torch.float64),
             ]
         )
+        # float32: what torchmetrics sends for a rank without images.
+        self.terms.append(torch.stack([numerator, denominator], 1).float().flatten())
         # Not in place: a state reset under inference_mode must stay usable outside of it.
         self.moments = self.moments + rows @ rows.T
 
@@ -172,4 +184,11 @@ class PerImageCriterion(Criterion):
             'sem': std / count.sqrt(),
             'count': count.long(),
             'nonfinite': nonfinite.long(),
+            'per_image': self._rows(),
         }
+
+    def _rows(self) -> Tensor:
+        # After a reduction over ranks the list is one tensor already.
+        if not len(self.terms):
+            return torch.zeros(0, 2, device=self.moments.device)
+        return dim_zero_cat(self.terms).reshape(-1, 2)

@@ -55,8 +55,12 @@ def run(criterion, draws, labels, batch=24):
     return criterion.compute()
 
 
+NUMBERS = {'score', 'std', 'sem', 'count', 'nonfinite'}
+
+
 def assert_same(result, expected):
-    assert result.keys() == expected.keys() == {'score', 'std', 'sem', 'count', 'nonfinite'}
+    assert result.keys() == expected.keys()
+    assert result.keys() - {'per_image'} == NUMBERS
     for name, value in expected.items():
         torch.testing.assert_close(result[name], value, rtol=1e-6, atol=1e-12, equal_nan=True)
 
@@ -68,18 +72,19 @@ def test_split_into_batches_changes_nothing(config, batch):
     expected = run(CRITERIA.build(config), draws, labels)
     assert (expected['count'], expected['nonfinite']) == (23, 1)
     assert expected['score'].isfinite()
-    assert all(value.ndim == 0 for value in expected.values())
+    assert all(expected[name].ndim == 0 for name in NUMBERS)
     assert_same(run(CRITERIA.build(config), draws, labels, batch), expected)
 
 
 @every_criterion
-def test_states_are_float64_sums_that_do_not_grow(config):
+def test_sums_are_float64_and_do_not_grow(config):
     criterion = CRITERIA.build(config)
     draws, labels = images(config)
     run(criterion, draws, labels)
 
     def states():
-        return {name: getattr(criterion, name) for name in criterion._defaults}
+        sums = (name for name, first in criterion._defaults.items() if not isinstance(first, list))
+        return {name: getattr(criterion, name) for name in sums}
 
     sizes = {name: state.shape for name, state in states().items()}
     for _ in range(3):
@@ -87,6 +92,16 @@ def test_states_are_float64_sums_that_do_not_grow(config):
     assert {name: state.shape for name, state in states().items()} == sizes
     assert all(state.dtype == torch.float64 for state in states().values())
     assert all(not state.requires_grad for state in states().values())
+
+
+def test_what_each_image_adds_comes_with_the_score():
+    draws, labels = images({'type': 'CrossSpectrumHFR'})
+    result = run(CRITERIA.build({'type': 'CrossSpectrumHFR'}), draws, labels, batch=5)
+    terms = result['per_image']
+    assert terms.shape == (24, 2)
+    assert terms.isfinite().all(1).tolist() == [index != 12 for index in range(24)]
+    kept = terms[terms.isfinite().all(1)].sum(0)
+    torch.testing.assert_close((kept[0] / kept[1]).double(), result['score'], rtol=1e-5, atol=0)
 
 
 @every_criterion

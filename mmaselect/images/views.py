@@ -1,0 +1,199 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Two random views of an image, by torchvision, with what is known of where they lie in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+#: Views of one image that a criterion compares.
+NUM_VIEWS = 2
+NOISE_CHOICES = ('own', 'shared')
+PIXEL_CHOICES = ('disjoint', 'all')
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How views are made.
+
+    Attributes:
+        scale: Smallest and largest side of the crop, as a share of the image's.
+        flip: Mirror half of the views. False where left and right differ, as in digits or text.
+        noise: ``'own'``: each view has its own noise draw, so that what noise alone put into two
+            features is no sign of a common image; ``'shared'``: both views have one draw.
+        pixels: ``'disjoint'``: the two views are made from different pixels of the image (see
+            :func:`split_pixels`), so that noise which is in the image itself (low light,
+            microscopy, ultrasound) is no sign of a common image either; ``'all'``: both are made
+            from all of them.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    scale: tuple[float, float] = (0.6, 1.0)
+    flip: bool = False
+    noise: str = 'own'
+    pixels: str = 'disjoint'
+
+    def __post_init__(self) -> None:
+        scale = self.scale
+        if not (
+            isinstance(scale, Sequence)
+            and len(scale) == 2
+            and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in scale)
+            and 0 < scale[0] <= scale[1] <= 1
+        ):
+            raise ValueError(
+                f'views.scale must be the smallest and the largest side of a crop as shares of the '
+                f"image's, 0 < smallest <= largest <= 1, got {scale!r}"
+            )
+        if not isinstance(self.flip, bool):
+            raise ValueError(f'views.flip must be True or False, got {self.flip!r}')
+        if self.noise not in NOISE_CHOICES:
+            raise ValueError(
+                f'views.noise must be one of {", ".join(NOISE_CHOICES)}, got {self.noise!r}'
+            )
+        if self.pixels not in PIXEL_CHOICES:
+            raise ValueError(
+                f'views.pixels must be one of {", ".join(PIXEL_CHOICES)}, got {self.pixels!r}'
+            )
+        object.__setattr__(self, 'scale', (float(scale[0]), float(scale[1])))
+
+
+@dataclass(frozen=True)
+class ViewBoxes:
+    """Where views lie in their images.
+
+    Attributes:
+        boxes: (B, V, 4), top, left, bottom and right of each view in the image, 0 to 1.
+        flipped: (B, V), whether the view is mirrored.
+    """
+
+    boxes: Tensor
+    flipped: Tensor
+
+    def to(self, device: torch.device | str) -> ViewBoxes:
+        return ViewBoxes(self.boxes.to(device), self.flipped.to(device))
+
+    def __getitem__(self, index: slice | Tensor) -> ViewBoxes:
+        return ViewBoxes(self.boxes[index], self.flipped[index])
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Views of some images.
+
+    Attributes:
+        images: (B, V, 3, H, W), RGB in [-1, 1].
+        where: Where they lie.
+    """
+
+    images: Tensor
+    where: ViewBoxes
+
+
+@dataclass(frozen=True)
+class ImageViews:
+    """Views of one image.
+
+    Attributes:
+        pixels: (V, H, W, 3), uint8, RGB.
+        boxes: (V, 4), see :class:`ViewBoxes`.
+        flipped: (V,), see there.
+    """
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+    flipped: np.ndarray
+
+
+def split_pixels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two images of one scene that share no pixel: the two colors of a checkerboard.
+
+    A pixel that an image lacks is the mean of its four neighbors, all of which it has. Noise that
+    is independent from pixel to pixel is then independent between the two; the idea is that of
+    Noise2Self (Batson and Royer, arXiv 1901.11365).
+
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        tuple: Two images (H, W, 3) uint8.
+    """
+    if min(image.shape[:2]) < 2:
+        return image, image
+    # Reflection keeps the colors of the checkerboard: beyond row 0 lies row 1, not row 0.
+    padded = np.pad(image.astype(np.uint16), ((1, 1), (1, 1), (0, 0)), mode='reflect')
+    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    mean = ((around + 2) // 4).astype(np.uint8)
+    white = np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])) % 2 == 0
+    return (
+        np.where(white[..., None], image, mean),
+        np.where(white[..., None], mean, image),
+    )
+
+
+def make_views(
+    image: np.ndarray, size: int | tuple[int, int], options: ViewOptions, seed: Sequence[int]
+) -> ImageViews:
+    """Crop random parts of an image, each resized to one size, some mirrored.
+
+    The parts are taken from what :func:`~mmaselect.images.reading.resize_and_crop` keeps of the
+    image, and are cut from its full resolution.
+
+    Args:
+        image: (H, W, 3) uint8, as it was decoded.
+        size: Side of the square that a view is resized to, or (height, width), in pixels.
+        options: How views are made.
+        seed: Of the views; equal seeds give equal views.
+
+    Returns:
+        ImageViews: The views and where they lie.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    # The middle part that has the shape of `size`.
+    scale = max(height / image.shape[0], width / image.shape[1])
+    frame_height, frame_width = height / scale, width / scale
+    frame_top = (image.shape[0] - frame_height) / 2
+    frame_left = (image.shape[1] - frame_width) / 2
+    rng = np.random.default_rng(list(seed))
+    sources = split_pixels(image) if options.pixels == 'disjoint' else (image, image)
+    views, boxes, flips = [], [], []
+    for source in sources:
+        pixels = torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
+        side = rng.uniform(*options.scale)
+        rows = max(1, min(image.shape[0], round(side * frame_height)))
+        columns = max(1, min(image.shape[1], round(side * frame_width)))
+        top = round(frame_top + rng.uniform() * max(0.0, frame_height - rows))
+        left = round(frame_left + rng.uniform() * max(0.0, frame_width - columns))
+        top = max(0, min(top, image.shape[0] - rows))
+        left = max(0, min(left, image.shape[1] - columns))
+        flip = bool(rng.uniform() < 0.5) and options.flip
+        view = F.resized_crop(
+            pixels,
+            top,
+            left,
+            rows,
+            columns,
+            [height, width],
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        views.append(F.horizontal_flip(view) if flip else view)
+        boxes.append(
+            [
+                (top - frame_top) / frame_height,
+                (left - frame_left) / frame_width,
+                (top + rows - frame_top) / frame_height,
+                (left + columns - frame_left) / frame_width,
+            ]
+        )
+        flips.append(flip)
+    pixels = torch.stack(views).permute(0, 2, 3, 1).contiguous().numpy()
+    return ImageViews(pixels, np.array(boxes), np.array(flips))

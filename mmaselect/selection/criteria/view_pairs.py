@@ -1,0 +1,396 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Criteria that compare two random views of each image: the two must find each other."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.utilities import dim_zero_cat
+
+from mmaselect.images.views import NUM_VIEWS, ViewBoxes
+from mmaselect.registry import CRITERIA
+from mmaselect.selection.criteria.base import Criterion
+
+#: Rows of the similarity matrix that are held at a time, so that memory grows with N and not N^2.
+_CHUNK = 1024
+
+
+def whiten_pairs(first: Tensor, second: Tensor, ridge: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Remove from two sets of descriptors what they share, and give directions alike their say.
+
+    Channels of diffusion transformers differ by orders of magnitude, and most of the variance of a
+    pooled feature lies in a few directions; without whitening those alone decide which descriptors
+    are alike.
+
+    Args:
+        first: (N, D), float.
+        second: (N, D), float; row i belongs to row i of ``first``.
+        ridge: Added to the covariance of all 2 N rows, as a multiple of its mean eigenvalue. It
+            keeps directions that hold next to nothing from being blown up.
+
+    Returns:
+        tuple[Tensor, Tensor]: Both sets (N, D), float64: centered, whitened, of unit length. The
+        basis is arbitrary (only angles mean something).
+    """
+    rows = torch.cat([first, second]).double()
+    rows = rows - rows.mean(0)
+    covariance = rows.mT @ rows / len(rows)
+    mean_eigenvalue = covariance.diagonal().mean()
+    if not mean_eigenvalue > 0:
+        return torch.zeros_like(rows).tensor_split(2)
+    covariance.diagonal().add_(ridge * mean_eigenvalue)
+    factor = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(factor, rows.mT, upper=False).mT
+    return F.normalize(white, dim=1).tensor_split(2)
+
+
+def retrieval_hits(first: Tensor, second: Tensor) -> Tensor:
+    """Whether each row finds its partner among all rows of the other set, by inner product.
+
+    Args:
+        first: (N, D).
+        second: (N, D).
+
+    Returns:
+        (N,), float64: 0, 0.5 or 1, the mean over both directions. A tie with another row is a miss.
+    """
+    matching = (first * second).sum(1)
+    hits = torch.zeros(len(first), dtype=torch.float64, device=first.device)
+    for ours, others in ((first, second), (second, first)):
+        for start in range(0, len(ours), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            similar = ours[part] @ others.mT
+            index = torch.arange(len(similar), device=first.device)
+            similar[index, start + index] = -torch.inf
+            # Where there is one image only, there is nothing to confuse it with.
+            hits[part] += (matching[part] > similar.amax(1)).double() / 2
+    return hits
+
+
+def standardized_match(first: Tensor, second: Tensor) -> Tensor:
+    """How many standard deviations each row's partner lies above the rows of the other set.
+
+    Args:
+        first: (N, D).
+        second: (N, D).
+
+    Returns:
+        (N,), float64: the mean over both directions; 0 where all rows are alike.
+    """
+    matching = (first * second).sum(1)
+    terms = torch.zeros_like(matching)
+    for ours, others in ((first, second), (second, first)):
+        for start in range(0, len(ours), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            similar = ours[part] @ others.mT
+            std, mean = torch.std_mean(similar, 1, correction=0)
+            terms[part] += torch.where(std > 0, (matching[part] - mean) / std, 0.0) / 2
+    return terms
+
+
+def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Log-probability of each row's partner in a softmax over the rows of the other set.
+
+    Args:
+        first: (N, D), of unit length.
+        second: (N, D), of unit length.
+        temperature: Divides the inner products.
+
+    Returns:
+        (N,), float64, at most 0: the mean over both directions.
+    """
+    matching = (first * second).sum(1) / temperature
+    terms = torch.zeros_like(matching)
+    for ours, others in ((first, second), (second, first)):
+        for start in range(0, len(ours), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            similar = ours[part] @ others.mT / temperature
+            terms[part] += (matching[part] - similar.logsumexp(1)) / 2
+    return terms
+
+
+class ViewPairCriterion(Criterion):
+    """A criterion that is a mean, over images, of how well two views of an image match.
+
+    A subclass says how views are described (:meth:`describe`) and what a match is worth
+    (:meth:`per_pair`). All descriptors are kept until :meth:`compute`, which compares them with one
+    another: memory grows with the number of images (2 D numbers for each and each of its points).
+
+    Args:
+        ridge: See :func:`whiten_pairs`. Defaults to 0.1.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If the ridge is not positive.
+    """
+
+    draws: ClassVar[int] = 0
+    views: ClassVar[int] = NUM_VIEWS
+    #: Descriptors of one view.
+    points: int = 1
+
+    pairs: list[Tensor]
+    width: Tensor
+    nonfinite: Tensor
+
+    def __init__(self, ridge: float = 0.1, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if not ridge > 0:
+            raise ValueError(f'ridge must be above 0, got {ridge!r}')
+        self.ridge = float(ridge)
+        # Flat, since a rank without images has to send something of as many dimensions.
+        self.add_state('pairs', [], dist_reduce_fx='cat')
+        self.add_state('width', torch.zeros((), dtype=torch.long), dist_reduce_fx='max')
+        self.add_state('nonfinite', torch.zeros((), dtype=torch.long), dist_reduce_fx='sum')
+
+    def describe(self, first: Tensor, second: Tensor, where: ViewBoxes | None) -> Tensor:
+        """Descriptors of both views of each image.
+
+        Args:
+            first: (B, C, H, W), feature maps of the first views.
+            second: (B, C, H, W), those of the second views.
+            where: Where the views lie in their images.
+
+        Returns:
+            (B, 2, points, D), float. Here the mean over tokens.
+        """
+        return torch.stack([first, second], 1).float().mean((3, 4))[:, :, None]
+
+    @abstractmethod
+    def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        """What each pair adds to the mean.
+
+        Args:
+            first: (N, D), float64, whitened, of unit length.
+            second: (N, D), its partners.
+
+        Returns:
+            (N,), higher is better.
+        """
+
+    def update(
+        self, *features: Tensor, labels: Tensor | None = None, where: ViewBoxes | None = None
+    ) -> None:
+        self.check_features(features)
+        described = self.describe(*features, where).detach()
+        # Of the whole map: a place that is not read may be the one that overflowed.
+        finite = torch.stack([f.flatten(1).isfinite().all(1) for f in features]).all(0)
+        self.nonfinite = self.nonfinite + (~finite).sum()
+        self.width = torch.full_like(self.width, described.shape[-1])
+        # Rows that are not finite stay in their place as NaN: compute() leaves them out, and knows
+        # which images they were.
+        described = torch.where(finite[:, None, None, None], described, torch.nan)
+        self.pairs.append(described.flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        values = self.image_values()
+        kept = values[values.isfinite()]
+        count = len(kept)
+        nan = values.new_tensor(torch.nan)
+        std = kept.std() if count > 1 else nan
+        return {
+            'score': kept.mean() if count else nan,
+            'std': std,
+            'sem': std / max(count, 1) ** 0.5,
+            'count': torch.tensor(count),
+            'nonfinite': self.nonfinite,
+            'per_image': torch.stack([values, torch.ones_like(values)], 1),
+        }
+
+    def image_values(self) -> Tensor:
+        """What each image adds, in the order of the updates: (N,), NaN for those left out."""
+        # After a reduction over ranks the list is one tensor already.
+        flat = dim_zero_cat(self.pairs) if len(self.pairs) else torch.zeros(0)
+        if not flat.numel():
+            return torch.zeros(0, dtype=torch.float64)
+        # On the CPU, in float64, in an order that depends on the descriptors alone: the same sums
+        # whatever the batches, the ranks and the device.
+        described = flat.cpu().reshape(-1, NUM_VIEWS, self.points, int(self.width))
+        values = torch.full((len(described),), torch.nan, dtype=torch.float64)
+        finite = described.flatten(1).isfinite().all(1)
+        index = finite.nonzero()[:, 0]
+        if not len(index):
+            return values
+        index = index[described[index].double().sum((1, 2, 3)).argsort(stable=True)]
+        first, second = described[index].unbind(1)
+        pairs = whiten_pairs(first.flatten(0, 1), second.flatten(0, 1), self.ridge)
+        values[index] = self.per_pair(*pairs).reshape(-1, self.points).mean(1)
+        return values
+
+
+@CRITERIA.register_module()
+class InstanceRetrieval(ViewPairCriterion):
+    """Share of images whose other view is their nearest neighbor (instance retrieval).
+
+    Two random crops of each image, each with its own noise draw, are described by the mean of
+    their feature map over tokens, whitened over all images, and compared by cosine similarity.
+    Noise is no help, if the views were made from disjoint pixels not even noise that is in the
+    image itself; what the image shows is.
+    Follows the tasks of instance discrimination (Wu et al., arXiv 1805.01978) without training.
+
+    Args:
+        ridge: See :func:`whiten_pairs`. Defaults to 0.1.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> image = torch.randn(64, 8, 1, 1)
+        >>> criterion = InstanceRetrieval()
+        >>> criterion.update(image.expand(-1, -1, 4, 4), image.expand(-1, -1, 4, 4))
+        >>> criterion.compute()['score'].item()
+        1.0
+    """
+
+    def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        return retrieval_hits(first, second)
+
+
+@CRITERIA.register_module()
+class ViewAlignment(ViewPairCriterion):
+    """Mean cosine similarity of an image's two views, whitened over all images (alignment).
+
+    The first of the two properties that Wang and Isola (arXiv 2005.10242) find in good
+    representations; whitening stands in for the second, uniformity. Smoother over timesteps than
+    :class:`InstanceRetrieval`.
+
+    Args:
+        ridge: See :func:`whiten_pairs`. Defaults to 0.1.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+    """
+
+    def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        return (first * second).sum(1)
+
+
+@CRITERIA.register_module()
+class InstanceSensitivity(ViewPairCriterion):
+    """How far an image's other view stands out among the views of all images (sensitivity d').
+
+    The cosine similarity to the image's own other view, minus the mean over the views of all
+    images, over the standard deviation there: the sensitivity index of signal detection theory
+    (Green and Swets, 1966) of telling same from different. Smooth, as :class:`ViewAlignment`, and
+    relative to how alike different images look at this timestep, as :class:`InstanceRetrieval`.
+
+    Args:
+        ridge: See :func:`whiten_pairs`. Defaults to 0.1.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+    """
+
+    def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        return standardized_match(first, second)
+
+
+@CRITERIA.register_module()
+class InstanceDiscrimination(ViewPairCriterion):
+    """Mean log-probability of an image's other view among those of all images (InfoNCE).
+
+    As :class:`InstanceRetrieval`, with a softmax in place of the nearest neighbor (van den Oord et
+    al., arXiv 1807.03748): a near miss counts for something, so the curve over timesteps is
+    smoother and fewer images do.
+
+    Args:
+        temperature: Of the softmax over cosine similarities. Defaults to 0.1.
+        ridge: See :func:`whiten_pairs`. Defaults to 0.1.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If the temperature is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.1, ridge: float = 0.1, **kwargs) -> None:
+        super().__init__(ridge, **kwargs)
+        if not temperature > 0:
+            raise ValueError(f'temperature must be above 0, got {temperature!r}')
+        self.temperature = float(temperature)
+
+    def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        return info_nce(first, second, self.temperature)
+
+
+def overlap_points(where: ViewBoxes, points: int) -> Tensor:
+    """A grid of points of the part that both views of each image show, as each view sees them.
+
+    Args:
+        where: Where the views lie, (B, 2, 4).
+        points: Points along each side of the grid.
+
+    Returns:
+        (B, 2, points * points, 2): x and y in each view, -1 to 1, as ``grid_sample`` wants them
+        with ``align_corners=False``.
+
+    Raises:
+        ValueError: If two views have nothing in common.
+    """
+    boxes = where.boxes.float()
+    low = boxes[:, :, :2].amax(1)
+    high = boxes[:, :, 2:].amin(1)
+    if bool((high <= low).any()):
+        raise ValueError(
+            'two views of an image have no part in common: crops must be more than half as wide '
+            'and as high as the image (views.scale)'
+        )
+    steps = (torch.arange(points, device=boxes.device) + 0.5) / points
+    y = low[:, :1] + steps * (high - low)[:, :1]
+    x = low[:, 1:] + steps * (high - low)[:, 1:]
+    # (B, points * points, 2): x and y in the image.
+    grid = torch.stack(
+        [x[:, None, :].expand(-1, points, -1), y[:, :, None].expand(-1, -1, points)], -1
+    ).flatten(1, 2)
+    corner = boxes[:, :, None, [1, 0]]
+    extent = boxes[:, :, None, [3, 2]] - corner
+    seen = (grid[:, None] - corner) / extent * 2 - 1
+    mirror = torch.where(where.flipped[:, :, None].to(seen.device), -1.0, 1.0)
+    return torch.stack([seen[..., 0] * mirror, seen[..., 1]], -1)
+
+
+@CRITERIA.register_module()
+class DenseCorrespondence(ViewPairCriterion):
+    """Whether places that two crops of an image share find each other (dense correspondence).
+
+    The dense form of :class:`InstanceDiscrimination`: the crops are known, so the same place is
+    read in both feature maps (bilinear), and must be told from all other places of all images. For
+    tasks that read each token, such as segmentation.
+
+    Args:
+        points: Places along each side of a grid over the common part. Defaults to 3.
+        temperature: Of the softmax over cosine similarities. Defaults to 0.1.
+        ridge: See :func:`whiten_pairs`. Defaults to 0.1.
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If a value is not positive.
+    """
+
+    needs_boxes: ClassVar[bool] = True
+
+    def __init__(
+        self, points: int = 3, temperature: float = 0.1, ridge: float = 0.1, **kwargs
+    ) -> None:
+        super().__init__(ridge, **kwargs)
+        if isinstance(points, bool) or not isinstance(points, int) or points < 1:
+            raise ValueError(f'points must be a whole number above 0, got {points!r}')
+        if not temperature > 0:
+            raise ValueError(f'temperature must be above 0, got {temperature!r}')
+        self.grid_points = points
+        self.points = points * points
+        self.temperature = float(temperature)
+
+    def describe(self, first: Tensor, second: Tensor, where: ViewBoxes | None) -> Tensor:
+        if where is None:
+            raise ValueError('DenseCorrespondence needs to know where views lie in their images')
+        places = overlap_points(where.to(first.device), self.grid_points)
+        sampled = [
+            F.grid_sample(
+                feature.float(), places[:, i, None], padding_mode='border', align_corners=False
+            )[:, :, 0].mT
+            for i, feature in enumerate((first, second))
+        ]
+        return torch.stack(sampled, 1)
+
+    def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        return info_nce(first, second, self.temperature)
