@@ -1,0 +1,415 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A benchmark of criteria: many models, data sets and corruptions, and what each pick costs.
+
+A case is a model on (perhaps corrupted) images. At each timestep of the grid, linear probes measure
+how good the features of each block are, and every criterion scores them. A criterion is judged by
+what its pick loses to the best timestep of the grid: its regret.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from scipy.stats import spearmanr
+
+from mmaselect.analysis.encoded import EncodedImages
+from mmaselect.analysis.figures import make_figure, panel_grid
+from mmaselect.analysis.linear_probe import PROBE_VERSION, ProbeOptions
+from mmaselect.analysis.result_folder import ResultFolder
+from mmaselect.analysis.search import SEARCHES, mean_iou
+from mmaselect.analysis.study import progress_bar
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.images.corruptions import corrupt
+from mmaselect.images.labelled import DatasetLabels, LabelledImages
+from mmaselect.images.views import ViewOptions
+from mmaselect.selection.scoring import (
+    build_criteria,
+    finite_or_none,
+    read_meters,
+    score_step,
+    start_meters,
+)
+from mmaselect.selection.sweep import weights_fingerprint
+
+TOOLBOXES = {'classification': 'mmpretrain', 'segmentation': 'mmseg'}
+PICK_COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f')
+#: Timesteps that are always picked by a control.
+CONSTANTS = (0, 25, 50, 100)
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark's config.
+
+    Attributes:
+        name: Names the case and its folder.
+        pretrained: The model.
+        task: ``'classification'`` or ``'segmentation'``.
+        train: Config of the dataset that probes are fitted on, and criteria are scored on.
+        test: Config of the dataset that probes are measured on.
+        num_classes: Of the data.
+        timesteps: The grid.
+        corruption: Name, see :func:`~mmaselect.images.corruptions.corrupt`; None for images as they
+            are.
+        severity: 1 to 3.
+        blocks: Blocks that are read; None for all but the first.
+        image_size: See :class:`LabelledImages`; None for the model's own.
+        num_train: Images that probes are fitted on.
+        num_test: Images that they are measured on.
+        num_images: Calibration images; they are not among the training images.
+        flip: Whether views may be mirrored.
+        seed: Of the choice of images, the corruption and the noise.
+    """
+
+    name: str
+    pretrained: str
+    task: str
+    train: Mapping[str, Any]
+    test: Mapping[str, Any]
+    num_classes: int
+    timesteps: Sequence[int]
+    corruption: str | None = None
+    severity: int = 0
+    blocks: Sequence[int] | None = None
+    image_size: int | tuple[int, int] | None = None
+    num_train: int = 1000
+    num_test: int = 1000
+    num_images: int = 256
+    flip: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What was measured of one block in one case.
+
+    Attributes:
+        case: Its name.
+        block: Its index.
+        timesteps: The grid.
+        metric: Accuracy or mean IoU at each timestep, in percent.
+        draws: (resamples, T), the metric of resampled test images, the same at all timesteps.
+        scores: Criterion to its score at each timestep.
+    """
+
+    case: str
+    block: int
+    timesteps: list[int]
+    metric: np.ndarray
+    draws: np.ndarray
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+
+    @property
+    def best(self) -> int:
+        """Position of the best timestep; the smallest of equals."""
+        return int(self.metric.argmax())
+
+    def position(self, criterion: str) -> int | None:
+        """Position of a criterion's or a control's pick; None if it has none on this grid."""
+        if criterion.startswith('always '):
+            step = int(criterion.removeprefix('always '))
+            return self.timesteps.index(step) if step in self.timesteps else None
+        scores = self.scores.get(criterion)
+        if scores is None or all(score is None for score in scores):
+            return None
+        return int(np.argmax([-np.inf if score is None else score for score in scores]))
+
+    def row(self, criterion: str) -> dict[str, Any] | None:
+        """What a criterion's pick costs in this block."""
+        pick = self.position(criterion)
+        if pick is None:
+            return None
+        difference = self.draws[:, self.best] - self.draws[:, pick]
+        median = float(np.median(self.metric))
+        gain = float(self.metric[self.best]) - median
+        rank = None
+        scores = self.scores.get(criterion)
+        if scores is not None:
+            kept = [i for i, score in enumerate(scores) if score is not None]
+            values = [scores[i] for i in kept]
+            if len(set(values)) > 1:
+                rank = finite_or_none(float(spearmanr(values, self.metric[kept]).statistic))
+        return dict(
+            case=self.case,
+            block=self.block,
+            criterion=criterion,
+            pick=self.timesteps[pick],
+            best=self.timesteps[self.best],
+            metric=round(float(self.metric[pick]), 3),
+            best_metric=round(float(self.metric[self.best]), 3),
+            regret=round(float(self.metric[self.best] - self.metric[pick]), 3),
+            # A difference that resampled images turn round is within the noise.
+            within=bool(np.quantile(difference, 0.025) <= 0),
+            rank_correlation=rank,
+            gain=round((float(self.metric[pick]) - median) / gain, 4) if gain > 0 else None,
+        )
+
+
+class CorruptedLabels(DatasetLabels):
+    """Labeled images of a dataset, corrupted as they are read; the same image always alike."""
+
+    corruption: str | None = None
+    severity: int = 0
+    seed: int = 0
+
+    def load(self, index: int) -> np.ndarray:
+        image = super().load(index)
+        if self.corruption is None:
+            return image
+        return corrupt(image, self.corruption, self.severity, self.seed * 1_000_003 + index)
+
+
+def load_cases(path: str | Path, options: Mapping[str, Any] | None = None) -> tuple[Config, list]:
+    """The cases and criteria of a benchmark's config.
+
+    Raises:
+        ValueError: If it holds none, an entry is wrong, or two cases have one name.
+    """
+    config = Config.fromfile(path)
+    if options:
+        config.merge_from_dict(dict(options))
+    if not config.get('cases') or not config.get('criteria'):
+        raise ValueError(f'{str(path)!r} must hold `cases` and `criteria`, each a list of dicts')
+    try:
+        cases = [Case(**case.to_dict()) for case in config.cases]
+    except TypeError as error:
+        raise ValueError(f'{str(path)!r}: an entry of `cases` is wrong: {error}') from error
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f'{str(path)!r}: several cases are called {twice}')
+    return config, cases
+
+
+def _images(case: Case, dataset: Mapping[str, Any], size: Any, number: int, seed: int) -> Any:
+    from mmengine.registry import DATASETS
+
+    entry = {key: value for key, value in dataset.items() if key != 'pipeline'}
+    source = CorruptedLabels(DATASETS.build(entry), case.task)
+    source.corruption, source.severity = case.corruption, case.severity
+    # Test images must not have the noise of training images.
+    source.seed = case.seed + zlib.crc32(repr(sorted(entry.items(), key=str)).encode()) % 1000
+    return LabelledImages(source, size, number, seed)
+
+
+def run_case(
+    case: Case, criteria: Sequence[Mapping[str, Any]], out: str | Path, device: str = 'cpu'
+) -> list[BlockResult]:
+    """Measure a case, timestep by timestep; what is in its folder already is not done again.
+
+    Args:
+        case: The case.
+        criteria: Configs of criteria; an entry ``name`` names one in tables, and ``views`` holds
+            arguments of :class:`~mmaselect.images.views.ViewOptions` for one that compares views.
+        out: Folder of the benchmark; the case gets a folder in it.
+        device: Where the model runs.
+    """
+    init_default_scope(TOOLBOXES[case.task])
+    blocks = case.blocks
+    if blocks is None:
+        first = FrozenDiT.from_pretrained(case.pretrained)
+        blocks = list(range(1, first.family.num_blocks))
+    dit = FrozenDiT.from_pretrained(case.pretrained, blocks=list(blocks), features='query')
+    dit = dit.to(device)
+    size = case.image_size or dit.native_size
+    options = ProbeOptions(seed=case.seed)
+    folder = ResultFolder(
+        Path(out) / case.name,
+        dict(
+            case=asdict(case),
+            weights=weights_fingerprint(dit),
+            criteria=[dict(entry) for entry in criteria],
+            probe=PROBE_VERSION,
+        ),
+    )
+    todo = [step for step in case.timesteps if folder.find(step) is None]
+    if todo:
+        # The training images come first in the seeded order; calibration takes what follows.
+        every = _images(case, case.train, size, case.num_train + case.num_images, case.seed)
+        test_images = _images(case, case.test, size, case.num_test, case.seed)
+        train_images, calibration = split_images(every, case.num_train)
+        train = EncodedImages(dit, train_images, 64, case.seed)
+        test = EncodedImages(dit, test_images, 64, case.seed, first=len(every))
+        search = SEARCHES[case.task](train, test, case.num_classes, options)
+        groups = list(group_by_views(criteria, case.flip))
+        encoded = []
+        for views, _ in groups:
+            viewed = copy(calibration)
+            viewed.views = views
+            encoded.append(EncodedImages(dit, viewed, 64, case.seed, first=2 * len(every)))
+        with progress_bar('timesteps') as bar:
+            task = bar.add_task(case.name, total=len(todo))
+            for step in todo:
+                scores: dict[str, dict[str, float | None]] = {}
+                for (_, configs), images in zip(groups, encoded, strict=True):
+                    scores.update(score_criteria(images, step, configs))
+                outcomes = search.outcomes(step)
+                folder.save(
+                    step,
+                    dict(
+                        timestep=step,
+                        scores=scores,
+                        outcomes={str(tap[0]): rows.tolist() for tap, rows in outcomes.items()},
+                    ),
+                )
+                bar.advance(task)
+    return read_case(case, folder, list(dit.blocks))
+
+
+def split_images(images: LabelledImages, first: int) -> tuple[LabelledImages, LabelledImages]:
+    """Two sets of images without a common one: a seeded choice of ``first``, and the rest."""
+    order = np.random.default_rng(len(images)).permutation(len(images.chosen))
+    parts = []
+    for chosen in (order[:first], order[first:]):
+        part = LabelledImages(images.source, images.image_size, 1)
+        part.chosen = [images.chosen[i] for i in chosen]
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def group_by_views(
+    criteria: Sequence[Mapping[str, Any]], flip: bool
+) -> Iterator[tuple[ViewOptions | None, dict[str, dict[str, Any]]]]:
+    """Criteria that can share passes: those without views, and those with equal views."""
+    groups: dict[ViewOptions | None, dict[str, dict[str, Any]]] = {}
+    for entry in criteria:
+        config = dict(entry)
+        views = config.pop('views', None)
+        name = config.pop('name', config['type'])
+        key = None if views is None else ViewOptions(**{'flip': flip, **views})
+        groups.setdefault(key, {})[name] = config
+    yield from groups.items()
+
+
+def score_criteria(
+    images: EncodedImages, timestep: int, configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, float | None]]:
+    """Scores by criterion and block (as text, for JSON)."""
+    built = {name: next(iter(build_criteria([c]).values())) for name, c in configs.items()}
+    dit = images.dit
+    meters = start_meters(built, dit.keys, dit.device)
+    for batch in images.batches(max(criterion.draws for criterion in built.values())):
+        score_step(dit, batch, timestep, meters)
+    scores = read_meters(meters, dit, timestep, images.num_tokens)
+    return {
+        name: {str(tap[0]): scores.value(tap, name, 'score') for tap in dit.keys} for name in built
+    }
+
+
+def read_case(case: Case, folder: ResultFolder, blocks: Sequence[int]) -> list[BlockResult]:
+    """Results of a case by block, with the metric of resampled test images."""
+    steps = [folder.find(step) for step in case.timesteps]
+    results = []
+    for block in blocks:
+        outcomes = np.stack([np.array(step['outcomes'][str(block)], float) for step in steps])
+        rng = np.random.default_rng(case.seed)
+        count = outcomes.shape[1]
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
+        if case.task == 'classification':
+            metric = 100 * outcomes.mean(1)
+            draws = 100 * weights @ outcomes.T / count
+        else:
+            metric = mean_iou(outcomes.sum(1))
+            sums = np.einsum('rn,tnak->rtak', weights, outcomes, optimize=True)
+            draws = np.stack([mean_iou(part) for part in sums])
+        scores = {
+            name: [step['scores'][name][str(block)] for step in steps]
+            for name in steps[0]['scores']
+        }
+        results.append(BlockResult(case.name, block, list(case.timesteps), metric, draws, scores))
+    return results
+
+
+def benchmark_rows(results: Sequence[BlockResult]) -> list[dict[str, Any]]:
+    """A row for each case, block and criterion or control."""
+    names = list(dict.fromkeys(name for result in results for name in result.scores))
+    names += [f'always {step}' for step in CONSTANTS]
+    rows = [result.row(name) for name in names for result in results]
+    return [row for row in rows if row is not None]
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each criterion, the best first.
+
+    Each case counts once, however many blocks it has: blocks of one model on the same images are
+    not independent. The 95 % interval of the mean regret is from resampling cases.
+    """
+    table = []
+    for name in dict.fromkeys(row['criterion'] for row in rows):
+        mine = [row for row in rows if row['criterion'] == name]
+        by_case = {}
+        for row in mine:
+            by_case.setdefault(row['case'], []).append(row['regret'])
+        means = np.array([np.mean(values) for values in by_case.values()])
+        rng = np.random.default_rng(0)
+        resampled = means[rng.integers(0, len(means), (2000, len(means)))].mean(1)
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        ranks = [row['rank_correlation'] for row in mine if row['rank_correlation'] is not None]
+        gains = [row['gain'] for row in mine if row['gain'] is not None]
+        outside = [row['regret'] for row in mine if not row['within']]
+        table.append(
+            dict(
+                criterion=name,
+                cases=len(by_case),
+                mean_regret=round(float(means.mean()), 2),
+                low=round(float(low), 2),
+                high=round(float(high), 2),
+                worst_case=round(float(means.max()), 2),
+                worst_block=round(max(row['regret'] for row in mine), 2),
+                worst_outside=round(max(outside, default=0.0), 2),
+                within=f'{sum(row["within"] for row in mine)}/{len(mine)}',
+                rank_correlation=round(float(np.mean(ranks)), 3) if ranks else None,
+                gain=round(float(np.mean(gains)), 3) if gains else None,
+            )
+        )
+    return sorted(table, key=lambda row: row['mean_regret'])
+
+
+def benchmark_figure(results: Sequence[BlockResult], criteria: Sequence[str]) -> Figure:
+    """A panel for each case: the probe's curve of each block, its best, and the criteria's picks.
+
+    Args:
+        results: Of all cases.
+        criteria: Whose picks are marked below the curves.
+    """
+    cases = list(dict.fromkeys(result.case for result in results))
+    rows, columns = panel_grid(len(cases))
+    figure, axes = make_figure(rows, columns, width=2.6, height=2.2)
+    for axis in axes.flat[len(cases) :]:
+        axis.set_visible(False)
+    for axis, case in zip(axes.flat, cases, strict=False):
+        mine = [result for result in results if result.case == case]
+        for number, result in enumerate(mine):
+            shade = str(0.65 * (1 - number / max(1, len(mine) - 1)))
+            positions = range(len(result.timesteps))
+            axis.plot(positions, result.metric, color=shade, linewidth=1)
+            axis.plot(result.best, result.metric[result.best], '*', color=shade, markersize=7)
+        low = min(float(result.metric.min()) for result in mine)
+        span = max(float(result.metric.max()) for result in mine) - low
+        for line, (name, color) in enumerate(zip(criteria, PICK_COLORS, strict=False)):
+            picks = [result.position(name) for result in mine]
+            height = low - span * (0.1 + 0.09 * line)
+            axis.plot(
+                [pick for pick in picks if pick is not None],
+                [height] * sum(pick is not None for pick in picks),
+                '|',
+                color=color,
+                markersize=6,
+                markeredgewidth=1.6,
+                label=name,
+            )
+        axis.set_xticks(range(len(mine[0].timesteps)), mine[0].timesteps, fontsize=5)
+        axis.tick_params(axis='y', labelsize=5)
+        axis.set_title(case, fontsize=7, loc='left')
+    axes.flat[0].legend(fontsize=4.5, frameon=False)
+    return figure
