@@ -29,6 +29,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -55,10 +57,12 @@ from mmaselect.pretraining.objective import (
     TARGETS,
     Objective,
 )
+from mmaselect.pretraining.parts import TrainOptions, TrainParts
 from mmaselect.pretraining.query_probe import ProbeImages
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.tokens import TokenDrop
-from mmaselect.pretraining.trainer import Trainer, TrainOptions
+from mmaselect.pretraining.trainer import Trainer
+from mmaselect.tool import make_tool_parser, run_tool
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -89,7 +93,7 @@ _SHARE, _POSITIVE = _number(float, 0, 1), _number(float, 1e-12)
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = make_tool_parser(__doc__, formatter=_Help)
 
     group = parser.add_argument_group('data')
     group.add_argument('--data', required=True, help='folder of images, or of class folders')
@@ -109,7 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         '--label-dropout',
         type=_SHARE,
-        default=0.1,
+        default=TrainOptions.label_dropout,
         help='share of the labels replaced by the null class, whose features are read later. 0.1 '
         'makes a generator; towards 1, the network has to see for itself what an image shows',
     )
@@ -154,14 +158,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     group = parser.add_argument_group('optimization')
-    group.add_argument('--steps', type=_COUNT, default=100_000, help='steps of the whole run')
     group.add_argument(
-        '--batch', type=_COUNT, default=256, help='images a step, over all processes'
+        '--steps', type=_COUNT, default=TrainOptions.steps, help='steps of the whole run'
+    )
+    group.add_argument(
+        '--batch', type=_COUNT, default=TrainOptions.batch, help='images a step, over all processes'
     )
     group.add_argument(
         '--accumulate',
         type=_COUNT,
-        default=1,
+        default=TrainOptions.accumulate,
         help='parts that a process cuts its share of a batch into, one after the other, to save '
         'memory',
     )
@@ -185,14 +191,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument('--warmup-steps', type=_NATURAL, default=1000, help='rise of the rate')
     group.add_argument('--decay-steps', type=_NATURAL, default=0, help='of --schedule wsd')
-    group.add_argument('--grad-clip', type=_POSITIVE, default=1.0, help='largest gradient norm')
+    group.add_argument(
+        '--grad-clip', type=_POSITIVE, default=TrainOptions.grad_clip, help='largest gradient norm'
+    )
     group.add_argument(
         '--ema-decay',
         type=_SHARE,
-        default=0.9999,
+        default=TrainOptions.ema_decay,
         help='of the averaged weights, which are what is saved; 0.999 for less than 20,000 steps',
     )
-    group.add_argument('--seed', type=_NATURAL, default=0, help='of weights, data order and noise')
+    group.add_argument(
+        '--seed', type=_NATURAL, default=TrainOptions.seed, help='of weights, data order and noise'
+    )
 
     group = parser.add_argument_group('running')
     group.add_argument(
@@ -206,22 +216,38 @@ def make_parser() -> argparse.ArgumentParser:
         '--max-minutes', type=_POSITIVE, help='save and stop after so long (resume later)'
     )
     group.add_argument(
-        '--log-every', type=_COUNT, default=20, help='steps between lines of the log'
+        '--log-every',
+        type=_COUNT,
+        default=TrainOptions.log_every,
+        help='steps between lines of the log',
     )
-    group.add_argument('--save-every', type=_COUNT, default=1000, help='steps between checkpoints')
+    group.add_argument(
+        '--save-every',
+        type=_COUNT,
+        default=TrainOptions.save_every,
+        help='steps between checkpoints',
+    )
     group.add_argument(
         '--export-dtype', default='fp32', choices=('fp32', 'fp16'), help='weights in pipeline/'
     )
 
     group = parser.add_argument_group('watching it learn (0 switches off)')
-    group.add_argument('--sample-every', type=_NATURAL, default=5000, help='steps between grids')
     group.add_argument(
-        '--sample-steps', type=_COUNT, default=50, help='denoising steps of a sample'
+        '--sample-every',
+        type=_NATURAL,
+        default=TrainOptions.sample_every,
+        help='steps between grids',
+    )
+    group.add_argument(
+        '--sample-steps',
+        type=_COUNT,
+        default=TrainOptions.sample_steps,
+        help='denoising steps of a sample',
     )
     group.add_argument(
         '--probe-every',
         type=_NATURAL,
-        default=0,
+        default=TrainOptions.probe_every,
         help='steps between linear probes: accuracy of a logistic regression on the mean query of '
         'a block (null class), fitted on --data, tested on --probe-data',
     )
@@ -231,7 +257,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--probe-timesteps',
         type=_number(int, 0, NUM_TRAIN_TIMESTEPS - 1),
         nargs='+',
-        default=[25, 100],
+        default=list(TrainOptions.probe_timesteps),
         help='0 (clean) to 999 (noise)',
     )
     group.add_argument('--probe-train', type=_COUNT, default=4000, help='images it is fitted on')
@@ -239,7 +265,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line, and refuse what does not fit together."""
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -340,36 +366,34 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Trainer:
     objective = Objective(
         args.target, args.timestep_sampling, args.logit_mean, args.logit_std, clip=vae is None
     )
-    names = set(TrainOptions.__dataclass_fields__) - {'flip'}
-    trainer = Trainer(
-        accelerator,
-        model,
-        build_optimizers(model, args.optimizer, args.lr, args.muon_lr, args.weight_decay),
-        build_schedule(args.schedule, args.steps, args.warmup_steps, args.decay_steps),
-        objective,
-        clean,
-        images.labels,
-        images.classes,
-        folder,
-        TrainOptions(flip=not args.no_flip, **{name: getattr(args, name) for name in names}),
-        token_drop,
-        probe_images,
-        vae,
+    parts = TrainParts(
+        model=model,
+        optimizers=build_optimizers(
+            model, args.optimizer, args.lr, args.muon_lr, args.weight_decay
+        ),
+        schedule=build_schedule(args.schedule, args.steps, args.warmup_steps, args.decay_steps),
+        objective=objective,
+        token_drop=token_drop,
+        clean=clean,
+        labels=images.labels,
+        classes=images.classes,
+        folder=folder,
+        vae=vae,
+        probe_images=probe_images,
     )
+    names = {field.name for field in fields(TrainOptions)} - {'flip'}
+    options = TrainOptions(flip=not args.no_flip, **{name: getattr(args, name) for name in names})
+    trainer = Trainer(accelerator, parts, options)
     if args.resume and trainer.resume():
         say(f'going on after step {trainer.step}')
     return trainer
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, and save the pipeline."""
     args = parse_args(argv)
     accelerator = Accelerator(mixed_precision=args.precision)
-    try:
-        trainer = prepare(args, accelerator)
-    except (OSError, ValueError, MemoryError) as error:
-        # What the user got wrong is said in one line, without a traceback.
-        sys.exit(f'{type(error).__name__}: {error}')
+    trainer = prepare(args, accelerator)
     if not trainer.train():
         accelerator.print(
             f'time is up: saved at step {trainer.step} of {args.steps}; --resume goes on'
@@ -382,4 +406,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

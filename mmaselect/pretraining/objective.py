@@ -96,7 +96,7 @@ class Objective:
 
         Returns:
             tuple[Tensor, Tensor]: The noisy samples (B, C, H, W), and the times (B,) as the network
-            is told them: whole timesteps of a DDPM, floats from 0 to 1000 of flow matching.
+            takes them: whole timesteps of a DDPM, floats from 0 to 1000 of flow matching.
         """
         if self.target == 'flow':
             sigma = times[:, None, None, None]
@@ -104,8 +104,8 @@ class Objective:
         steps = (times * NUM_TRAIN_TIMESTEPS).long().clamp(max=NUM_TRAIN_TIMESTEPS - 1)
         return self.scheduler.add_noise(clean, noise, steps), steps
 
-    def wanted(self, clean: Tensor, noise: Tensor, model_times: Tensor) -> Tensor:
-        """What the network should have answered: (B, C, H, W)."""
+    def expected_output(self, clean: Tensor, noise: Tensor, model_times: Tensor) -> Tensor:
+        """What the network should put out: (B, C, H, W)."""
         if self.target == 'epsilon':
             return noise
         if self.target == 'v_prediction':

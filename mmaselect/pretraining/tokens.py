@@ -19,8 +19,8 @@ def to_tokens(samples: Tensor, patch: int) -> Tensor:
 class TokenDrop:
     """Forward hook of a DiT's ``pos_embed``: only some tokens, with their positions, go on.
 
-    DiT puts its answer together as a square, whatever the tokens were; so their number is a square
-    number, and the answer's tokens are compared with those that were kept.
+    DiT puts its output together as a square, whatever the tokens were; so their number is a square
+    number, and the output's tokens are compared with those that were kept.
 
     Args:
         model: A ``DiTTransformer2DModel``.
@@ -57,7 +57,7 @@ class TokenDrop:
             return samples
         return self._gather(to_tokens(samples, self.patch), index)
 
-    def answer(self, output: Tensor, index: Tensor | None) -> Tensor:
+    def output_tokens(self, output: Tensor, index: Tensor | None) -> Tensor:
         """The network's output, in the shape that `kept` returns."""
         return output if index is None else to_tokens(output, self.patch)
 

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,68 +13,15 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import DiTTransformer2DModel
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from mmaselect.pretraining.clean import LatentSource, PixelSource
+from mmaselect.pretraining.attention import attention_backend
+from mmaselect.pretraining.batches import BatchSource
 from mmaselect.pretraining.export import save_pipeline
-from mmaselect.pretraining.objective import Objective
-from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, probe_table
-from mmaselect.pretraining.randomness import DataOrder, step_generator
-from mmaselect.pretraining.run_folder import RunFolder
-from mmaselect.pretraining.sampling import image_grid, sample_images
-from mmaselect.pretraining.tokens import TokenDrop
-
-SAMPLES_PER_CLASS = 6
-MAX_SAMPLED_CLASSES = 16
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train. Intervals are in steps; 0 switches a thing off.
-
-    Attributes:
-        steps: Steps of the whole run.
-        batch: Images of one step, over all processes.
-        accumulate: Parts that a process cuts its share of a batch into, to save memory.
-        label_dropout: Share of the labels that become the null class.
-        flip: Mirror half of the images.
-        grad_clip: Largest norm of the gradient.
-        ema_decay: Largest decay of the averaged weights.
-        seed: Seed of the weights, the data order and all noise.
-        log_every: Interval of the log.
-        save_every: Interval of the checkpoints.
-        sample_every: Interval of the sample grids.
-        sample_steps: Denoising steps of a sample.
-        probe_every: Interval of the linear probe.
-        probe_blocks: Blocks that it reads; None for every second one.
-        probe_timesteps: Timesteps that it reads them at.
-        max_minutes: Save and stop after so long; None for no limit.
-    """
-
-    steps: int
-    batch: int
-    accumulate: int = 1
-    label_dropout: float = 0.1
-    flip: bool = True
-    grad_clip: float = 1.0
-    ema_decay: float = 0.9999
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 500
-    sample_every: int = 2000
-    sample_steps: int = 50
-    probe_every: int = 0
-    probe_blocks: Sequence[int] | None = None
-    probe_timesteps: Sequence[int] = (25, 100)
-    max_minutes: float | None = None
-
-
-def attention_backend(device: torch.device) -> AbstractContextManager:
-    """On a CPU, attention by plain products: on few tokens twice as fast as the fused kernel."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == 'cpu' else nullcontext()
+from mmaselect.pretraining.monitor import Monitor, is_due
+from mmaselect.pretraining.parts import TrainOptions, TrainParts
+from mmaselect.pretraining.stop_request import StopRequest
 
 
 class Trainer:
@@ -85,66 +29,41 @@ class Trainer:
 
     Args:
         accelerator: Says where and in which precision.
-        model: The untrained transformer.
-        optimizers: Of all its parameters.
-        schedule: Factor of the learning rates, by step.
-        objective: What to predict.
-        clean: Clean samples.
-        labels: (N,), their classes.
-        classes: Class names; empty for a set without.
-        folder: Where everything is written.
+        parts: What is trained, on what, and where it is written.
         options: How to train.
-        token_drop: Hooked to ``model``.
-        probe_images: For the linear probe.
-        vae: Of the latents, if any.
+
+    Attributes:
+        step (int): Steps done.
+        images (int): Images seen.
+        seconds (float): Time taken, earlier parts of a resumed run included.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: DiTTransformer2DModel,
-        optimizers: Sequence[Optimizer],
-        schedule: Callable[[int], float],
-        objective: Objective,
-        clean: PixelSource | LatentSource,
-        labels: Tensor,
-        classes: Sequence[str],
-        folder: RunFolder,
-        options: TrainOptions,
-        token_drop: TokenDrop,
-        probe_images: ProbeImages | None = None,
-        vae: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, parts: TrainParts, options: TrainOptions) -> None:
         self.accelerator, self.device = accelerator, accelerator.device
-        self.options, self.folder = options, folder
-        self.schedule, self.objective, self.token_drop = schedule, objective, token_drop
-        self.clean, self.classes, self.vae = clean, tuple(classes), vae
-        self.probe_images = probe_images
-        self.null = model.config.num_embeds_ada_norm
-        # Without classes there is only the null class.
-        self.labels = labels if classes else torch.full_like(labels, self.null)
-        self.order = DataOrder(len(labels), options.seed)
-
-        self.averaged = DiTTransformer2DModel.from_config(model.config).to(self.device).eval()
-        self.plain = model.to(self.device).train()
+        self.parts, self.options = parts, options
+        self.batches = BatchSource(parts, options, accelerator)
+        self.averaged = DiTTransformer2DModel.from_config(parts.model.config)
+        self.averaged = self.averaged.to(self.device).eval()
+        self.monitor = Monitor(self.averaged, parts, options)
+        self.plain = parts.model.to(self.device).train()
         self.ema = EMAModel(self.plain.parameters(), decay=options.ema_decay, foreach=True)
         self.planned = [
             [{k: group[k] for k in ('initial_lr', 'weight_decay')} for group in o.param_groups]
-            for o in optimizers
+            for o in parts.optimizers
         ]
-        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.model, *self.optimizers = accelerator.prepare(parts.model, *parts.optimizers)
         accelerator.register_for_checkpointing(self.ema)
         self.step, self.images, self.seconds = 0, 0, 0.0
-        self._signal = 0
 
     def resume(self) -> bool:
         """Go back to the newest checkpoint; False if there is none."""
-        state = self.folder.newest()
+        folder = self.parts.folder
+        state = folder.newest()
         if state is None:
             return False
         self.accelerator.load_state(str(state))
         self.ema.to(self.device)
-        progress = self.folder.read_progress(state)
+        progress = folder.read_progress(state)
         self.step, self.images = progress['step'], progress['images']
         self.seconds = progress['seconds']
         # The optimizers' state brings back its old plan; the command line has the new one.
@@ -152,7 +71,7 @@ class Trainer:
             for group, planned in zip(optimizer.param_groups, groups, strict=True):
                 group.update(planned)
         if self.accelerator.is_main_process:
-            self.folder.forget_after(self.step)
+            folder.forget_after(self.step)
         return True
 
     def train(self) -> bool:
@@ -165,7 +84,6 @@ class Trainer:
             SystemExit: After SIGTERM or SIGINT, once everything is saved.
         """
         options = self.options
-        before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         started, seconds_before = time.monotonic(), self.seconds
         bar = tqdm(
             total=options.steps,
@@ -173,38 +91,38 @@ class Trainer:
             disable=not (self.accelerator.is_main_process and sys.stderr.isatty()),
         )
         total, count, since = torch.zeros((), device=self.device), 0, time.monotonic()
-        try:
+        with bar, StopRequest(self.accelerator, options.max_minutes) as request:
             stop = False
             while self.step < options.steps and not stop:
-                loss, norm, factor = self._step()
+                loss, norm, factor = self._train_step()
                 total, count = total + loss, count + 1
                 bar.update()
                 now = time.monotonic()
                 self.seconds = seconds_before + now - started
-                over = bool(options.max_minutes) and now - started > 60 * options.max_minutes
-                stop = self._any_rank(over or self._signal)
+                stop = request.was_made()
                 last = stop or self.step == options.steps
-                if last or _due(self.step, options.log_every):
+                if last or is_due(self.step, options.log_every):
                     rate = count * options.batch / (now - since)
-                    self._log_loss(float(self._mean(total / count)), norm, factor, rate, bar)
+                    mean = self.accelerator.reduce(total / count, 'mean')
+                    self._log_step(float(mean), norm, factor, rate, bar)
                     total, count, since = torch.zeros_like(total), 0, time.monotonic()
-                if last or _due(self.step, options.save_every):
+                if last or is_due(self.step, options.save_every):
                     self.save()
-                # Looking at the model comes after saving it, and is left out on the way out.
-                if not stop and self._look():
+                # Looking at the network comes after saving it, and is left out on the way out.
+                if not stop and self.monitor.is_due(self.step):
+                    self._look_at_average()
                     since = time.monotonic()
-        finally:
-            bar.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self._signal:
-            self.accelerator.print(f'stopped by signal {self._signal}, saved at step {self.step}')
-            raise SystemExit(128 + self._signal)
+        if request.signal_number:
+            self.accelerator.print(
+                f'stopped by signal {request.signal_number}, saved at step {self.step}'
+            )
+            raise SystemExit(128 + request.signal_number)
         return self.step == options.steps
 
     def save(self) -> None:
         """Write a checkpoint, ``snapshot/`` (averaged weights as a pipeline) and ``loss.png``."""
         self.accelerator.wait_for_everyone()
+        folder = self.parts.folder
 
         def write(state: Any) -> None:
             self.accelerator.save_state(str(state))
@@ -212,75 +130,56 @@ class Trainer:
 
         progress = {'step': self.step, 'images': self.images, 'seconds': round(self.seconds, 1)}
         if self.accelerator.is_main_process:
-            self.folder.save_state(self.step, progress, write)
+            folder.save_state(self.step, progress, write)
             self.export('snapshot')
-            self.folder.plot()
+            folder.plot()
         else:
-            write(self.folder.states / f'.step_{self.step:08d}')
+            write(folder.states / f'.step_{self.step:08d}')
         self.accelerator.wait_for_everyone()
 
     def export(self, name: str, dtype: torch.dtype = torch.float32) -> None:
         """Save the averaged weights as a pipeline folder of this name."""
         self._load_average()
+        parts = self.parts
         save_pipeline(
-            self.folder.path / name, self.averaged, self.objective, self.classes, self.vae, dtype
+            parts.folder.path / name,
+            self.averaged,
+            parts.objective,
+            parts.classes,
+            parts.vae,
+            dtype,
         )
 
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._signal = number
+    def _load_average(self) -> None:
+        self.ema.copy_to(self.averaged.parameters())
 
-    def _any_rank(self, stop: bool) -> bool:
-        """Whether any process wants to stop: all must do so at the same step."""
-        if self.accelerator.num_processes == 1:
-            return bool(stop)
-        flag = torch.tensor(float(bool(stop)), device=self.device)
-        return bool(self.accelerator.reduce(flag, 'sum') > 0)
+    def _look_at_average(self) -> None:
+        if self.accelerator.is_main_process:
+            self._load_average()
+            with self.accelerator.autocast(), attention_backend(self.device):
+                self.monitor.look(self.step, self.images)
+        self.accelerator.wait_for_everyone()
 
-    def _mean(self, value: Tensor) -> Tensor:
-        return self.accelerator.reduce(value, 'mean')
-
-    def _draw(self) -> tuple[Tensor, ...]:
-        """This process's share of the step's batch: all that is random is drawn here."""
-        options, rank = self.options, self.accelerator.process_index
-        generator = step_generator(options.seed, self.step, rank, self.device)
-        share = options.batch // self.accelerator.num_processes
-        index = self.order(self.step * options.batch + rank * share, share)
-
-        def chance(probability: float) -> Tensor:
-            return torch.rand(share, generator=generator, device=self.device) < probability
-
-        flip = chance(0.5 if options.flip else 0.0)
-        labels = self.labels[index].to(self.device)
-        labels = torch.where(chance(options.label_dropout), self.null, labels)
-        clean = self.clean(index, flip, generator)
-        noise = torch.randn(clean.shape, generator=generator, device=self.device)
-        times = self.objective.draw_times(share, generator)
-        noisy, told = self.objective.add_noise(clean, noise, times)
-        kept = self.token_drop.draw(share, generator)
-        wanted = self.token_drop.kept(self.objective.wanted(clean, noise, told), kept)
-        return (
-            (noisy, told, labels, wanted) if kept is None else (noisy, told, labels, wanted, kept)
-        )
-
-    def _step(self) -> tuple[Tensor, Tensor, float]:
+    def _train_step(self) -> tuple[Tensor, Tensor, float]:
         """One step; returns loss, norm of the gradient and the factor of the learning rate."""
         accelerator, parts = self.accelerator, self.options.accumulate
+        token_drop = self.parts.token_drop
         loss_sum = torch.zeros((), device=self.device)
-        for i, (noisy, told, labels, wanted, *rest) in enumerate(
-            zip(*(drawn.chunk(parts) for drawn in self._draw()), strict=True), start=1
-        ):
-            kept = rest[0] if rest else None
+        for i, batch in enumerate(self.batches.draw(self.step).split(parts), start=1):
             waiting = i < parts
             with accelerator.no_sync(self.model) if waiting else nullcontext():
                 with attention_backend(self.device):
-                    self.token_drop.use(kept)
-                    output = self.model(noisy, timestep=told, class_labels=labels).sample.float()
-                    self.token_drop.use(None)
-                loss = F.mse_loss(self.token_drop.answer(output, kept), wanted) / parts
+                    token_drop.use(batch.kept)
+                    output = self.model(
+                        batch.noisy, timestep=batch.model_times, class_labels=batch.labels
+                    ).sample.float()
+                    token_drop.use(None)
+                predicted = token_drop.output_tokens(output, batch.kept)
+                loss = F.mse_loss(predicted, batch.expected) / parts
                 accelerator.backward(loss)
             loss_sum += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.options.grad_clip)
-        factor = self.schedule(self.step)
+        factor = self.parts.schedule(self.step)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group['lr'] = group['initial_lr'] * factor
@@ -291,7 +190,7 @@ class Trainer:
         self.images += self.options.batch
         return loss_sum, norm, factor
 
-    def _log_loss(self, loss: float, norm: Tensor, factor: float, rate: float, bar: Any) -> None:
+    def _log_step(self, loss: float, norm: Tensor, factor: float, rate: float, bar: Any) -> None:
         if not self.accelerator.is_main_process:
             return
         record = {
@@ -303,54 +202,9 @@ class Trainer:
             'lr_factor': round(factor, 5),
             'images_per_second': round(rate, 1),
         }
-        self.folder.log(record)
+        self.parts.folder.log(record)
         text = f'loss {loss:.4f}, {rate:.0f} images/s'
         if bar.disable:
             print(f'step {self.step}/{self.options.steps}: {text}', flush=True)
         else:
             bar.set_postfix_str(text)
-
-    def _look(self) -> bool:
-        """Sample and probe where that is due; whether anything was done."""
-        last = self.step == self.options.steps
-        sample = self.options.sample_every and (last or _due(self.step, self.options.sample_every))
-        probe = self.options.probe_every and (last or _due(self.step, self.options.probe_every))
-        if self.accelerator.is_main_process and (sample or probe):
-            self._load_average()
-            with self.accelerator.autocast(), attention_backend(self.device):
-                if sample:
-                    self._sample()
-                if probe:
-                    self._probe()
-        if sample or probe:
-            self.accelerator.wait_for_everyone()
-        return bool(sample or probe)
-
-    def _load_average(self) -> None:
-        self.ema.copy_to(self.averaged.parameters())
-
-    def _sample(self) -> None:
-        shown = [*range(min(len(self.classes), MAX_SAMPLED_CLASSES)), self.null]
-        images = sample_images(
-            self.averaged,
-            self.objective,
-            torch.tensor(shown).repeat_interleave(SAMPLES_PER_CLASS),
-            self.vae,
-            self.options.sample_steps,
-            self.options.seed,
-        )
-        folder = self.folder.path / 'samples'
-        folder.mkdir(exist_ok=True)
-        image_grid(images, SAMPLES_PER_CLASS).save(folder / f'step_{self.step:08d}.png')
-
-    def _probe(self) -> None:
-        blocks = self.options.probe_blocks or range(1, self.averaged.config.num_layers, 2)
-        dit = as_frozen(self.averaged, self.objective, blocks)
-        table = probe_table(dit, self.probe_images, self.options.probe_timesteps)
-        self.folder.log({'step': self.step, 'images': self.images, 'probe': table})
-        best = max(table, key=table.get)
-        print(f'step {self.step}: linear probe {100 * table[best]:.1f} % ({best})', flush=True)
-
-
-def _due(step: int, interval: int) -> bool:
-    return bool(interval) and step % interval == 0

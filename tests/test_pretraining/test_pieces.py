@@ -110,21 +110,21 @@ def test_schedule_warms_up_and_ends_where_it_should(kind):
 def test_noising_and_target_follow_the_formulas(target):
     objective = Objective(target)
     clean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    noisy, told = objective.add_noise(clean, noise, torch.tensor([0.1234, 0.9999]))
-    wanted = objective.wanted(clean, noise, told)
+    noisy, model_times = objective.add_noise(clean, noise, torch.tensor([0.1234, 0.9999]))
+    expected = objective.expected_output(clean, noise, model_times)
     if target == 'flow':
         sigma = torch.tensor([0.1234, 0.9999]).view(2, 1, 1, 1)
-        torch.testing.assert_close(told, torch.tensor([123.4, 999.9]))
+        torch.testing.assert_close(model_times, torch.tensor([123.4, 999.9]))
         torch.testing.assert_close(noisy, (1 - sigma) * clean + sigma * noise)
-        torch.testing.assert_close(wanted, noise - clean)
+        torch.testing.assert_close(expected, noise - clean)
         return
-    assert told.tolist() == [123, 999]
+    assert model_times.tolist() == [123, 999]
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[[123, 999]].reshape(2, 1, 1, 1)
     alpha, sigma = (torch.tensor(x**0.5, dtype=torch.float32) for x in (alpha_bar, 1 - alpha_bar))
     torch.testing.assert_close(noisy, alpha * clean + sigma * noise, atol=1e-5, rtol=1e-4)
     velocity = alpha * noise - sigma * clean
     torch.testing.assert_close(
-        wanted, noise if target == 'epsilon' else velocity, atol=1e-5, rtol=1e-4
+        expected, noise if target == 'epsilon' else velocity, atol=1e-5, rtol=1e-4
     )
 
 
@@ -139,8 +139,10 @@ def test_sampler_ends_at_the_clean_image():
         start = torch.tensor([1.0])
         x, _ = objective.add_noise(clean, noise, start)
         for time in sampler.timesteps:
-            told = time.reshape(1)
-            x = sampler.step(objective.wanted(clean, noise, told), time, x).prev_sample
+            model_times = time.reshape(1)
+            x = sampler.step(
+                objective.expected_output(clean, noise, model_times), time, x
+            ).prev_sample
         torch.testing.assert_close(x, clean, atol=0.02, rtol=0)
 
 
@@ -166,7 +168,7 @@ def test_tokens_in_another_order_give_the_same_answers_in_that_order():
     whole = to_tokens(model(x, timestep=t, class_labels=y).sample, 2)
     order = torch.stack([torch.randperm(16), torch.randperm(16)])
     drop.use(order)
-    answer = drop.answer(model(x, timestep=t, class_labels=y).sample, order)
+    answer = drop.output_tokens(model(x, timestep=t, class_labels=y).sample, order)
     expected = whole.gather(1, order[..., None].expand(-1, -1, 12))
     torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(drop.kept(x, order)[1, 0], to_tokens(x, 2)[1, order[1, 0]])

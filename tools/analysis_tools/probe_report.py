@@ -10,18 +10,19 @@ on the standardized mean query of each block (null class, one fixed draw of nois
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DiTTransformer2DModel
 
 from mmaselect.images import to_model_range
+from mmaselect.pretraining.attention import attention_backend
 from mmaselect.pretraining.clean import load_vae
 from mmaselect.pretraining.images import ImageSet, read_images
 from mmaselect.pretraining.objective import Objective
 from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, probe_table
-from mmaselect.pretraining.trainer import attention_backend
+from mmaselect.tool import make_tool_parser, run_tool
 
 
 def report(
@@ -89,11 +90,9 @@ def to_markdown(scores: dict) -> str:
     return '\n'.join(lines)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_tool_parser(__doc__)
     parser.add_argument('pipeline', type=Path, help='pipeline/ or snapshot/ of a run')
     parser.add_argument('--data', required=True, help='class folders to fit on')
     parser.add_argument('--probe-data', required=True, help='class folders to test on')
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument('--train', type=int, default=4000, help='images to fit on')
     parser.add_argument('--test', type=int, default=2000, help='images to test on')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
     args = parser.parse_args(argv)
     fit = read_images(args.data)
     scores = report(
@@ -116,10 +115,10 @@ def main(argv: list[str] | None = None) -> None:
         args.control_timesteps,
         args.train,
         args.test,
-        torch.device(args.device),
+        torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu')),
     )
     print(to_markdown(scores))
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

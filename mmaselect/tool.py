@@ -1,0 +1,61 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What every command-line tool of ``tools/`` has: help that shows examples, and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DEBUG_FLAG = '--debug'
+
+
+def make_tool_parser(
+    description: str | None,
+    examples: str = '',
+    formatter: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
+) -> argparse.ArgumentParser:
+    """A parser for a tool that is run by `run_tool`.
+
+    Args:
+        description: What the tool does; its line breaks are kept.
+        examples: Shown after the flags, as they are.
+        formatter: Lays the help out.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=formatter
+    )
+    parser.add_argument(
+        DEBUG_FLAG, action='store_true', help='show the traceback of an error, not one line of it'
+    )
+    return parser
+
+
+def run_tool(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Run a tool; what goes wrong is said in one line, unless ``--debug`` is among the flags.
+
+    Called from Python, a tool's ``main`` raises as any function does: this is for the command line.
+
+    Args:
+        main: The tool's main function, which takes the command line.
+        argv: The command line without the tool's name; that of this process by default.
+
+    Raises:
+        SystemExit: With the line, in place of any error.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        main(argv)
+    except Exception as error:
+        if DEBUG_FLAG in argv:
+            raise
+        name = Path(sys.argv[0]).name
+        raise SystemExit(f'{name}: {in_one_line(error)} ({DEBUG_FLAG} shows where)') from None
+
+
+def in_one_line(error: BaseException) -> str:
+    """The kind of an error and its message, without line breaks."""
+    # The text of a KeyError is the repr of its message.
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return f'{type(error).__name__}: {" ".join(str(message).split())}'
