@@ -209,12 +209,18 @@ def run_case(
 
     Args:
         case: The case.
-        criteria: Configs of criteria; an entry ``name`` names one in tables, and ``views`` holds
+        criteria: Configs of criteria; an entry ``name`` names one in tables,
+            ``tasks`` says for which tasks it is (all by default), and ``views`` holds
             arguments of :class:`~mmaselect.images.views.ViewOptions` for one that compares views.
         out: Folder of the benchmark; the case gets a folder in it.
         device: Where the model runs.
     """
     init_default_scope(TOOLBOXES[case.task])
+    criteria = [
+        {key: value for key, value in entry.items() if key != 'tasks'}
+        for entry in criteria
+        if case.task in entry.get('tasks', TOOLBOXES)
+    ]
     blocks = case.blocks
     if blocks is None:
         first = FrozenDiT.from_pretrained(case.pretrained)

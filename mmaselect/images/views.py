@@ -166,7 +166,7 @@ def make_views(
     sources = split_pixels(image) if options.pixels == 'disjoint' else (image, image)
     views, boxes, flips = [], [], []
     for source in sources:
-        pixels = torch.from_numpy(np.ascontiguousarray(source)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1)
         side = rng.uniform(*options.scale)
         rows = max(1, min(image.shape[0], round(side * frame_height)))
         columns = max(1, min(image.shape[1], round(side * frame_width)))

@@ -9,11 +9,11 @@ it, and the Fisher score, which sees labels.
 Killed or stopped, the same command goes on where it was: each timestep of each case is a file.
 
 Examples:
-  python tools/analysis_tools/criteria_benchmark.py configs/benchmarks/criteria.py
+  python tools/analysis_tools/criteria_benchmark.py benchmarks/criteria_cases.py
   # some cases only; the same command without --cases shows the table of all that is there
-  python tools/analysis_tools/criteria_benchmark.py configs/benchmarks/criteria.py --cases 'digits*'
+  python tools/analysis_tools/criteria_benchmark.py benchmarks/criteria_cases.py --cases 'digits*'
   # the table of what was measured so far, nothing is run
-  python tools/analysis_tools/criteria_benchmark.py configs/benchmarks/criteria.py --report-only
+  python tools/analysis_tools/criteria_benchmark.py benchmarks/criteria_cases.py --report-only
 
 Written to --out:
   CASE/timesteps/  what was measured, a file for each timestep
@@ -29,7 +29,6 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from mmaselect.analysis.tables import markdown_table, write_csv
 from mmengine.config import DictAction
 
 from mmaselect.analysis.criteria_benchmark import (
@@ -41,6 +40,7 @@ from mmaselect.analysis.criteria_benchmark import (
 )
 from mmaselect.files import write_atomically
 from mmaselect.selection.plot import save_figure
+from mmaselect.utils.tables import markdown_table, write_csv
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,7 +14,9 @@ from torchmetrics.utilities import dim_zero_cat
 from mmaselect.images.views import NUM_VIEWS, ViewBoxes
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
+from mmaselect.selection.criteria.high_frequency_ratio import check_choice
 
+DENSE_MEASURES = ('sensitivity', 'log_probability')
 #: Rows of the similarity matrix that are held at a time, so that memory grows with N and not N^2.
 _CHUNK = 1024
 
@@ -358,20 +360,28 @@ class DenseCorrespondence(ViewPairCriterion):
 
     Args:
         points: Places along each side of a grid over the common part. Defaults to 3.
-        temperature: Of the softmax over cosine similarities. Defaults to 0.1.
+        measure: What a match is worth: ``'sensitivity'``, as :class:`InstanceSensitivity`, or
+            ``'log_probability'``, as :class:`InstanceDiscrimination`. Defaults to
+            ``'sensitivity'``.
+        temperature: Of the softmax, for ``'log_probability'``. Defaults to 0.1.
         ridge: See :func:`whiten_pairs`. Defaults to 0.1.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If a value is not positive.
+        ValueError: If a value is not positive, or the measure is none of these.
     """
 
-    needs_boxes: ClassVar[bool] = True
-
     def __init__(
-        self, points: int = 3, temperature: float = 0.1, ridge: float = 0.1, **kwargs
+        self,
+        points: int = 3,
+        measure: str = 'sensitivity',
+        temperature: float = 0.1,
+        ridge: float = 0.1,
+        **kwargs,
     ) -> None:
         super().__init__(ridge, **kwargs)
+        check_choice('measure', measure, DENSE_MEASURES)
+        self.measure = measure
         if isinstance(points, bool) or not isinstance(points, int) or points < 1:
             raise ValueError(f'points must be a whole number above 0, got {points!r}')
         if not temperature > 0:
@@ -393,4 +403,6 @@ class DenseCorrespondence(ViewPairCriterion):
         return torch.stack(sampled, 1)
 
     def per_pair(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.measure == 'sensitivity':
+            return standardized_match(first, second)
         return info_nce(first, second, self.temperature)

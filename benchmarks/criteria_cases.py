@@ -10,10 +10,12 @@ corruptions = [(None, 0)] + [
 
 
 def folders(name, split):
+    """Images in one folder for each class."""
     return dict(type='mmpretrain.CustomDataset', data_root=f'{data_root}{name}', data_prefix=split)
 
 
 def camvid(split):
+    """CamVid with 11 classes."""
     return dict(
         type='mmaselect.CamVidDataset',
         data_root=f'{data_root}camvid11',
@@ -22,6 +24,7 @@ def camvid(split):
 
 
 def grid_of_cases(prefix, chosen, **common):
+    """A case for each corruption."""
     return [
         dict(
             name=f'{prefix}_clean' if name is None else f'{prefix}_{name}_{severity}',
@@ -74,7 +77,18 @@ common = dict(pixels='all')
 criteria = [
     dict(type='HighFrequencyRatio'),
     dict(type='CrossSpectrumHFR'),
-    dict(type='FisherScore', num_classes=10, name='FisherScore (labels)'),
+    dict(
+        type='FisherScore',
+        num_classes=10,
+        name='FisherScore (labels)',
+        tasks=['classification'],
+    ),
+    dict(
+        type='FisherScore',
+        num_classes=11,
+        name='FisherScore (labels)',
+        tasks=['segmentation'],
+    ),
     *[
         dict(views=views, name=f'{name}, {views["pixels"]} pixels', **config)
         for views in (disjoint, common)
@@ -86,8 +100,18 @@ criteria = [
             'InstanceSensitivity 0.01': dict(type='InstanceSensitivity', ridge=0.01),
             'InstanceDiscrimination': dict(type='InstanceDiscrimination'),
             'InstanceDiscrimination 0.2': dict(type='InstanceDiscrimination', temperature=0.2),
-            'DenseCorrespondence': dict(type='DenseCorrespondence'),
         }.items()
+    ],
+    *[
+        dict(
+            type='DenseCorrespondence',
+            measure=measure,
+            views=views,
+            name=f'DenseCorrespondence {measure}, {views["pixels"]} pixels',
+            tasks=['segmentation'],
+        )
+        for views in (disjoint, common)
+        for measure in ('sensitivity', 'log_probability')
     ],
 ]
 #: Whose picks are drawn.
