@@ -155,7 +155,7 @@ class CalibrationSet:
         for position in range(rank, len(self), world_size):
             decoded = self._decode(position)
             digest = hashlib.sha256(str(decoded.shape).encode())
-            digest.update(np.ascontiguousarray(decoded))
+            digest.update(np.ascontiguousarray(decoded).data)
             hashes[position] = digest.hexdigest()
             image = self._fit(decoded)
             if position not in self._kept and image.nbytes <= room:

@@ -87,12 +87,13 @@ def build_image_source(
             f'data_root and data_prefix'
         )
         try:
-            calibration = DATASETS.build(config)
+            dataset = DATASETS.build(config)
         except ValueError as error:
             # What MMEngine's BaseDataset says when it serializes no entries.
             if 'need at least one array to concatenate' in str(error):
                 raise ValueError(empty) from error
             raise
-        if len(calibration) == 0:
+        if len(dataset) == 0:
             raise ValueError(empty)
+        return DatasetImages(dataset, array_order)
     return DatasetImages(calibration, array_order)
