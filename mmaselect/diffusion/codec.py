@@ -106,6 +106,10 @@ class Flux2Codec(KLCodec):
     Packing is thus the codec's part: latents have 4 times the VAE's channels.
     """
 
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__(vae)
+        self.eps = float(vae.config.batch_norm_eps)
+
     def _stride(self) -> int:
         return super()._stride() * self._patch
 
@@ -117,7 +121,7 @@ class Flux2Codec(KLCodec):
         latent = nn.functional.pixel_unshuffle(latent, self._patch)
         norm = self.vae.bn
         mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
-        return (latent - mean) / torch.sqrt(var + self.vae.config.batch_norm_eps)
+        return (latent - mean) / torch.sqrt(var + self.eps)
 
 
 #: VAE class, as its config names it, to the codec that knows how to call it.

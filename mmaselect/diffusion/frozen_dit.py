@@ -123,11 +123,11 @@ class FrozenDiT(nn.Module):
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
-        process = family.build_process(source.config('scheduler'))
+        process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
         transformer = family.load_transformer(source, needed, dtype, **(load_kwargs or {}))
-        codec = source.codec(dtype)
+        codec = family.codec(source, dtype)
         return cls(transformer, family, process, codec, prepared, resolved, features)
 
     # -- facts ------------------------------------------------------------------------------------
@@ -222,10 +222,9 @@ class FrozenDiT(nn.Module):
         level = self.process.at(timestep, num_tokens=grid[0] * grid[1])
         noisy = self.process.add_noise(latent.float(), noise.float(), level)
         batch = latent.shape[0]
+        # Copies, as the pipelines make them: products of expanded tensors are rounded otherwise.
         condition = {
-            name: getattr(self, f'condition_{name}').expand(
-                batch, *getattr(self, f'condition_{name}').shape[1:]
-            )
+            name: getattr(self, f'condition_{name}').repeat_interleave(batch, dim=0)
             for name in self._condition_names
         }
         time = torch.full((batch,), level.model_time, dtype=torch.float32, device=latent.device)

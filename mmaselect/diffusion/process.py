@@ -12,9 +12,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,11 +98,20 @@ class DDPMProcess(ForwardProcess):
         config: A scheduler config with ``beta_schedule`` (DDPM, DDIM, DPM-Solver, ... all have it).
     """
 
+    #: The diffusers class that computes the schedule, and what its config takes for that.
+    scheduler_class: ClassVar[str] = 'DDPMScheduler'
+    schedule_keys: ClassVar[tuple[str, ...]] = (
+        'num_train_timesteps',
+        'beta_start',
+        'beta_end',
+        'beta_schedule',
+        'trained_betas',
+        'rescale_betas_zero_snr',
+    )
+
     def __init__(self, config: Mapping[str, Any]) -> None:
-        known = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
-                 'rescale_betas_zero_snr')  # fmt: skip
-        scheduler = diffusers.DDPMScheduler(
-            **{key: config[key] for key in known if config.get(key) is not None}
+        scheduler = getattr(diffusers, self.scheduler_class)(
+            **{key: config[key] for key in self.schedule_keys if config.get(key) is not None}
         )
         super().__init__(scheduler.config.num_train_timesteps)
         self.alphas_cumprod = scheduler.alphas_cumprod
@@ -109,9 +119,16 @@ class DDPMProcess(ForwardProcess):
     def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
         timestep = self.check_timestep(timestep)
         # In float32, as the scheduler's own add_noise does it: features are then equal bit for bit.
-        signal = self.alphas_cumprod[timestep]
+        signal = self.alphas_cumprod[timestep].float()
         alpha, sigma = (signal**0.5).item(), ((1 - signal) ** 0.5).item()
         return NoiseLevel(timestep, alpha, sigma, float(timestep))
+
+
+class CogVideoXProcess(DDPMProcess):
+    """The same with a signal-to-noise ratio that is divided by ``snr_shift_scale``."""
+
+    scheduler_class = 'CogVideoXDDIMScheduler'
+    schedule_keys = (*DDPMProcess.schedule_keys, 'snr_shift_scale')
 
 
 class FlowMatchingProcess(ForwardProcess):
@@ -119,7 +136,8 @@ class FlowMatchingProcess(ForwardProcess):
 
     The unshifted sigma of timestep t is ``t / T`` (so that t = T - index into the scheduler's
     descending table); the scheduler's shift, static or dependent on the number of tokens, then
-    gives the sigma that is used, and ``sigma * T`` is what the transformer is told.
+    gives the sigma that is used, and ``sigma * T`` is what the transformer is told. All of it is
+    computed by ``FlowMatchEulerDiscreteScheduler``, in float32, and so equal to it bit for bit.
 
     Args:
         config: Config of a flow-matching scheduler.
@@ -134,47 +152,132 @@ class FlowMatchingProcess(ForwardProcess):
         self.max_shift = config.get('max_shift') or 1.15
         self.base_tokens = config.get('base_image_seq_len') or 256
         self.max_tokens = config.get('max_image_seq_len') or 4096
-        self.exponential = config.get('time_shift_type', 'exponential') == 'exponential'
+        self.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            shift=self.shift,
+            use_dynamic_shifting=self.dynamic,
+            time_shift_type=config.get('time_shift_type') or 'exponential',
+        )
 
-    def _shift_for(self, num_tokens: int | None) -> float:
+    def mu(self, num_tokens: int) -> float:
+        """How far the noise levels of an image of so many tokens are shifted."""
+        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
+        # In the order in which the pipelines' `calculate_shift` adds: the last bit depends on it.
+        return num_tokens * slope + (self.base_shift - slope * self.base_tokens)
+
+    def sigma(self, timestep: int, num_tokens: int) -> np.floating[Any]:
+        """The shifted sigma of a timestep."""
+        if timestep == 0:
+            return np.float32(0)
         if not self.dynamic:
-            return self.shift
-        if num_tokens is None:
+            return self.scheduler.sigmas[self.num_train_timesteps - timestep].numpy()[()]
+        unshifted = np.array([timestep / self.num_train_timesteps]).astype(np.float32)
+        return self.scheduler.time_shift(self.mu(num_tokens), 1.0, unshifted)[0]
+
+    def model_time(self, sigma: np.floating[Any]) -> float:
+        """What the scheduler hands to the transformer."""
+        return float(sigma * np.float32(self.num_train_timesteps))
+
+    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
+        timestep = self.check_timestep(timestep)
+        if self.dynamic and num_tokens is None:
             raise ValueError(
                 'this scheduler shifts its noise levels by the image size '
                 '(use_dynamic_shifting=True): pass num_tokens, the number of image tokens'
             )
-        slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
-        mu = self.base_shift + slope * (num_tokens - self.base_tokens)
-        return math.exp(mu) if self.exponential else mu
+        sigma = self.sigma(timestep, num_tokens or 0)
+        single = np.float32(sigma)
+        return NoiseLevel(
+            timestep, float(np.float32(1) - single), float(single), self.model_time(sigma)
+        )
 
-    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
-        timestep = self.check_timestep(timestep)
-        shift = self._shift_for(num_tokens)
-        unshifted = timestep / self.num_train_timesteps
-        sigma = shift * unshifted / (1 + (shift - 1) * unshifted)
-        return NoiseLevel(timestep, 1 - sigma, sigma, sigma * self.num_train_timesteps)
+
+class FlowSolverProcess(FlowMatchingProcess):
+    """The flow of DPM-Solver, UniPC and their like: time is cut down to a whole number.
+
+    They compute sigma in float64 and round it afterwards.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        # u = t / T as each of them rounds it, by t.
+        steps = np.linspace(1, 1 / self.num_train_timesteps, self.num_train_timesteps)
+        if config.get('_class_name') == 'UniPCMultistepScheduler':
+            self.unshifted = np.append(0, steps[:0:-1])
+        else:
+            self.unshifted = 1 - steps
+
+    def sigma(self, timestep: int, num_tokens: int) -> np.floating[Any]:
+        shift = math.exp(self.mu(num_tokens)) if self.dynamic else self.shift
+        unshifted = self.unshifted[timestep]
+        return shift * unshifted / (1 + (shift - 1) * unshifted)
+
+    def model_time(self, sigma: np.floating[Any]) -> float:
+        return float(int(sigma * self.num_train_timesteps))
+
+
+# Schedulers whose forward process each of ours is. A class of another name may compute its noise
+# levels in a way of its own, whatever its config holds, and is not guessed at.
+_FLOWS = (
+    'FlowMatchEulerDiscreteScheduler',
+    'FlowMatchHeunDiscreteScheduler',
+    'FlowMatchLCMScheduler',
+)
+_SOLVERS = (
+    'DEISMultistepScheduler',
+    'DPMSolverMultistepScheduler',
+    'DPMSolverSinglestepScheduler',
+    'SASolverScheduler',
+    'UniPCMultistepScheduler',
+)
+_DDPMS = (
+    'DDIMInverseScheduler',
+    'DDIMParallelScheduler',
+    'DDIMScheduler',
+    'DDPMParallelScheduler',
+    'DDPMScheduler',
+    'DPMSolverMultistepInverseScheduler',
+    'DPMSolverSDEScheduler',
+    'EulerAncestralDiscreteScheduler',
+    'EulerDiscreteScheduler',
+    'HeunDiscreteScheduler',
+    'KDPM2AncestralDiscreteScheduler',
+    'KDPM2DiscreteScheduler',
+    'LCMScheduler',
+    'LMSDiscreteScheduler',
+    'PNDMScheduler',
+    'TCDScheduler',
+)
+_COGVIDEOX = ('CogVideoXDDIMScheduler', 'CogVideoXDPMScheduler')
 
 
 def build_process(config: Mapping[str, Any]) -> ForwardProcess:
     """Forward process of a scheduler config (the content of ``scheduler_config.json``).
 
+    Only what the model was trained with is read. How a sampler spends its steps is no part of it:
+    ``use_karras_sigmas``, ``use_exponential_sigmas``, ``use_beta_sigmas``, ``use_lu_lambdas``,
+    ``invert_sigmas``, ``shift_terminal``, ``timestep_spacing`` and ``steps_offset`` make no
+    difference here.
+
     Raises:
-        ValueError: If the config states neither a flow nor a beta schedule.
+        ValueError: If no process is known to be that of the scheduler's class.
     """
     name = str(config.get('_class_name', ''))
-    if (
-        name.startswith('FlowMatch')
-        or config.get('use_flow_sigmas')
-        or config.get('prediction_type') == 'flow_prediction'
-    ):
+    if name in _FLOWS:
         return FlowMatchingProcess(config)
-    if config.get('beta_schedule') or config.get('trained_betas') is not None:
+    if name in _SOLVERS and (
+        config.get('use_flow_sigmas') or config.get('prediction_type') == 'flow_prediction'
+    ):
+        return FlowSolverProcess(config)
+    if name in _DDPMS or name in _SOLVERS:
         return DDPMProcess(config)
+    if name in _COGVIDEOX:
+        return CogVideoXProcess(config)
     raise ValueError(
-        f'scheduler {name!r} states neither a flow-matching schedule (FlowMatch*, use_flow_sigmas) '
-        f'nor a beta_schedule, so its forward process is unknown. Keys in its config: '
-        f'{sorted(config)}'
+        f'scheduler {name!r} is not supported: how it makes noisy latents is unknown. Supported: '
+        f'{", ".join(sorted((*_FLOWS, *_SOLVERS, *_DDPMS, *_COGVIDEOX)))}. If the model was '
+        f'trained with the noise levels of one of them, name that one in '
+        f'scheduler/scheduler_config.json of a copy of the pipeline'
     )
 
 

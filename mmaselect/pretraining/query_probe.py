@@ -11,7 +11,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion import FrozenDiT, build_process
 from mmaselect.diffusion.codec import PixelCodec
 from mmaselect.diffusion.families.dit import DiTFamily
 from mmaselect.pretraining.clean import LatentSource, PixelSource
@@ -112,7 +112,7 @@ def as_frozen(
     null = {'class_labels': torch.tensor([family.num_classes])}
     # Samples come as the network takes them, pixels or latents: nothing is left to encode.
     codec = PixelCodec()
-    dit = FrozenDiT(model, family, family.build_process(config), codec, null, blocks, 'query')
+    dit = FrozenDiT(model, family, build_process(config), codec, null, blocks, 'query')
     return dit.to(model.device)
 
 

@@ -161,9 +161,13 @@ class Family(ABC):
         )
 
     # -- noising ----------------------------------------------------------------------------------
-    def build_process(self, scheduler_config: Mapping[str, Any]) -> ForwardProcess:
+    def build_process(self, source: PipelineSource) -> ForwardProcess:
         """Forward process: the scheduler's, unless the pipeline has a rule of its own."""
-        return build_process(scheduler_config)
+        return build_process(source.config('scheduler'))
+
+    def codec(self, source: PipelineSource, dtype: torch.dtype) -> nn.Module:
+        """Image encoder: the VAE's, unless the pipeline scales its latents in a way of its own."""
+        return source.codec(dtype)
 
     # -- conditioning -----------------------------------------------------------------------------
     @abstractmethod

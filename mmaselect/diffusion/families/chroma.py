@@ -73,7 +73,7 @@ class ChromaFamily(FluxFamily):
             packed,
             encoder_hidden_states=embeds,
             timestep=model_time.to(latent.dtype) / 1000,
-            img_ids=position_ids(self.grid(latent), latent.device),
+            img_ids=position_ids(self.grid(latent), latent),
             txt_ids=torch.zeros(embeds.shape[1], 3, device=latent.device),
             # Stays of the embeddings' dtype, as in the pipeline: added to the attention's logits.
             attention_mask=torch.cat([mask, image_mask], dim=1),

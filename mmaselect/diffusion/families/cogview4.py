@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,13 +26,8 @@ class CogView4Process(FlowMatchingProcess):
     that this sigma came from.
     """
 
-    def _shift_for(self, num_tokens: int | None) -> float:
-        if not self.dynamic:
-            return self.shift
-        if num_tokens is None:
-            return super()._shift_for(None)
-        shift = (num_tokens / self.base_tokens) ** 0.5 * self.max_shift + self.base_shift
-        return math.exp(shift) if self.exponential else shift
+    def mu(self, num_tokens: int) -> float:
+        return (num_tokens / self.base_tokens) ** 0.5 * self.max_shift + self.base_shift
 
     def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
         level = super().at(timestep, num_tokens)
@@ -53,8 +47,8 @@ class CogView4Family(TextFamily):
     pipeline_class = 'CogView4Pipeline'
     features = FEATURES + POST_FEATURES
 
-    def build_process(self, scheduler_config: Mapping[str, Any]) -> ForwardProcess:
-        return CogView4Process(scheduler_config)
+    def build_process(self, source: PipelineSource) -> ForwardProcess:
+        return CogView4Process(source.config('scheduler'))
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         states, _ = pipeline.encode_prompt(

@@ -21,10 +21,10 @@ def pack(latent: Tensor) -> Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(0, row, column) of each image token, row-major: (h * w, 3)."""
-    rows, columns = (torch.arange(side, device=device) for side in grid)
-    return torch.cartesian_prod(torch.zeros(1, dtype=rows.dtype, device=device), rows, columns)
+def position_ids(grid: tuple[int, int], latent: Tensor) -> Tensor:
+    """(0, row, column) of each image token, row-major: (h * w, 3), as precise as the latent."""
+    rows, columns = (torch.arange(side, device=latent.device) for side in grid)
+    return torch.cartesian_prod(rows.new_zeros(1), rows, columns).to(latent.dtype)
 
 
 @register_family
@@ -87,8 +87,9 @@ class FluxFamily(TextFamily):
             pack(latent),
             encoder_hidden_states=embeds,
             pooled_projections=condition['pooled_prompt_embeds'],
-            timestep=model_time / 1000,  # the class multiplies by 1000 again
-            img_ids=position_ids(self.grid(latent), latent.device),
+            # In the latent's dtype before the division, as in the pipeline; times 1000 follows.
+            timestep=model_time.to(latent.dtype) / 1000,
+            img_ids=position_ids(self.grid(latent), latent),
             txt_ids=torch.zeros(embeds.shape[1], 3, device=latent.device),
             guidance=condition.get('guidance'),
         )

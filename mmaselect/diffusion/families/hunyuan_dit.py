@@ -108,8 +108,7 @@ class HunyuanDiTFamily(TextFamily):
             model_time.to(latent.dtype),
             encoder_hidden_states=condition['encoder_hidden_states'],
             text_embedding_mask=condition['text_embedding_mask'],
-            # The model takes a view of it, which one prompt expanded to a batch does not allow.
-            encoder_hidden_states_t5=condition['encoder_hidden_states_t5'].contiguous(),
+            encoder_hidden_states_t5=condition['encoder_hidden_states_t5'],
             text_embedding_mask_t5=condition['text_embedding_mask_t5'],
             # Original size, target size, top left corner of the crop.
             image_meta_size=torch.cat(

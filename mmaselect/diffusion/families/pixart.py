@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
 from mmaselect.diffusion.families.base import Tap, whole_output
@@ -28,6 +29,8 @@ class PixArtFamily(TextFamily):
     transformer_class = 'PixArtTransformer2DModel'
     title = 'PixArt'
     pipeline_class = 'PixArtAlphaPipeline'
+    # Until 1 prompts were not cleaned.
+    embedding_format = 2
 
     @property
     def knows_size(self) -> bool:
@@ -40,8 +43,22 @@ class PixArtFamily(TextFamily):
         return source.index()['_class_name']
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        # Without them the pipeline logs a line and leaves markup and links in the prompt.
+        for package, installed in (
+            ('beautifulsoup4', is_bs4_available()),
+            ('ftfy', is_ftfy_available()),
+        ):
+            if not installed:
+                raise ImportError(
+                    f'{self.title} cleans its prompts with {package}, which is not installed: '
+                    f'`pip install {package}`, or all that prompts need by '
+                    f'`pip install "mmaselect[text]"`'
+                )
         states, mask, *_ = pipeline.encode_prompt(
-            prompt, do_classifier_free_guidance=False, device=torch.device('cpu')
+            prompt,
+            do_classifier_free_guidance=False,
+            device=torch.device('cpu'),
+            clean_caption=True,
         )
         return {'encoder_hidden_states': states, 'encoder_attention_mask': mask}
 

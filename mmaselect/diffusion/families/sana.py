@@ -72,8 +72,7 @@ class SanaFamily(TextFamily):
         model_time: Tensor,
         condition: Mapping[str, Tensor],
     ) -> None:
-        # Its DPM-Solver cuts the shifted time down to a whole number.
-        time = model_time.long() * transformer.config.timestep_scale
+        time = model_time * transformer.config.timestep_scale
         transformer(latent, timestep=time, **condition)
 
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:

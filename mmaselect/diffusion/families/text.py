@@ -34,6 +34,8 @@ class TextFamily(Family):
     uses_text = True
     #: Name of the diffusers pipeline that embeds the prompt.
     pipeline_class: ClassVar[str]
+    #: Raised when :meth:`embed` changes: what an older version embedded is then not read again.
+    embedding_format: ClassVar[int] = 1
     #: What `condition=dict(...)` takes beside `prompt`, with the defaults; types must be JSON's.
     condition_options: ClassVar[Mapping[str, Any]] = {}
 
@@ -110,7 +112,7 @@ class TextFamily(Family):
         replaced = {k: v for k, v in self.pipeline_parts(source, options).items() if k in index}
         encoders = [k for k in present if k != 'scheduler' and k not in replaced]
         identity = {
-            'format': 1,
+            'format': self.embedding_format,
             'pipeline': name,
             'encoders': encoder_identity(source, encoders),
             'prompt': prompt,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion import FrozenDiT, parse_dtype
 
 sys.path.insert(0, str(Path(__file__).parent))  # `from harness import FamilyProof`
 
@@ -33,15 +33,26 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope='class')
-def pipeline(request, folder):
-    """The same as stock diffusers loads it."""
-    pipeline = request.cls().stock_pipeline(folder)
-    # torch takes another way through a product, and rounds otherwise, where a weight wants a
-    # gradient, no_grad or not (`should_fold` in its LinearAlgebra.cpp).
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
-    return pipeline
+def stock(request, folder):
+    """The same as stock diffusers loads it, by the name of a dtype."""
+
+    @functools.cache
+    def load(dtype):
+        pipeline = request.cls().stock_pipeline(folder, torch_dtype=parse_dtype(dtype))
+        # torch takes another way through a product, and rounds otherwise, where a weight wants a
+        # gradient, no_grad or not (`should_fold` in its LinearAlgebra.cpp).
+        # Our own prompts are embedded by encoders as diffusers loads them, so those stay.
+        pipeline.transformer.requires_grad_(False)
+        pipeline.vae.requires_grad_(False)
+        return pipeline
+
+    return load
+
+
+@pytest.fixture(scope='class')
+def pipeline(stock):
+    """In fp32."""
+    return stock('fp32')
 
 
 @pytest.fixture(scope='class')

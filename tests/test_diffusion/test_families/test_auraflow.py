@@ -6,7 +6,7 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
 )
-from harness import FeatureProof, item, last_tokens, recorded
+from harness import FeatureProof, item, last_tokens
 from published import check_published
 from rooted_proof import RootedProof
 from tiny_language import umt5
@@ -65,18 +65,6 @@ class AuraFlow:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
         ).save_pretrained(folder)
 
-    def stock_prompt(self, pipeline, batch):
-        """As guidance asks for the empty prompt."""
-        return pipeline.encode_prompt('a bird', num_images_per_prompt=batch)[2]
-
-    def stock_call(self, pipeline, noisy, model_time):
-        pipeline.transformer(
-            noisy,
-            encoder_hidden_states=self.stock_prompt(pipeline, len(noisy)),
-            timestep=torch.tensor([model_time[0] / 1000]).expand(len(noisy)),
-            return_dict=False,
-        )
-
     def points(self, block):
         joint = block < JOINT
         path = f'{STACKS[0]}.{block}' if joint else f'{STACKS[1]}.{block - JOINT}'
@@ -89,15 +77,8 @@ class AuraFlow:
             'output': (path, item(1) if joint else last_tokens),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = self.points(block)['attention'][0]
-        with recorded(pipeline.transformer, [f'{path}.norm_q', f'{path}.norm_k']) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        tokens = noisy[0, 0].numel() // 4
-        return {
-            f'{name}_post': outputs[f'{path}.norm_{name[0]}'].flatten(2)[:, -tokens:]
-            for name in ('query', 'key')
-        }
+    def post_points(self, block):
+        return self.points(block)['attention'][0], last_tokens
 
 
 class TestAuraFlow(AuraFlow, RootedProof):
@@ -112,12 +93,7 @@ class TestAuraFlow(AuraFlow, RootedProof):
 
 
 class TestAuraFlowWithAPrompt(AuraFlow, FeatureProof):
-    condition = 'a red bird'
-
-    def stock_prompt(self, pipeline, batch):
-        return pipeline.encode_prompt(
-            self.condition, do_classifier_free_guidance=False, num_images_per_prompt=batch
-        )[0]
+    condition = prompt = 'a red bird'
 
 
 def test_blocks_are_counted_through_both_kinds(tmp_path):

@@ -1,11 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-import functools
-
 import pytest
 import torch
 from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from diffusers.models.embeddings import apply_rotary_emb
-from harness import FamilyProof, item, last_tokens, recorded
+from harness import FamilyProof, item, last_tokens
 from published import check_published
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
@@ -40,12 +37,6 @@ PUBLISHED = [
 DOUBLE, SINGLE = 2, 3
 
 
-@functools.lru_cache(maxsize=4)
-def embedded(pipeline, batch):
-    with torch.no_grad():
-        return pipeline.encode_prompt([''] * batch, do_classifier_free_guidance=False)[:3]
-
-
 class TestChroma(FamilyProof):
     """Blocks 0, 1: two streams; 2, 3, 4: one. All five find their rows of one modulation table."""
 
@@ -72,30 +63,11 @@ class TestChroma(FamilyProof):
                 approximator_hidden_dim=24,
                 approximator_layers=2,
             ),
-            # Unshifted: bf16 has the time 300, but not the 562.5 that a shift of 3 would make it.
             scheduler=FlowMatchEulerDiscreteScheduler(),
             vae=kl_vae(scale=0.3611, shift=0.1159),
             text_encoder=t5_encoder(32),
             tokenizer=t5_tokenizer(max_length=512),
         ).save_pretrained(folder)
-
-    def stock_call(self, pipeline, noisy, model_time):
-        batch, channels, height, width = noisy.shape
-        embeds, text_ids, mask = embedded(pipeline, batch)
-        assert mask[0].tolist() == [1.0, 1.0] + [0.0] * 510  # its end, and the first of the padding
-        packed = pipeline._pack_latents(noisy, batch, channels, height, width)
-        pipeline.transformer(
-            hidden_states=packed,
-            timestep=model_time / 1000,
-            encoder_hidden_states=embeds,
-            txt_ids=text_ids,
-            img_ids=pipeline._prepare_latent_image_ids(
-                batch, height // 2, width // 2, 'cpu', noisy.dtype
-            ),
-            attention_mask=pipeline._prepare_attention_mask(
-                batch, packed.shape[1], noisy.dtype, attention_mask=mask
-            ),
-        )
 
     def points(self, block):
         if block < DOUBLE:
@@ -112,18 +84,11 @@ class TestChroma(FamilyProof):
             'output': (path, output),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = self.points(block)['attention'][0]
-        paths = [f'{path}.norm_q', f'{path}.norm_k', 'pos_embed']
-        with recorded(pipeline.transformer, paths) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        n = noisy.shape[2] * noisy.shape[3] // 4
-        rotation = tuple(part[-n:] for part in outputs['pos_embed'])
-        query, key = (
-            apply_rotary_emb(outputs[p][:, -n:], rotation, sequence_dim=1).flatten(2)
-            for p in paths[:2]
-        )
-        return {'query_post': query, 'key_post': key}
+    def post_points(self, block):
+        return self.points(block)['attention'][0], last_tokens
+
+    def stock_latents(self, pipeline, noisy):
+        return pipeline._pack_latents(noisy, *noisy.shape)
 
     def test_missing_blocks_leave_no_weights(self, load, pipeline):
         """Placeholders keep the count of blocks that the modulation table is read by."""

@@ -7,7 +7,6 @@ from diffusers import (
     CogView4Transformer2DModel,
     FlowMatchEulerDiscreteScheduler,
 )
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from harness import FamilyProof, FeatureProof, item, last_tokens
 from tiny_language import glm, glm_tokenizer
@@ -89,22 +88,6 @@ class CogView4:
             scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
         ).save_pretrained(folder)
 
-    def stock_prompt(self, pipeline, batch):
-        """As guidance asks for the empty prompt."""
-        return pipeline.encode_prompt('a bird', num_images_per_prompt=batch)[1]
-
-    def stock_call(self, pipeline, noisy, model_time):
-        size = torch.tensor([[8.0 * side for side in noisy.shape[-2:]]]).repeat(len(noisy), 1)
-        pipeline.transformer(
-            hidden_states=noisy,
-            encoder_hidden_states=self.stock_prompt(pipeline, len(noisy)),
-            timestep=torch.tensor(float(self.timestep)).expand(len(noisy)),
-            original_size=size,
-            target_size=size,
-            crop_coords=torch.tensor([[0.0, 0.0]]).repeat(len(noisy), 1),
-            return_dict=False,
-        )
-
     def points(self, block):
         path = f'transformer_blocks.{block}'
         return {
@@ -115,31 +98,11 @@ class CogView4:
             'output': (path, item(0)),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        attention = pipeline.transformer.transformer_blocks[block].attn1
-        operands = []
-        # Copied at once: the rotary embedding is written into the same memory.
-        handles = [
-            norm.register_forward_hook(lambda module, args, output: operands.append(output.clone()))
-            for norm in (attention.norm_q, attention.norm_k)
-        ]
-        self.stock_call(pipeline, noisy, model_time)
-        for handle in handles:
-            handle.remove()
-        rotary = pipeline.transformer.rope(noisy)
-        query, key = (
-            apply_rotary_emb(x[:, :, -len(rotary[0]) :], rotary, use_real_unbind_dim=-2)
-            for x in operands
-        )
-        return {
-            'query_post': query.transpose(1, 2).flatten(2),
-            'key_post': key.transpose(1, 2).flatten(2),
-        }
+    def post_points(self, block):
+        return f'transformer_blocks.{block}.attn1', last_tokens
 
-    def stock_noise(self, pipeline, latent, noise, num_tokens):
-        scheduler = stock_schedule(pipeline.scheduler, num_tokens)
-        time = scheduler.timesteps[1000 - self.timestep]
-        return scheduler.scale_noise(latent, time[None], noise), time.item()
+    def steps(self, pipeline, noisy, timestep):
+        return {'num_inference_steps': 1, 'timesteps': [timestep]}
 
 
 class TestCogView4(CogView4, FamilyProof):
@@ -147,12 +110,7 @@ class TestCogView4(CogView4, FamilyProof):
 
 
 class TestCogView4WithAPrompt(CogView4, FeatureProof):
-    condition = 'a red bird on a branch'
-
-    def stock_prompt(self, pipeline, batch):
-        return pipeline.encode_prompt(
-            self.condition, do_classifier_free_guidance=False, num_images_per_prompt=batch
-        )[0]
+    condition = prompt = 'a red bird on a branch'
 
 
 @pytest.mark.parametrize('num_tokens', [256, 1024, 4096])

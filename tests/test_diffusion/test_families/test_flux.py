@@ -1,10 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from typing import ClassVar
+
 import diffusers
 import pytest
-import torch
 from diffusers.models.attention_dispatch import attention_backend
-from diffusers.models.embeddings import apply_rotary_emb
-from harness import FamilyProof, FeatureProof, item, last_tokens, recorded
+from harness import FamilyProof, FeatureProof, item, last_tokens
 from published import check_published
 from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
@@ -64,31 +64,10 @@ class Flux:
     num_blocks = DOUBLE + SINGLE
     stride = 8
     stacks = ('transformer_blocks', 'single_transformer_blocks')
-    prompt = ''
-    guidance = 3.5
-    length = 512
 
     @property
     def chosen_blocks(self):
         return (0, 1, 2, 4)  # the last and the first of the two stacks, too
-
-    def stock_call(self, pipeline, noisy, model_time):
-        batch, channels, height, width = noisy.shape
-        embeds, pooled, text_ids = pipeline.encode_prompt(
-            self.prompt, self.prompt, max_sequence_length=self.length
-        )
-        image_ids = pipeline._prepare_latent_image_ids(
-            batch, height // 2, width // 2, 'cpu', noisy.dtype
-        )
-        return pipeline.transformer(
-            hidden_states=pipeline._pack_latents(noisy, batch, channels, height, width),
-            timestep=model_time / 1000,
-            guidance=self.guidance and torch.full((batch,), self.guidance),
-            pooled_projections=pooled.repeat(batch, 1),
-            encoder_hidden_states=embeds.repeat(batch, 1, 1),
-            txt_ids=text_ids,
-            img_ids=image_ids,
-        ).sample
 
     def points(self, block):
         if block < DOUBLE:
@@ -106,22 +85,17 @@ class Flux:
             'output': (path, item(1)),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = self.points(block)['attention'][0]
-        paths = [f'{path}.norm_q', f'{path}.norm_k', 'pos_embed']
-        with recorded(pipeline.transformer, paths) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        n = noisy.shape[2] * noisy.shape[3] // 4
-        rotation = tuple(part[-n:] for part in outputs['pos_embed'])
-        query, key = (
-            apply_rotary_emb(outputs[p][:, -n:], rotation, sequence_dim=1).flatten(2)
-            for p in paths[:2]
-        )
-        return {'query_post': query, 'key_post': key}
+    def post_points(self, block):
+        return self.points(block)['attention'][0], last_tokens
+
+    def stock_latents(self, pipeline, noisy):
+        return pipeline._pack_latents(noisy, *noisy.shape)
 
 
 class TestFluxDev(Flux, FamilyProof):
     """Guidance embedding and a shift that depends on the resolution."""
+
+    call_options: ClassVar = {}
 
     def build(self, folder):
         save_pipeline(folder)
@@ -148,9 +122,8 @@ class TestFluxSchnell(Flux, FeatureProof):
     """No guidance embedding, no shift; a prompt, padded to fewer tokens."""
 
     prompt = 'a bird'
-    guidance = None
-    length = 256
-    condition = {'prompt': 'a bird', 'max_sequence_length': 256}  # noqa: RUF012
+    condition: ClassVar = {'prompt': 'a bird', 'max_sequence_length': 256}
+    call_options: ClassVar = {'max_sequence_length': 256}
 
     def build(self, folder):
         save_pipeline(folder, guidance_embeds=False, dynamic=False)
@@ -159,9 +132,8 @@ class TestFluxSchnell(Flux, FeatureProof):
 class TestFluxGuidance(Flux, FeatureProof):
     """A guidance scale of the user's, a whole number; fewer tokens than there are by default."""
 
-    guidance = 1.0
-    length = 16
-    condition = {'guidance': 1, 'max_sequence_length': 16}  # noqa: RUF012
+    condition: ClassVar = {'guidance': 1, 'max_sequence_length': 16}
+    call_options: ClassVar = {'guidance_scale': 1.0, 'max_sequence_length': 16}
 
     def build(self, folder):
         save_pipeline(folder)

@@ -1,22 +1,21 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-import functools
+from typing import ClassVar
 
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKLFlux2,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
 )
-from diffusers.models.embeddings import apply_rotary_emb
-from harness import FamilyProof, item, last_tokens
+from harness import FamilyProof, FeatureProof, item, last_tokens
 from published import check_published
 from tiny_chat import chat_tokenizer, mistral3, pixtral_processor, qwen3
+from tiny_vae import flux2_vae
 
-from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.flux2 import Flux2Family
+from mmaselect.diffusion.process import FlowMatchingProcess
 
 _DEV = {
     'patch_size': 1,
@@ -57,23 +56,18 @@ PUBLISHED = [
     ('black-forest-labs/FLUX.2-klein-9B', Flux2Transformer2DModel, _KLEIN_9B, 4096, 32, 9),
 ]
 
+SCHEDULER = {'shift': 3.0, 'use_dynamic_shifting': True}
+
 DOUBLE, SINGLE, WIDTH, TEXT = 2, 3, 32, 8
 
 
-@functools.lru_cache(maxsize=4)
-def embedded(pipeline, batch):
-    with torch.no_grad():
-        return pipeline.encode_prompt([''] * batch)
-
-
-class TestFlux2Klein(FamilyProof):
-    """Qwen3 embeds the prompt; no guidance embedding."""
-
+class Flux2:
     num_blocks = DOUBLE + SINGLE
     stride = 8
     stacks = ('transformer_blocks', 'single_transformer_blocks')
     pipeline_class = Flux2KleinPipeline
     guidance = None
+    call_options: ClassVar = {'guidance_scale': 1.0}
 
     @property
     def chosen_blocks(self):
@@ -83,16 +77,6 @@ class TestFlux2Klein(FamilyProof):
         return {'text_encoder': qwen3(TEXT, layers=28), 'tokenizer': chat_tokenizer()}
 
     def build(self, folder):
-        vae = AutoencoderKLFlux2(
-            down_block_types=('DownEncoderBlock2D',) * 3,
-            up_block_types=('UpDecoderBlock2D',) * 3,
-            block_out_channels=(4, 4, 4),
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=2,
-        )
-        vae.bn.running_mean.normal_()
-        vae.bn.running_var.uniform_(0.5, 2)
         self.pipeline_class(
             transformer=Flux2Transformer2DModel(
                 in_channels=16,
@@ -105,22 +89,10 @@ class TestFlux2Klein(FamilyProof):
                 axes_dims_rope=(4, 4, 4, 4),
                 guidance_embeds=self.guidance is not None,
             ),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            vae=vae,
+            scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
+            vae=flux2_vae(),
             **self.encoder(),
         ).save_pretrained(folder)
-
-    def stock_call(self, pipeline, noisy, model_time):
-        batch = len(noisy)
-        embeds, text_ids = embedded(pipeline, batch)
-        pipeline.transformer(
-            hidden_states=pipeline._pack_latents(noisy),
-            timestep=model_time / 1000,
-            guidance=self.guidance and torch.full((batch,), self.guidance),
-            encoder_hidden_states=embeds,
-            txt_ids=text_ids,
-            img_ids=pipeline._prepare_latent_ids(noisy),
-        )
 
     def points(self, block):
         if block < DOUBLE:
@@ -145,62 +117,64 @@ class TestFlux2Klein(FamilyProof):
             'output': (path, last_tokens),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        """And the attention of a single-stream block, from the input of its joint projection."""
-        model = pipeline.transformer
-        attn = (
-            model.transformer_blocks[block].attn
-            if block < DOUBLE
-            else model.single_transformer_blocks[block - DOUBLE].attn
-        )
+    def post_points(self, block):
+        if block < DOUBLE:
+            return f'transformer_blocks.{block}.attn', last_tokens
+        return f'single_transformer_blocks.{block - DOUBLE}.attn', last_tokens
+
+    def stock_features(self, pipeline, noisy, size, timestep=None):
+        """And the attention of single-stream blocks, from the input of their joint projection."""
         caught = {}
+        blocks = [b for b in self.chosen_blocks if b >= DOUBLE]
         hooks = [
-            attn.norm_q.register_forward_hook(lambda m, args, out: caught.update(query=out)),
-            attn.norm_k.register_forward_hook(lambda m, args, out: caught.update(key=out)),
-        ]
-        if block >= DOUBLE:
-            hooks.append(
-                attn.to_out.register_forward_pre_hook(lambda m, args: caught.update(joint=args[0]))
+            pipeline.transformer.single_transformer_blocks[
+                block - DOUBLE
+            ].attn.to_out.register_forward_pre_hook(
+                lambda m, args, block=block: caught.update({block: args[0]})
             )
-        self.stock_call(pipeline, noisy, model_time)
+            for block in blocks
+        ]
+        features = super().stock_features(pipeline, noisy, size, timestep)
         for hook in hooks:
             hook.remove()
-        n = noisy.shape[2] * noisy.shape[3]
-        rotation = model.pos_embed(pipeline._prepare_latent_ids(noisy)[0])
-        post = {
-            f'{name}_post': apply_rotary_emb(caught[name][:, -n:], rotation, sequence_dim=1)
-            for name in ('query', 'key')
-        }
-        post = {name: value.flatten(2) for name, value in post.items()}
-        return post if block < DOUBLE else {**post, 'attention': caught['joint'][:, -n:, :WIDTH]}
+        rows, columns = (side // self.stride for side in size)
+        for block in blocks:
+            tokens = caught[block][:, -rows * columns :, :WIDTH]
+            features[block, 'attention'] = tokens.mT.unflatten(2, (rows, columns))
+        return features
+
+    def steps(self, pipeline, noisy, timestep):
+        # The sampler's shift is fitted to its number of steps: no part of the training schedule.
+        level = FlowMatchingProcess(SCHEDULER).at(timestep, noisy[0, 0].numel())
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+        return {'num_inference_steps': 1, 'sigmas': [level.sigma]}
 
     def stock_latent(self, pipeline, images):
         return pipeline._encode_vae_image(images, generator=None)
+
+
+class TestFlux2Klein(Flux2, FamilyProof):
+    """Qwen3 embeds the prompt; no guidance embedding."""
 
     def test_single_blocks_are_left_out_where_none_is_needed(self, load):
         assert len(load(blocks=DOUBLE - 1).transformer.single_transformer_blocks) == 0
 
 
-class _Dev(TestFlux2Klein):
+class TestFlux2Dev(Flux2, FeatureProof):
+    """Mistral 3 embeds the prompt; a guidance embedding, told the pipeline's default scale."""
+
     pipeline_class = Flux2Pipeline
     guidance = 4.0
+    call_options: ClassVar = {}
 
     def encoder(self):
         return {'text_encoder': mistral3(TEXT, layers=31), 'tokenizer': pixtral_processor()}
 
-
-def test_dev(tmp_path):
-    """Mistral 3 embeds the prompt; a guidance embedding, told the pipeline's default scale."""
-    proof = _Dev()
-    proof.build(tmp_path)
-    pipeline = proof.stock_pipeline(tmp_path)
-    pipeline.transformer.requires_grad_(False)
-    load = functools.partial(FrozenDiT.from_pretrained, tmp_path)
-    proof.test_features_equal_stock_diffusers(load, pipeline, size=1)
-    other = load(condition={'guidance': 1.0})
-    latent, noise, *_ = proof.noisy(other, proof.sizes[1])
-    features = [dit.features(latent, 300, noise)[2, 'query'] for dit in (load(), other)]
-    assert not torch.equal(*features)
+    def test_guidance_is_heard(self, load):
+        told, other = load(), load(condition={'guidance': 1.0})
+        latent, noise, *_ = self.noisy(other, self.sizes[1])
+        features = [dit.features(latent, 300, noise)[2, 'query'] for dit in (told, other)]
+        assert not torch.equal(*features)
 
 
 def test_guidance_is_an_option_of_dev_alone():

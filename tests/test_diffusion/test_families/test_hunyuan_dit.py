@@ -1,10 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from typing import ClassVar
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
-from diffusers.models.embeddings import apply_rotary_emb, get_2d_rotary_pos_embed
-from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
-from harness import FeatureProof, item, recorded
+from harness import FeatureProof, item
 from published import check_published
 from rooted_proof import RootedProof
 from tiny_language import bert, bert_tokenizer
@@ -52,7 +52,8 @@ class HunyuanDiT:
     sizes = ((128, 128), (64, 96), (96, 32))
     # The first of those with a skip is the fifth.
     chosen_blocks = (0, 3, 4, 5)
-    transformer_options = {}  # noqa: RUF012
+    transformer_options: ClassVar = {}
+    call_options: ClassVar = {'guidance_scale': 1.0, 'use_resolution_binning': False}
 
     def build(self, folder):
         tokenizer = bert_tokenizer()
@@ -89,39 +90,6 @@ class HunyuanDiT:
             requires_safety_checker=False,
         ).save_pretrained(folder)
 
-    def stock_prompt(self, pipeline, batch, encoder, length):
-        """As guidance asks for the empty prompt."""
-        _, embeds, _, mask = pipeline.encode_prompt(
-            'a bird',
-            num_images_per_prompt=batch,
-            max_sequence_length=length,
-            text_encoder_index=encoder,
-        )
-        return embeds, mask
-
-    def rotary(self, noisy):
-        grid = (noisy.shape[-2] // 2, noisy.shape[-1] // 2)
-        region = get_resize_crop_region_for_grid(grid, 512 // 8 // 2)
-        return get_2d_rotary_pos_embed(HEAD, region, grid, output_type='pt')
-
-    def stock_call(self, pipeline, noisy, model_time):
-        batch = len(noisy)
-        bert_embeds, bert_mask = self.stock_prompt(pipeline, batch, 0, 77)
-        t5_embeds, t5_mask = self.stock_prompt(pipeline, batch, 1, 256)
-        height, width = (8 * side for side in noisy.shape[-2:])
-        pipeline.transformer(
-            noisy,
-            torch.tensor([self.timestep] * batch).to(noisy.dtype),
-            encoder_hidden_states=bert_embeds,
-            text_embedding_mask=bert_mask,
-            encoder_hidden_states_t5=t5_embeds,
-            text_embedding_mask_t5=t5_mask,
-            image_meta_size=torch.tensor([[1024.0, 1024, height, width, 0, 0]] * batch),
-            style=torch.tensor([0] * batch),
-            image_rotary_emb=self.rotary(noisy),
-            return_dict=False,
-        )
-
     def points(self, block):
         path, whole = f'blocks.{block}', item(slice(None))
         return {
@@ -132,16 +100,14 @@ class HunyuanDiT:
             'output': (path, whole),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = f'blocks.{block}.attn1'
-        with recorded(pipeline.transformer, [f'{path}.norm_q', f'{path}.norm_k']) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        return {
-            f'{name}_post': apply_rotary_emb(outputs[f'{path}.norm_{name[0]}'], self.rotary(noisy))
-            .transpose(1, 2)
-            .flatten(2)
-            for name in ('query', 'key')
-        }
+    def post_points(self, block):
+        return f'blocks.{block}.attn1', item(slice(None))
+
+    def steps(self, pipeline, noisy, timestep):
+        # One step of this spacing is at 0 plus the offset.
+        config = {**pipeline.scheduler.config, 'timestep_spacing': 'leading'}
+        pipeline.scheduler = DDPMScheduler.from_config({**config, 'steps_offset': timestep})
+        return {'num_inference_steps': 1}
 
 
 class TestHunyuanDiT(HunyuanDiT, RootedProof):
@@ -161,18 +127,8 @@ class TestHunyuanDiT(HunyuanDiT, RootedProof):
 class TestHunyuanDiT12(HunyuanDiT, FeatureProof):
     """From 1.2 on it is not told; a prompt, and not the empty one."""
 
-    transformer_options = {'use_style_cond_and_image_meta_size': False}  # noqa: RUF012
-    condition = 'a red bird'
-
-    def stock_prompt(self, pipeline, batch, encoder, length):
-        embeds, _, mask, _ = pipeline.encode_prompt(
-            self.condition,
-            num_images_per_prompt=batch,
-            do_classifier_free_guidance=False,
-            max_sequence_length=length,
-            text_encoder_index=encoder,
-        )
-        return embeds, mask
+    transformer_options: ClassVar = {'use_style_cond_and_image_meta_size': False}
+    condition = prompt = 'a red bird'
 
 
 @pytest.mark.parametrize('told', [True, False])

@@ -1,4 +1,6 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from typing import ClassVar
+
 import pytest
 import torch
 from diffusers import (
@@ -6,8 +8,7 @@ from diffusers import (
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
 )
-from diffusers.models.embeddings import apply_rotary_emb
-from harness import FamilyProof, FeatureProof, last_tokens, recorded
+from harness import FamilyProof, FeatureProof, last_tokens
 from published import check_published
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
@@ -71,21 +72,6 @@ class Lumina2:
             scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         ).save_pretrained(folder)
 
-    def stock_prompt(self, pipeline, batch):
-        """As guidance asks for the empty prompt: nothing precedes it."""
-        *_, embeds, mask = pipeline.encode_prompt('a bird', num_images_per_prompt=batch)
-        return embeds, mask
-
-    def stock_call(self, pipeline, noisy, model_time):
-        embeds, mask = self.stock_prompt(pipeline, len(noisy))
-        pipeline.transformer(
-            hidden_states=noisy,
-            timestep=1 - model_time / pipeline.scheduler.config.num_train_timesteps,
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=mask,
-            return_dict=False,
-        )
-
     def points(self, block):
         path = f'layers.{block}'
         return {
@@ -96,23 +82,19 @@ class Lumina2:
             'output': (path, last_tokens),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = f'layers.{block}.attn'
-        names = [f'{path}.norm_q', f'{path}.norm_k']
-        with recorded(pipeline.transformer, names) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        _, mask = self.stock_prompt(pipeline, len(noisy))
-        rotary = pipeline.transformer.rope_embedder(noisy, mask)[3]
-        query, key = (apply_rotary_emb(outputs[n], rotary, use_real=False) for n in names)
-        tokens = noisy[0, 0].numel() // 4
-        return {
-            'query_post': query.flatten(2)[:, -tokens:],
-            'key_post': key.repeat_interleave(2, dim=2).flatten(2)[:, -tokens:],
-        }
+    def post_points(self, block):
+        return f'layers.{block}.attn', last_tokens
 
 
 class TestLumina2(Lumina2, FamilyProof):
+    """The empty prompt, as guidance asks for it: no system prompt precedes it.
+
+    The pipeline calls the transformer a second time for that; the second call is what is recorded.
+    """
+
     stacks = ('layers',)
+    prompt = 'a bird'
+    call_options: ClassVar = {'guidance_scale': 4.0, 'negative_prompt': ''}
 
     def test_keys_and_values_have_fewer_channels(self, load):
         dit = load(blocks=0, features=load().family.features)
@@ -125,14 +107,7 @@ class TestLumina2(Lumina2, FamilyProof):
 class TestLumina2WithAPrompt(Lumina2, FeatureProof):
     """The system prompt precedes it, so the text is longer than the image."""
 
-    condition = 'a red bird'
-
-    def stock_prompt(self, pipeline, batch):
-        embeds, mask, *_ = pipeline.encode_prompt(
-            self.condition, do_classifier_free_guidance=False, num_images_per_prompt=batch
-        )
-        assert mask.sum(dim=1).min() > 100
-        return embeds, mask
+    condition = prompt = 'a red bird'
 
 
 def test_clean_is_one_and_noise_is_zero(tmp_path):

@@ -1,5 +1,6 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
-from harness import FeatureProof, item
+from harness import FeatureProof, WantedStepDone, item
 from published import check_published
 from rooted_proof import RootedProof
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
 
 from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.families import pixart
 from mmaselect.diffusion.families.pixart import PixArtFamily
 
 _XL = {
@@ -61,7 +63,8 @@ class PixArt:
     stride = 16
     sizes = ((128, 128), (64, 96), (96, 32))
     pipeline_type = PixArtSigmaPipeline
-    transformer_options = {'use_additional_conditions': False}  # noqa: RUF012
+    transformer_options: ClassVar = {'use_additional_conditions': False}
+    call_options: ClassVar = {'guidance_scale': 1.0, 'use_resolution_binning': False}
 
     def build(self, folder):
         width = 24
@@ -83,29 +86,6 @@ class PixArt:
             scheduler=DPMSolverMultistepScheduler(),
         ).save_pretrained(folder)
 
-    def added(self, noisy):
-        return {'resolution': None, 'aspect_ratio': None}
-
-    def stock_call(self, pipeline, noisy, model_time):
-        embeds, mask, *_ = pipeline.encode_prompt(
-            self.condition or '',
-            do_classifier_free_guidance=False,
-            num_images_per_prompt=len(noisy),
-        )
-        pipeline.transformer(
-            noisy,
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=mask,
-            timestep=torch.tensor([self.timestep]).expand(len(noisy)),
-            added_cond_kwargs=self.added(noisy),
-            return_dict=False,
-        )
-
-    def stock_noise(self, pipeline, latent, noise, num_tokens):
-        # Until its table is made, DPM-Solver's is in the wrong order.
-        pipeline.scheduler.set_timesteps(pipeline.scheduler.config.num_train_timesteps)
-        return super().stock_noise(pipeline, latent, noise, num_tokens)
-
     def points(self, block):
         path, whole = f'transformer_blocks.{block}', item(slice(None))
         return {
@@ -116,24 +96,29 @@ class PixArt:
             'output': (path, whole),
         }
 
+    def steps(self, pipeline, noisy, timestep):
+        return {'num_inference_steps': 1, 'timesteps': [timestep]}
+
 
 class TestPixArtSigma(PixArt, RootedProof):
     pass
 
 
 class TestPixArtAlpha1024(PixArt, FeatureProof):
-    """Alpha at 1024 pixels is told the size; a prompt, and not the empty one."""
+    """Alpha at 1024 pixels is told the size; a prompt, whose markup is cleaned away."""
 
     pipeline_type = PixArtAlphaPipeline
-    transformer_options = {}  # noqa: RUF012
-    condition = 'A red bird'
+    transformer_options: ClassVar = {}
+    condition = prompt = 'A <b>red</b> bird, https://example.com &amp; @someone'
 
-    def added(self, noisy):
-        height, width = (8 * side for side in noisy.shape[-2:])
-        return {
-            'resolution': torch.tensor([[height, width]] * len(noisy)).float(),
-            'aspect_ratio': torch.tensor([[height / width]] * len(noisy)),
-        }
+    def stock_call(self, pipeline, noisy, size, timestep):
+        """Ended after the pass: for a run of one step the pipeline expects LCM's scheduler."""
+
+        def end(module, args, output):
+            raise WantedStepDone
+
+        with pipeline.transformer.register_forward_hook(end):
+            super().stock_call(pipeline, noisy, size, timestep)
 
     def test_the_size_is_heard(self, load):
         """A wide image and a tall one of the same tokens would otherwise tell less apart."""
@@ -154,6 +139,24 @@ def test_each_pipeline_embeds_its_own_way(tmp_path):
         dit = FrozenDiT.from_pretrained(folder)
         length[proof.pipeline_type] = dit.condition_encoder_hidden_states.shape[1]
     assert length == {PixArtSigmaPipeline: 300, PixArtAlphaPipeline: 120}
+
+
+@pytest.mark.parametrize('package', ['bs4', 'ftfy'])
+def test_without_what_cleans_prompts_none_is_embedded(tmp_path, monkeypatch, package):
+    """The pipeline would only log that it leaves the markup in."""
+    TestPixArtSigma().build(tmp_path)
+    monkeypatch.setattr(pixart, f'is_{package}_available', lambda: False)
+    with pytest.raises(ImportError, match=r'PixArt cleans its prompts with .*mmaselect\[text\]'):
+        FrozenDiT.from_pretrained(tmp_path, condition='not embedded before')
+
+
+def test_markup_makes_no_difference(tmp_path):
+    TestPixArtSigma().build(tmp_path)
+    plain, marked = (
+        FrozenDiT.from_pretrained(tmp_path, condition=prompt).condition_encoder_hidden_states
+        for prompt in ('a red bird', 'A <b>red</b> bird')
+    )
+    assert torch.equal(plain, marked)
 
 
 def test_config_of_the_published_age(tmp_path):

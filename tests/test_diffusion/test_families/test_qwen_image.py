@@ -4,16 +4,15 @@ from typing import ClassVar
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
-from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
-from harness import FamilyProof, item, recorded
+from harness import FamilyProof, item, last_tokens
 from published import check_published
+from tiny_chat import qwen25_vl
 from tiny_text import qwen2_tokenizer
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from tiny_vae import qwen_image_vae
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.qwen_image import QwenImageFamily
@@ -40,31 +39,7 @@ PUBLISHED = [
     ),
 ]
 
-WIDTH, TEXT = 32, 16
-
-
-def qwen25_vl(tokenizer, width=TEXT):
-    torch.manual_seed(1)
-    rope = {'type': 'default', 'rope_type': 'default', 'mrope_section': [1, 1, 2]}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            'vocab_size': len(tokenizer),
-            'hidden_size': width,
-            'intermediate_size': 2 * width,
-            'num_hidden_layers': 2,
-            'num_attention_heads': 2,
-            'num_key_value_heads': 2,
-            'rope_scaling': rope,
-        },
-        vision_config={
-            'depth': 1,
-            'hidden_size': width,
-            'intermediate_size': width,
-            'num_heads': 2,
-            'out_hidden_size': width,
-        },
-    )
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+TEXT = 16
 
 
 class TestQwenImage(FamilyProof):
@@ -72,6 +47,7 @@ class TestQwenImage(FamilyProof):
     stride = 16
     sizes = ((128, 128), (64, 96), (96, 32))
     transformer_options: ClassVar = {}
+    call_options: ClassVar = {'true_cfg_scale': 1.0}
 
     def build(self, folder):
         tokenizer = qwen2_tokenizer(max_length=1100)
@@ -87,35 +63,16 @@ class TestQwenImage(FamilyProof):
                 axes_dims_rope=(4, 6, 6),
                 **self.transformer_options,
             ),
-            vae=AutoencoderKLQwenImage(
-                base_dim=8,
-                z_dim=4,
-                dim_mult=[1, 1, 1, 1],
-                num_res_blocks=1,
-                temperal_downsample=[False, True, True],
-                latents_mean=[0.1, -0.2, 0.3, 0.4],
-                latents_std=[0.9, 1.1, 0.8, 1.3],
-            ),
+            vae=qwen_image_vae(),
             scheduler=FlowMatchEulerDiscreteScheduler(
                 use_dynamic_shifting=True,
                 base_shift=0.5,
                 max_shift=0.9,
                 max_image_seq_len=8192,
             ),
-            text_encoder=qwen25_vl(tokenizer),
+            text_encoder=qwen25_vl(tokenizer, TEXT),
             tokenizer=tokenizer,
         ).save_pretrained(folder)
-
-    def stock_call(self, pipeline, noisy, model_time):
-        batch, channels, height, width = noisy.shape
-        embeds, mask = pipeline.encode_prompt([''] * batch, device='cpu')
-        pipeline.transformer(
-            hidden_states=pipeline._pack_latents(noisy, batch, channels, height, width),
-            timestep=model_time / 1000,
-            encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * batch,
-        )
 
     def points(self, block):
         path = f'transformer_blocks.{block}'
@@ -128,18 +85,11 @@ class TestQwenImage(FamilyProof):
             'output': (path, item(1)),
         }
 
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = f'transformer_blocks.{block}.attn'
-        names = ('norm_q', 'norm_k')
-        with recorded(pipeline.transformer, [f'{path}.{name}' for name in names]) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        rows, columns = noisy.shape[-2] // 2, noisy.shape[-1] // 2
-        rotary, _ = pipeline.transformer.pos_embed([(1, rows, columns)], max_txt_seq_len=1)
-        query, key = (
-            apply_rotary_emb_qwen(outputs[f'{path}.{name}'], rotary, use_real=False).flatten(2)
-            for name in names
-        )
-        return {'query_post': query, 'key_post': key}
+    def post_points(self, block):
+        return f'transformer_blocks.{block}.attn', last_tokens
+
+    def stock_latents(self, pipeline, noisy):
+        return pipeline._pack_latents(noisy, *noisy.shape)
 
     def stock_latent(self, pipeline, images):
         latent = pipeline.vae.encode(images[:, :, None]).latent_dist.mode()[:, :, 0]
@@ -157,8 +107,8 @@ def test_modulation_of_reference_images(tmp_path):
     pipeline.transformer.requires_grad_(False)
     assert pipeline.transformer.zero_cond_t
     dit = FrozenDiT.from_pretrained(tmp_path, blocks=[3], features=('query', 'output'))
-    latent, noise, noisy, time = proof.noisy(dit, (64, 96))
-    expected = proof.stock_features(pipeline, noisy, time, (64, 96))
+    latent, noise, noisy, _ = proof.noisy(dit, (64, 96))
+    expected = proof.stock_features(pipeline, noisy, (64, 96))
     for key, value in dit.features(latent, proof.timestep, noise).items():
         assert torch.equal(value, expected[key]), key
 

@@ -1,11 +1,12 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-import inspect
+from typing import ClassVar
 
 import pytest
 import torch
 from diffusers import (
     AutoencoderDC,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SanaPipeline,
     SanaTransformer2DModel,
 )
@@ -91,7 +92,10 @@ class Sana:
     num_blocks = 4
     stride = 32
     sizes = ((256, 256), (128, 192), (192, 64))
-    transformer_options = {}  # noqa: RUF012
+    transformer_options: ClassVar = {}
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, flow_shift=3.0, prediction_type='flow_prediction'
+    )
 
     def build(self, folder):
         tokenizer = gemma_tokenizer(max_length=4096)
@@ -112,26 +116,8 @@ class Sana:
                 caption_channels=TEXT,
                 **self.transformer_options,
             ),
-            scheduler=DPMSolverMultistepScheduler(
-                use_flow_sigmas=True, flow_shift=3.0, prediction_type='flow_prediction'
-            ),
+            scheduler=self.scheduler,
         ).save_pretrained(folder)
-
-    def stock_prompt(self, pipeline, batch):
-        """As guidance asks for the empty prompt."""
-        *_, embeds, mask = pipeline.encode_prompt('a bird', num_images_per_prompt=batch)
-        return embeds, mask
-
-    def stock_call(self, pipeline, noisy, model_time):
-        embeds, mask = self.stock_prompt(pipeline, len(noisy))
-        timestep = model_time.to(torch.int64) * pipeline.transformer.config.timestep_scale
-        pipeline.transformer(
-            noisy,
-            encoder_hidden_states=embeds,
-            encoder_attention_mask=mask,
-            timestep=timestep,
-            return_dict=False,
-        )
 
     def points(self, block):
         path, whole = f'transformer_blocks.{block}', item(slice(None))
@@ -146,19 +132,27 @@ class Sana:
     def stock_latent(self, pipeline, images):
         return pipeline.vae.encode(images).latent * pipeline.vae.config.scaling_factor
 
-    def stock_noise(self, pipeline, latent, noise, num_tokens):
-        """The table of T steps starts at the noise end and leaves the clean end out."""
-        scheduler = pipeline.scheduler
-        steps = scheduler.config.num_train_timesteps
-        # Its grid has a step of (1 - 1 / T) / T: whole timesteps are those of T - 1 steps.
-        scheduler.set_timesteps(steps - 1)
-        index = steps - 1 - self.timestep
-        sigma = scheduler.sigmas[index]
-        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(sigma)
-        return alpha * latent + sigma * noise, sigma.item() * steps
-
 
 class TestSana(Sana, RootedProof):
+    """The empty prompt, as guidance asks for it: no page of instructions precedes it."""
+
+    # Of a generation with three steps, which are 999, 666 and 333.
+    timesteps = (333, 666)
+    timestep = 333
+    call_options: ClassVar = {
+        'guidance_scale': 1.0,
+        'use_resolution_binning': False,
+        'complex_human_instruction': None,
+    }
+
+    def steps(self, pipeline, noisy, timestep):
+        return self.steps_until(pipeline, noisy, 3 - timestep // 333, of=3)
+
+    def stock_level(self, pipeline, timestep):
+        index = 3 - timestep // 333
+        alpha, sigma = pipeline.scheduler._sigma_to_alpha_sigma_t(pipeline.scheduler.sigmas[index])
+        return alpha.item(), sigma.item()
+
     def test_time_is_whole(self, load, pipeline):
         """As the int64 table of its own scheduler has it."""
         dit = load()
@@ -177,36 +171,21 @@ class TestSana(Sana, RootedProof):
 
 
 class TestSana15(Sana, FeatureProof):
-    """QK norm, positions, and a prompt, which a page of instructions precedes."""
+    """QK norm, positions, time with a fraction, and a prompt after a page of instructions."""
 
-    transformer_options = {  # noqa: RUF012
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    call_options: ClassVar = {'guidance_scale': 1.0, 'use_resolution_binning': False}
+    transformer_options: ClassVar = {
         'qk_norm': 'rms_norm_across_heads',
         'interpolation_scale': 1.0,
     }
-    condition = 'a red bird'
+    condition = prompt = 'a red bird'
 
-    def stock_prompt(self, pipeline, batch):
-        parameters = inspect.signature(SanaPipeline.__call__).parameters
-        instruction = parameters['complex_human_instruction'].default
-        assert len(instruction) > 3
-        return pipeline.encode_prompt(
-            self.condition,
-            do_classifier_free_guidance=False,
-            num_images_per_prompt=batch,
-            complex_human_instruction=instruction,
-        )[:2]
-
-    def stock_post(self, pipeline, noisy, model_time, block):
-        attention = pipeline.transformer.transformer_blocks[block].attn1
-        operands = []
-        handles = [
-            norm.register_forward_hook(lambda module, args, output: operands.append(output))
-            for norm in (attention.norm_q, attention.norm_k)
-        ]
-        self.stock_call(pipeline, noisy, model_time)
-        for handle in handles:
-            handle.remove()
-        return dict(zip(('query_post', 'key_post'), operands, strict=True))
+    def points(self, block):
+        # Linear attention has no product of queries and keys whose operands could be recorded.
+        path, whole = f'transformer_blocks.{block}.attn1', item(slice(None))
+        post = {'query_post': (f'{path}.norm_q', whole), 'key_post': (f'{path}.norm_k', whole)}
+        return {**super().points(block), **post}
 
 
 def test_after_the_norm_is_offered_where_there_is_one(tmp_path):

@@ -1,8 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from typing import ClassVar
+
 import diffusers
 import pytest
 import torch
-from harness import FamilyProof, item, recorded
+from harness import FamilyProof, first_tokens, item
 from published import check_published
 from tiny_sd3 import save_sd3
 
@@ -47,25 +49,16 @@ PUBLISHED = [
 class TestSD3Medium(FamilyProof):
     """No QK norm, no second attention; T5 left out."""
 
+    left_out: ClassVar = {'text_encoder_3': None, 'tokenizer_3': None}
+
     num_blocks = 5
     stride = 8
 
     def build(self, folder):
         save_sd3(folder)
 
-    def stock_pipeline(self, folder):
-        return diffusers.StableDiffusion3Pipeline.from_pretrained(
-            folder, text_encoder_3=None, tokenizer_3=None
-        )
-
-    def stock_call(self, pipeline, noisy, model_time):
-        embeds, _, pooled, _ = pipeline.encode_prompt('', None, None)
-        return pipeline.transformer(
-            hidden_states=noisy,
-            timestep=model_time,
-            encoder_hidden_states=embeds.repeat(len(noisy), 1, 1),
-            pooled_projections=pooled.repeat(len(noisy), 1),
-        ).sample
+    def stock_pipeline(self, folder, **options):
+        return super().stock_pipeline(folder, **options, **self.left_out)
 
     def points(self, block):
         path = f'transformer_blocks.{block}'
@@ -92,30 +85,15 @@ class TestSD3Medium(FamilyProof):
 class TestSD35Medium(TestSD3Medium):
     """QK norm, a second attention in the first blocks; a prompt, through T5 as well."""
 
-    condition = {'prompt': 'a bird', 't5': True}  # noqa: RUF012
+    condition: ClassVar = {'prompt': 'a bird', 't5': True}
+    prompt = 'a bird'
+    left_out: ClassVar = {}
 
     def build(self, folder):
         save_sd3(folder, dual_attention_layers=(0, 1, 2), qk_norm='rms_norm')
 
-    def stock_pipeline(self, folder):
-        return diffusers.DiffusionPipeline.from_pretrained(folder)
-
-    def stock_call(self, pipeline, noisy, model_time):
-        embeds, _, pooled, _ = pipeline.encode_prompt('a bird', 'a bird', 'a bird')
-        return pipeline.transformer(
-            hidden_states=noisy,
-            timestep=model_time,
-            encoder_hidden_states=embeds.repeat(len(noisy), 1, 1),
-            pooled_projections=pooled.repeat(len(noisy), 1),
-        ).sample
-
-    def stock_post(self, pipeline, noisy, model_time, block):
-        path = f'transformer_blocks.{block}.attn'
-        paths = [f'{path}.norm_q', f'{path}.norm_k']  # of image tokens only, (B, heads, N, C)
-        with recorded(pipeline.transformer, paths) as outputs:
-            self.stock_call(pipeline, noisy, model_time)
-        query, key = (outputs[p].transpose(1, 2).flatten(2) for p in paths)
-        return {'query_post': query, 'key_post': key}
+    def post_points(self, block):
+        return f'transformer_blocks.{block}.attn', first_tokens
 
     def test_second_attention_is_built_where_the_model_has_it(self, load):
         blocks = load(blocks=-1).transformer.transformer_blocks

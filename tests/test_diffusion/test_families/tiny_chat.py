@@ -8,8 +8,12 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     PixtralImageProcessor,
     PixtralProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLModel,
 )
 
 TEMPLATE = """{%- for message in messages %}
@@ -43,6 +47,55 @@ def qwen3(width, layers, seed=1):
     torch.manual_seed(seed)
     config = Qwen3Config(**_language_model(width, layers), bos_token_id=0, eos_token_id=1)
     return Qwen3ForCausalLM(config).eval()
+
+
+def qwen25_vl(tokenizer, width=16, layers=2, seed=1):
+    torch.manual_seed(seed)
+    rope = {'type': 'default', 'rope_type': 'default', 'mrope_section': [1, 1, 2]}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            'vocab_size': len(tokenizer),
+            'hidden_size': width,
+            'intermediate_size': 2 * width,
+            'num_hidden_layers': layers,
+            'num_attention_heads': 2,
+            'num_key_value_heads': 2,
+            'rope_scaling': rope,
+        },
+        vision_config={
+            'depth': 1,
+            'hidden_size': width,
+            'intermediate_size': width,
+            'num_heads': 2,
+            'out_hidden_size': width,
+        },
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwen3_vl(tokenizer, width=16, layers=2, seed=1):
+    torch.manual_seed(seed)
+    config = Qwen3VLConfig(
+        text_config={
+            'vocab_size': len(tokenizer),
+            'hidden_size': width,
+            'intermediate_size': 2 * width,
+            'num_hidden_layers': layers,
+            'num_attention_heads': 2,
+            'num_key_value_heads': 2,
+            'head_dim': 8,
+            'rope_parameters': {'rope_type': 'default', 'mrope_section': [2, 1, 1]},
+        },
+        vision_config={
+            'depth': 1,
+            'hidden_size': width,
+            'intermediate_size': width,
+            'num_heads': 2,
+            'out_hidden_size': width,
+            'deepstack_visual_indexes': [0],
+        },
+    )
+    return Qwen3VLModel(config).eval()
 
 
 def mistral3(width, layers, seed=1):

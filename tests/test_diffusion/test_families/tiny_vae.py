@@ -2,7 +2,7 @@
 """Autoencoders of the true classes, a few thousand parameters each."""
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 
 
 def kl_vae(latent_channels=16, scale=1.5305, shift=0.0609, levels=3, seed=2):
@@ -20,4 +20,34 @@ def kl_vae(latent_channels=16, scale=1.5305, shift=0.0609, levels=3, seed=2):
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+    return vae.eval()
+
+
+def qwen_image_vae(seed=2):
+    """Stride 8, 4 channels; encodes clips."""
+    torch.manual_seed(seed)
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[0.9, 1.1, 0.8, 1.3],
+    ).eval()
+
+
+def flux2_vae(seed=2):
+    """Stride 8 with its packing of 2x2, 16 channels."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKLFlux2(
+        down_block_types=('DownEncoderBlock2D',) * 3,
+        up_block_types=('UpDecoderBlock2D',) * 3,
+        block_out_channels=(4, 4, 4),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
     return vae.eval()
