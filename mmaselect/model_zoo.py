@@ -81,6 +81,9 @@ _MODELS = (
         'mmaselect://dit_cifar10',
         'dit', 224, (6,), 3, 4, 'DDPM, linear', 6, 0.0, 0.0, 'apache-2.0'),
     PublishedModel(
+        'mmaselect://dit_digits',
+        'dit', 96, (5,), 2, 4, 'DDPM, linear', 1, 0.0, 0.0, 'apache-2.0'),
+    PublishedModel(
         'facebook/DiT-XL-2-256',
         'dit', 1152, (28,), 14, 16, 'DDPM, linear', 750, 0.8, 1.4, 'cc-by-nc-4.0'),
     PublishedModel(

@@ -13,18 +13,19 @@ import mmaselect
 from mmaselect import list_models, model_info
 from mmaselect.diffusion import known_families
 
-SHIPPED = Path(mmaselect.__file__).parent / 'weights' / 'dit_cifar10' / 'transformer'
+WEIGHTS = Path(mmaselect.__file__).parent / 'weights'
 MODELS = {
     model[0]: model
     for path in sorted(Path(__file__).parent.glob('test_*.py'))
     if 'PUBLISHED = [' in path.read_text(encoding='utf-8') and path != Path(__file__)
     for model in import_module(path.stem).PUBLISHED
 }
-MODELS['mmaselect://dit_cifar10'] = (
-    'mmaselect://dit_cifar10',
-    DiTTransformer2DModel,
-    json.loads((SHIPPED / 'config.json').read_text(encoding='utf-8')),
-)
+for folder in WEIGHTS.iterdir():
+    MODELS[f'mmaselect://{folder.name}'] = (
+        f'mmaselect://{folder.name}',
+        DiTTransformer2DModel,
+        json.loads((folder / 'transformer' / 'config.json').read_text(encoding='utf-8')),
+    )
 
 
 def gigabytes(model):
