@@ -14,17 +14,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-# First of all: it checks that the toolboxes are installed, and says what to do if not.
-from mmaselect.utils.cli import build_runner, get_toolbox, load_config, set_dataloaders
-
-from mmaselect.files import write_atomically, write_json  # isort: skip
+from mmaselect.files import write_atomically, write_json
 from mmaselect.leaderboard.runs import (
     Run,
     check_run,
@@ -36,6 +34,9 @@ from mmaselect.leaderboard.runs import (
     training_memory,
 )
 from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs
+from mmaselect.tool import make_tool_parser, run_tool
+from mmaselect.utils.cli import build_runner, get_toolbox, load_config, set_dataloaders
+from mmaselect.utils.flags import add_cfg_options
 from mmaselect.utils.progress import progress_bar
 from mmaselect.utils.tables import markdown_table, write_csv
 
@@ -60,13 +61,9 @@ writes, into --out:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_tool_parser(__doc__, EXAMPLES)
     parser.add_argument(
         'work_dirs', nargs='*', help='work directories of trainings: config and checkpoint in one'
     )
@@ -88,13 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out', default='work_dirs/leaderboard', help='default: work_dirs/leaderboard'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of all configs',
-    )
+    add_cfg_options(parser, 'override settings of all configs')
     # One process for each test: its memory is then its own, and so are a toolbox's registries.
     parser.add_argument('--worker', metavar='JSON', help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -171,6 +162,8 @@ def test_in_process(run: Run, args: argparse.Namespace, path: Path) -> str | Non
     """Test in a process of its own; None, or the end of its output if it failed."""
     command = [sys.executable, __file__, '--pair', str(run.config), str(run.checkpoint)]
     command += ['--out', args.out, '--worker', str(path)]
+    if args.debug:
+        command += ['--debug']
     if args.cfg_options:
         command += ['--cfg-options', *args.raw_options]
     done = subprocess.run(
@@ -202,13 +195,13 @@ def report(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Test what is missing, tabulate.
 
     Raises:
         SystemExit: With 1 if a test failed; the table then lacks it.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(argv)
     args.raw_options = raw_options(argv)
     out = Path(args.out)
@@ -252,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit('\n\n'.join(['these tests failed:', *failures]))
 
 
-def raw_options(argv: list[str]) -> list[str]:
+def raw_options(argv: Sequence[str]) -> list[str]:
     """``--cfg-options`` as they were typed, to hand on."""
     if '--cfg-options' not in argv:
         return []
@@ -262,4 +255,4 @@ def raw_options(argv: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mmaselect.selection import save_selection
+from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils import load_config
 from mmaselect.utils.distributed import leave_process_group
+from mmaselect.utils.flags import add_cfg_options, add_device, add_launcher, add_timesteps
 
 EXAMPLES = """
 examples:
@@ -33,24 +36,20 @@ The pick is cached: training with the same settings finds it and does not sweep 
 """
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_tool_parser(__doc__, EXAMPLES)
     parser.add_argument('config', help='config whose backbone is mmaselect.ASelecTDiT')
     parser.add_argument(
         '--out',
         help='folder for selection.json and selection.png; default: the work directory of the '
         'config, else work_dirs/CONFIG_NAME',
     )
-    parser.add_argument(
-        '--timesteps',
-        metavar='START:STOP:STEP',
-        help="grid, 0 = clean, STOP left out; or a comma-separated list. Default: the config's, "
-        'else 0:1000:25',
+    add_timesteps(
+        parser,
+        None,
+        "grid, 0 = clean, STOP left out; or a comma-separated list. Default: the config's, else "
+        '0:1000:25',
     )
     parser.add_argument(
         '--blocks', nargs='+', type=int, help='blocks to score; negative ones count from the end'
@@ -76,22 +75,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--no-cache', action='store_true', help='sweep even if a stored result fits'
     )
-    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config, as in tools/train.py',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what starts the processes of a distributed run; default: none',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    add_device(parser)
+    add_cfg_options(parser, 'override settings of the config, as in tools/train.py')
+    add_launcher(parser)
+    args = parser.parse_args(argv)
     if args.criterion_options and not args.criterion:
         parser.error('--criterion-options goes with --criterion')
     return args
@@ -101,12 +88,12 @@ def find_backbone(model: ConfigDict, path: str) -> ConfigDict:
     """The backbone's config, wherever the model keeps it.
 
     Raises:
-        SystemExit: If the config has no backbone of ours.
+        ValueError: If the config has no backbone of ours.
     """
     backbone = model.get('backbone')
     if backbone is None or str(backbone.get('type', '')).rpartition('.')[2] != 'ASelecTDiT':
         kind = None if backbone is None else backbone.get('type')
-        raise SystemExit(
+        raise ValueError(
             f'{path}: model.backbone is {kind!r}; timestep selection needs '
             f"type='mmaselect.ASelecTDiT'"
         )
@@ -137,9 +124,9 @@ def report(result) -> None:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Build the backbone, sweep, write, report."""
-    args = parse_args()
+    args = parse_args(argv)
     config = load_config(args.config)
     if args.cfg_options:
         config.merge_from_dict(args.cfg_options)
@@ -178,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 from glob import glob
 from typing import TYPE_CHECKING
 
-# First of all: it checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.tool import run_tool
+
+# It checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
 from mmaselect.utils.distributed import leave_process_group
 
@@ -27,7 +30,7 @@ PICKLES = ('.pkl', '.pickle')
 METRIC_FILES = ('.json', '.yaml', '.yml', *PICKLES)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser('Test a segmentor or a classifier')
     # Read as the second positional argument, after the config.
@@ -185,7 +188,7 @@ def set_segmentation_output(config: Config, folder: str) -> None:
         evaluator.keep_results = True
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Test, and write what was asked for."""
     from mmengine import dump
     from mmengine.dist import is_main_process
@@ -220,4 +223,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

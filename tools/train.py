@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-# First of all: it checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.tool import run_tool
+
+# It checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
 from mmaselect.utils.distributed import leave_process_group
 from mmaselect.utils.summary import print_summary
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser('Train a segmentor or a classifier')
     parser.add_argument(
@@ -90,7 +93,7 @@ def merge_flags(config: Config, args: argparse.Namespace) -> None:
         config.auto_scale_lr.enable = True
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, and say what came of it."""
     args = parse_args(argv)
     config, toolbox = load_run_config(args)
@@ -109,4 +112,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmaselect.analysis.encoded import EncodedImages
@@ -26,7 +26,9 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.scoring import build_criteria
 from mmaselect.selection.sweep import weights_fingerprint
+from mmaselect.tool import make_tool_parser
 from mmaselect.utils import get_toolbox, load_config
+from mmaselect.utils.flags import add_cfg_options, add_device
 from mmaselect.utils.progress import progress_bar
 
 #: Toolbox to what its heads do.
@@ -37,11 +39,7 @@ MODEL_KEYS = ('pretrained', 'dtype', 'condition', 'load_kwargs')
 
 def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
     """A parser with what every analysis tool takes."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_tool_parser(description, examples)
     parser.add_argument(
         'config',
         help='config of MMPretrain or MMSegmentation whose backbone is mmaselect.ASelecTDiT',
@@ -71,13 +69,10 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--seed', type=int, default=0, help='of the choice of images and of the noise; default: 0'
     )
-    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config, such as '
+    add_device(parser)
+    add_cfg_options(
+        parser,
+        'override settings of the config, such as '
         'model.backbone.pretrained=work_dirs/pretrain/my_dit',
     )
     return parser

@@ -5,17 +5,20 @@ import argparse
 import os
 from copy import deepcopy
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmaselect.tool import make_tool_parser
+
 from .config import get_toolbox, load_config
 from .distributed import AverageNormStatistics, prepare_cpu_launch
+from .flags import add_cfg_options, add_launcher
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the flags that both tools have."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = make_tool_parser(description)
     parser.add_argument('config', help='config file, of MMSegmentation or MMPretrain')
     parser.add_argument(
         '--work-dir',
@@ -25,22 +28,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='set pin_memory=False in all dataloaders'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config; lists as key="[a,b]" or key=a,b, nested ones as '
-        'key="[(a,b),(c,d)]", quoted and without blanks',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='what starts the processes of a distributed run; default: none',
-    )
-    # torch.distributed.launch passes --local-rank; torchrun sets LOCAL_RANK instead.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_cfg_options(parser)
+    add_launcher(parser)
     return parser
 
 

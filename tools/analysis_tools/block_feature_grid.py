@@ -8,6 +8,7 @@ scores them all), or at one given timestep; a linear probe measures it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from mmaselect.diffusion import TapKey
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.plot import COLORS
+from mmaselect.tool import run_tool
+from mmaselect.utils.flags import add_timesteps
 from mmaselect.utils.progress import progress_bar
 from mmaselect.utils.tables import markdown_table, write_csv
 
@@ -55,7 +58,7 @@ writes, into --out:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.set_defaults(blocks=['all'], features=['all'])
@@ -66,11 +69,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="where a block and feature is read: 'pick', what the config's criterion picks for it; "
         "'best', where --probe found it best; or one timestep for all; default: pick",
     )
-    parser.add_argument(
-        '--timesteps',
-        default='0:1000:50',
-        metavar='START:STOP:STEP',
-        help='grid that the criterion picks from; default: 0:1000:50, or that of --probe',
+    add_timesteps(
+        parser,
+        '0:1000:50',
+        'grid that the criterion picks from; default: %(default)s, or that of --probe',
     )
     parser.add_argument('--probe', help='folder that probe_timesteps.py wrote: nothing is measured')
     add_probe_arguments(parser)
@@ -256,7 +258,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Pick, probe, write, report."""
     args = parse_args(argv)
     if args.probe:
@@ -277,4 +279,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -14,6 +14,7 @@ import argparse
 import ast
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mmaselect.analysis.study import (
 from mmaselect.analysis.variants import describe, variants
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection.scoring import build_criteria
+from mmaselect.tool import run_tool
 from mmaselect.utils.tables import markdown_table, write_csv
 
 EXAMPLES = """
@@ -62,7 +64,7 @@ writes, into --out (default: the folder `criteria` in that of --probe):
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument(
@@ -226,7 +228,7 @@ def report(overall: list[dict[str, Any]], rows: int = 25) -> None:
     console.print(shown)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Score, join, write, report."""
     args = parse_args(argv)
     case = args.case or Path(args.config).stem
@@ -279,4 +281,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -9,6 +9,7 @@ the same pass over the images gives for nothing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from mmaselect.analysis.study import (
 from mmaselect.diffusion import TapKey
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection import parse_timesteps
+from mmaselect.tool import run_tool
+from mmaselect.utils.flags import add_timesteps
 from mmaselect.utils.tables import markdown_table, write_csv
 
 FISHER = 'FisherScore'
@@ -55,15 +58,10 @@ writes, into --out:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        '--timesteps',
-        default='0:1000:25',
-        metavar='START:STOP:STEP',
-        help='grid, 0 = clean, STOP left out; or a comma-separated list; default: 0:1000:25',
-    )
+    add_timesteps(parser, '0:1000:25')
     add_calibration_arguments(parser)
     parser.add_argument(
         '--joint',
@@ -197,7 +195,7 @@ def report(title: str, rows: list[dict[str, Any]], limit: int = 20) -> None:
     Console().print(table)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Score, compare, write, report."""
     args = parse_args(argv)
     study = open_study(args, 'fisher_score')
@@ -238,4 +236,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -9,6 +9,7 @@ in its high-frequency part; where noise has covered it, that part is noise.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from mmaselect.files import write_json
 from mmaselect.images import load_rgb, resize_and_crop
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.scoring import noise_seed
+from mmaselect.tool import run_tool
+from mmaselect.utils.flags import add_timesteps
 from mmaselect.utils.progress import progress_bar
 from mmaselect.utils.tables import write_csv
 
@@ -52,14 +55,13 @@ writes, into --out, for each image and each block and feature:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        '--timesteps',
-        default='0,50,150,400,800',
-        metavar='LIST',
-        help='a row each; also START:STOP:STEP; default: 0,50,150,400,800',
+    add_timesteps(
+        parser,
+        '0,50,150,400,800',
+        'grid, or a comma-separated list; a row each; default: %(default)s',
     )
     parser.add_argument('--files', nargs='+', metavar='IMAGE', help='image files to show')
     parser.add_argument(
@@ -144,7 +146,7 @@ def draw(image: np.ndarray, rows: list[dict[str, Any]], stem: Path) -> None:
     save_all(figure, stem)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Extract, split, draw."""
     args = parse_args(argv)
     study = open_study(args, 'frequency_maps')
@@ -199,4 +201,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +33,8 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.files import write_json
 from mmaselect.selection import Criterion, parse_timesteps
+from mmaselect.tool import run_tool
+from mmaselect.utils.flags import add_timesteps
 from mmaselect.utils.progress import progress_bar
 from mmaselect.utils.tables import write_csv
 
@@ -61,15 +64,10 @@ writes, into --out:
 """
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        '--timesteps',
-        default='0:1000:50',
-        metavar='START:STOP:STEP',
-        help='grid, 0 = clean, STOP left out; or a comma-separated list; default: 0:1000:50',
-    )
+    add_timesteps(parser, '0:1000:50')
     add_probe_arguments(parser)
     add_calibration_arguments(parser)
     parser.add_argument(
@@ -258,7 +256,7 @@ def report(summary: dict[str, Any]) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Probe, score, write, report."""
     args = parse_args(argv)
     study = open_study(args, 'probe_timesteps')
@@ -298,4 +296,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -14,11 +14,14 @@ Output, for the data set `mmaselect.CamVidDataset`:
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
+
+from mmaselect.tool import make_tool_parser, run_tool
 
 #: The eleven classes, in the order of their labels, and the original classes (with their colors in
 #: the label files) that each unites.
@@ -162,11 +165,9 @@ def find_pairs(frames: Path, labels: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the conversion that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_tool_parser(__doc__)
     parser.add_argument('frames', type=Path, help='folder of the frames, <name>.png')
     parser.add_argument('labels', type=Path, help='folder of the colored labels, <name>_L.png')
     parser.add_argument(
@@ -178,7 +179,7 @@ def main() -> None:
         metavar='WIDTHxHEIGHT',
         help='scale to this size (480x360 is usual); default: the original 960x720',
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     table = build_table()
     counts = dict(train=0, val=0, test=0)
@@ -198,12 +199,9 @@ def main() -> None:
             image.save(folder / frame_file.name)
         counts[split] += 1
 
-    try:
-        track_progress(convert, find_pairs(args.frames, args.labels))
-    except (FileNotFoundError, ValueError) as error:
-        parser.exit(1, f'{parser.prog}: {error}\n')
+    track_progress(convert, find_pairs(args.frames, args.labels))
     print(f'\n{args.out}: {", ".join(f"{count} {split}" for split, count in counts.items())}')
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)
