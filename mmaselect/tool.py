@@ -1,5 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""What every command-line tool of ``tools/`` has: help that shows examples, and one-line errors."""
+"""What every command-line tool of ``tools/`` has: help that shows examples, and one-line errors.
+
+Knows no torch, so that ``--help`` is there at once.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +53,12 @@ def run_tool(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     except Exception as error:
         if DEBUG_FLAG in argv:
             raise
-        name = Path(sys.argv[0]).name
-        raise SystemExit(f'{name}: {in_one_line(error)} ({DEBUG_FLAG} shows where)') from None
+        line = f'{Path(sys.argv[0]).name}: error: {in_one_line(error)}'
+        raise SystemExit(f'{line} ({DEBUG_FLAG} shows where)') from None
 
 
 def in_one_line(error: BaseException) -> str:
-    """The kind of an error and its message, without line breaks."""
+    """The message of an error without line breaks; its kind, where it has no message."""
     # The text of a KeyError is the repr of its message.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return f'{type(error).__name__}: {" ".join(str(message).split())}'
+    return ' '.join(str(message).split()) or type(error).__name__

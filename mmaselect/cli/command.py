@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mmaselect.cli import features, models, select
+from mmaselect.tool import in_one_line
 from mmaselect.version import __version__
 
 EXAMPLES = """
@@ -63,9 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        # A KeyError's text is its argument in quotes.
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        message = ' '.join(text.split()) or type(error).__name__
-        print(f'mmaselect {args.command}: error: {message}', file=sys.stderr)
+        print(f'mmaselect {args.command}: error: {in_one_line(error)}', file=sys.stderr)
         return 1
     return 0

@@ -59,8 +59,9 @@ def test_mistakes_are_told_in_one_line(name, tmp_path, monkeypatch):
 
 
 def test_a_line_is_one_line():
-    assert in_one_line(ValueError('first\n  second')) == 'ValueError: first second'
-    assert in_one_line(KeyError('no such criterion')) == 'KeyError: no such criterion'
+    assert in_one_line(ValueError('first\n  second')) == 'first second'
+    assert in_one_line(KeyError('no such criterion')) == 'no such criterion'
+    assert in_one_line(MemoryError()) == 'MemoryError'
 
 
 def test_exits_of_the_parser_pass_through(capsys):
