@@ -26,7 +26,6 @@ from mmaselect.analysis.figures import make_figure, panel_grid
 from mmaselect.analysis.linear_probe import PROBE_VERSION, ProbeOptions
 from mmaselect.analysis.result_folder import ResultFolder
 from mmaselect.analysis.search import SEARCHES, mean_iou
-from mmaselect.analysis.study import progress_bar
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images.corruptions import corrupt
 from mmaselect.images.labelled import DatasetLabels, LabelledImages
@@ -39,6 +38,7 @@ from mmaselect.selection.scoring import (
     start_meters,
 )
 from mmaselect.selection.sweep import weights_fingerprint
+from mmaselect.utils.progress import progress_bar
 
 TOOLBOXES = {'classification': 'mmpretrain', 'segmentation': 'mmseg'}
 PICK_COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f')

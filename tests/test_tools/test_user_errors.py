@@ -26,6 +26,7 @@ MISTAKES = {
         'no folder',
     ),
     'analysis_tools/probe_timesteps.py': ('nowhere.py', FileNotFoundError, 'no config file'),
+    'analysis_tools/criteria_benchmark.py': ('nowhere.py', FileNotFoundError, 'nowhere.py'),
     **{
         f'analysis_tools/{name}.py': ('nowhere.py --probe p', FileNotFoundError, 'nowhere|p')
         for name in STUDIES

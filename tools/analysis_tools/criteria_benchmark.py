@@ -25,11 +25,9 @@ Written to --out:
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-
-from mmengine.config import DictAction
 
 from mmaselect.analysis.criteria_benchmark import (
     benchmark_figure,
@@ -40,14 +38,14 @@ from mmaselect.analysis.criteria_benchmark import (
 )
 from mmaselect.files import write_atomically
 from mmaselect.selection.plot import save_figure
+from mmaselect.tool import make_tool_parser, run_tool
+from mmaselect.utils.flags import add_cfg_options
 from mmaselect.utils.tables import markdown_table, write_csv
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_tool_parser(__doc__)
     parser.add_argument('config', help='a config with `cases` and `criteria`')
     parser.add_argument('--out', help='folder for results; default: work_dirs/CONFIG_NAME')
     parser.add_argument(
@@ -57,25 +55,19 @@ def parse_args() -> argparse.Namespace:
         '--report-only', action='store_true', help='show the table of what was measured already'
     )
     parser.add_argument('--device', default='cpu', help='where models run; default: cpu')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
-    return parser.parse_args()
+    add_cfg_options(parser, 'override settings of the config')
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then make the tables."""
-    args = parse_args()
+    args = parse_args(argv)
     config, cases = load_cases(args.config, args.cfg_options)
     out = Path(args.out or Path('work_dirs') / Path(args.config).stem)
     if args.cases:
         cases = [case for case in cases if any(fnmatch(case.name, p) for p in args.cases)]
         if not cases:
-            sys.exit(f'no case matches {args.cases}')
+            raise ValueError(f'no case matches --cases {args.cases}')
     results = []
     for number, case in enumerate(cases, 1):
         done = out / case.name / 'timesteps'
@@ -85,7 +77,7 @@ def main() -> None:
         print(f'case {number} of {len(cases)}: {case.name}', flush=True)
         results += run_case(case, [c.to_dict() for c in config.criteria], out, args.device)
     if not results:
-        sys.exit('nothing was measured yet')
+        raise ValueError('nothing was measured yet: run without --report-only')
     rows = benchmark_rows(results)
     summary = summarize(rows)
     write_csv(out / 'rows.csv', rows)
@@ -104,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)
