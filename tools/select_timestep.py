@@ -10,10 +10,9 @@ import torch
 from mmengine.config import ConfigDict, DictAction
 from mmengine.dist import infer_launcher, init_dist, is_main_process
 from mmengine.registry import MODELS, init_default_scope
-from rich.console import Console
-from rich.table import Table
 
 from mmaselect.selection import save_selection
+from mmaselect.selection.report import print_selection
 from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils import load_config
 from mmaselect.utils.distributed import leave_process_group
@@ -100,30 +99,6 @@ def find_backbone(model: ConfigDict, path: str) -> ConfigDict:
     return backbone
 
 
-def report(result) -> None:
-    """A table of the curve, with the pick marked."""
-    table = Table(title=f'{result.criterion} of {result.feature}, {result.num_images} images')
-    names = list(result.others)
-    for column in ('timestep', 'sigma', result.criterion, 'std', *names):
-        table.add_column(column, justify='right')
-    for index, point in enumerate(result.curve.points):
-        row = [str(point.timestep), f'{point.noise_level:.3f}']
-        row += ['-' if v is None else f'{v:.5f}' for v in (point.score, point.std)]
-        for name in names:
-            score = result.others[name].points[index].score
-            row.append('-' if score is None else f'{score:.5f}')
-        table.add_row(*row, style='bold green' if point.timestep == result.timestep else None)
-    console = Console()
-    console.print(table)
-    for warning in result.warnings:
-        console.print(f'warning: {warning}', style='yellow')
-    console.print(
-        f'timestep {result.timestep} (sigma {result.noise_level:.3f}), '
-        f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s',
-        style='bold',
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Build the backbone, sweep, write, report."""
     args = parse_args(argv)
@@ -158,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = sweep.run()
     if is_main_process():
         out = args.out or config.get('work_dir') or Path('work_dirs') / Path(args.config).stem
-        report(result)
+        print_selection(result)
         for path in save_selection(result, out):
             print(path)
     leave_process_group()

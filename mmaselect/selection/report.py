@@ -32,7 +32,7 @@ def print_selection(result: SelectionResult, console: Console | None = None) -> 
     for warning in result.warnings:
         console.print(f'warning: {warning}', style='yellow')
     console.print(
-        f'timestep {result.timestep} (sigma {result.noise_level:.3f}), '
+        f'timestep {result}, sigma {result.noise_level:.3f}, '
         f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s',
         style='bold',
     )
