@@ -41,5 +41,5 @@ def test_the_default_finds_it_block_by_block(digits):
 
 
 def test_the_cross_spectrum_does_not(digits):
-    """Why it is no longer the default: what an image shows is clearest to it where noise is least."""
+    """Why it is no longer the default: to it, what an image shows is clearest without noise."""
     assert picks(digits, 'CrossSpectrumHFR')[4] == 0
