@@ -121,11 +121,11 @@ class CalibrationSet:
         Raises:
             ValueError: If the set was made without view options.
         """
-        if self.views is None:
-            raise ValueError('this calibration set has no views: give it ViewOptions')
         return self._make_views(position, self._decode(position))
 
     def _make_views(self, position: int, decoded: np.ndarray) -> ImageViews:
+        if self.views is None:
+            raise ValueError('this calibration set has no views: give it ViewOptions')
         seed = (self.seed, self.chosen[position])
         return make_views(decoded, self.image_size, self.views, seed)
 
