@@ -12,11 +12,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmaselect.checks import seed_number, shorten
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
 from mmaselect.images import as_rgb, load_rgb, to_model_range
 from mmaselect.selection import SelectionResult
 
+#: An image as a user may have it.
 ImageLike = str | Path | np.ndarray | Image.Image | Tensor
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """A device by its name; CUDA if there is one where none is named.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be one that PyTorch has here, such as 'cpu' or 'cuda'; got "
+            f'{shorten(device)} ({str(error).splitlines()[0]})'
+        ) from error
+    return found
 
 
 class FeatureExtractor:
@@ -52,8 +73,8 @@ class FeatureExtractor:
         seed: int = 0,
         **model_kwargs: Any,
     ) -> None:
-        if device is None:
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        seed_number('seed', seed)
+        device = pick_device(device)
         self.dit = FrozenDiT.from_pretrained(
             pretrained, blocks=blocks, features=features, dtype=dtype, **model_kwargs
         ).to(device)

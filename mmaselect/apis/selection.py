@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmaselect.apis.features import pick_device
+from mmaselect.checks import flag, path
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet, ImageArrays
 from mmaselect.images.datasets import build_image_source
@@ -40,8 +42,8 @@ def select_timestep(
     others: Sequence[str | Mapping[str, Any]] = DEFAULT_OTHERS,
     num_images: int = DEFAULT_NUM_IMAGES,
     image_size: int | tuple[int, int] | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
+    batch_size: int = SelectionOptions.batch_size,
+    seed: int = SelectionOptions.seed,
     views: ViewOptions | Mapping[str, Any] | None = None,
     dtype: str | torch.dtype = 'fp32',
     device: str | torch.device | None = None,
@@ -90,19 +92,6 @@ def select_timestep(
         >>> result.timestep in (0, 250, 500, 750), len(result.curve.points)
         (True, 4)
     """
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if isinstance(model, FrozenDiT):
-        dit = model
-    else:
-        dit = FrozenDiT.from_pretrained(
-            model, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
-        )
-        dit.to(device)
-    if isinstance(images, Sequence) and not isinstance(images, str):
-        source = ImageArrays(images, labels)
-    else:
-        source = build_image_source(images)
     options = SelectionOptions.parse(
         dict(
             criterion=criterion,
@@ -115,6 +104,22 @@ def select_timestep(
             views=views,
         )
     )
+    if out is not None:
+        path('out', out)
+    flag('cache', cache)
+    flag('progress', progress)
+    device = pick_device(device)
+    if isinstance(model, FrozenDiT):
+        dit = model
+    else:
+        dit = FrozenDiT.from_pretrained(
+            model, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
+        )
+        dit.to(device)
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        source = ImageArrays(images, labels)
+    else:
+        source = build_image_source(images)
     calibration = CalibrationSet(
         source, options.image_size or dit.native_size, options.num_images, options.seed
     )

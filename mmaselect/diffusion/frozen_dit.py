@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmaselect.checks import is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
@@ -30,9 +31,13 @@ class _PassComplete(Exception):
 
 
 def _as_features(features: str | Sequence[str], family: Family) -> tuple[str, ...]:
+    if not isinstance(features, str) and not is_sequence(features):
+        raise ValueError(
+            f'features must be one or more of {", ".join(family.features)}, got {shorten(features)}'
+        )
     features = (features,) if isinstance(features, str) else tuple(features)
     for feature in features:
-        if feature not in family.features:
+        if not isinstance(feature, str) or feature not in family.features:
             raise ValueError(
                 f'feature {feature!r} is not available for {family.title}: choose from '
                 f'{", ".join(family.features)}'
@@ -119,6 +124,7 @@ class FrozenDiT(nn.Module):
                 out of range.
         """
         dtype = parse_dtype(dtype)
+        load_kwargs = keywords('load_kwargs', load_kwargs)
         source = PipelineSource(pretrained, **hub_kwargs)
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
@@ -126,7 +132,7 @@ class FrozenDiT(nn.Module):
         process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
-        transformer = family.load_transformer(source, needed, dtype, **(load_kwargs or {}))
+        transformer = family.load_transformer(source, needed, dtype, **load_kwargs)
         codec = family.codec(source, dtype)
         return cls(transformer, family, process, codec, prepared, resolved, features)
 

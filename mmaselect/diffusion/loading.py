@@ -8,8 +8,10 @@ are all that feature extraction needs.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from mmaselect.checks import keywords, path
 from mmaselect.diffusion.codec import PixelCodec, codec_class
 
 #: Prefix of the models that ship with the package.
@@ -31,6 +34,18 @@ LAYOUT_HELP = (
     'scheduler/scheduler_config.json and, for a model that works on latents, '
     'vae/config.json with its weights'
 )
+
+#: What says where files are found on the hub.
+HUB_KWARGS = (
+    'revision', 'variant', 'cache_dir', 'token', 'local_files_only', 'force_download', 'proxies'
+)  # fmt: skip
+
+#: What diffusers' ``from_pretrained`` of a model takes beside the entries of its config.
+LOAD_KWARGS = (
+    'device_map', 'max_memory', 'quantization_config', 'low_cpu_mem_usage', 'use_safetensors',
+    'disable_mmap', 'offload_folder', 'offload_state_dict', 'ignore_mismatched_sizes',
+    'torch_dtype', 'variant',
+)  # fmt: skip
 
 _DTYPES = {
     'fp32': torch.float32,
@@ -59,15 +74,20 @@ def resolve_pretrained(pretrained: str | Path) -> str:
         FileNotFoundError: If it reads like a path and there is no such folder.
         ValueError: If it is a folder without a ``transformer/config.json``.
     """
-    name = str(pretrained)
+    name = str(path('pretrained', pretrained))
     if name.startswith(SHIPPED_PREFIX):
-        folder = WEIGHTS_DIR / name.removeprefix(SHIPPED_PREFIX)
-        if not (folder / 'transformer' / 'config.json').is_file():
+        shipped_name = name.removeprefix(SHIPPED_PREFIX)
+        folder = WEIGHTS_DIR / shipped_name
+        # A name, not a path: '../x' and '/x' would leave the package.
+        if (
+            not re.fullmatch(r'[\w-]+', shipped_name)
+            or not (folder / 'transformer' / 'config.json').is_file()
+        ):
             shipped = sorted(
                 p.parents[1].name for p in WEIGHTS_DIR.glob('*/transformer/config.json')
             )
             raise FileNotFoundError(
-                f'{name!r} does not ship with mmaselect. Shipped models: '
+                f'pretrained={name!r} does not ship with mmaselect. Shipped models: '
                 f'{", ".join(SHIPPED_PREFIX + s for s in shipped) or "none"}'
             )
         return str(folder)
@@ -150,6 +170,7 @@ class PipelineSource:
     """
 
     def __init__(self, pretrained: str | Path, **hub_kwargs: Any) -> None:
+        keywords('hub_kwargs', hub_kwargs, HUB_KWARGS)
         self.name = str(pretrained)
         self.path = resolve_pretrained(pretrained)
         self.hub_kwargs = hub_kwargs
@@ -226,6 +247,8 @@ class PipelineSource:
         Raises:
             RuntimeError: If weights of a needed block are missing from the checkpoint.
         """
+        config_entries = list(inspect.signature(getattr(diffusers, class_name)).parameters)
+        keywords('load_kwargs', load_kwargs, [*LOAD_KWARGS, *config_entries])
         cls = _trimmed(getattr(diffusers, class_name), trim)
         kwargs = {'torch_dtype': dtype, **self.hub_kwargs, **load_kwargs}
         with _quiet_about_unused_weights():

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmaselect.checks import is_whole_number
+
 
 @dataclass(frozen=True)
 class NoiseLevel:
@@ -58,7 +60,7 @@ class ForwardProcess(ABC):
 
     def check_timestep(self, timestep: int) -> int:
         """Return ``timestep`` as an int, or raise a ValueError that names the range."""
-        if isinstance(timestep, bool) or int(timestep) != timestep:
+        if not is_whole_number(timestep):
             raise ValueError(f'timestep must be a whole number, got {timestep!r}')
         timestep = int(timestep)
         if not 0 <= timestep < self.num_train_timesteps:

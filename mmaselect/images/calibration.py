@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmaselect.checks import image_size as checked_size
+from mmaselect.checks import seed_number, whole_number
 from mmaselect.images.reading import resize_and_crop, to_model_range
 from mmaselect.images.sources import ImageSource
 from mmaselect.images.views import ImageViews, ViewBatch, ViewBoxes, ViewOptions, make_views
@@ -68,8 +70,9 @@ class CalibrationSet:
     ) -> None:
         if len(source) == 0:
             raise ValueError('the calibration set is empty: timestep selection needs images')
-        if num_images < 1:
-            raise ValueError(f'num_images must be at least 1, got {num_images}')
+        num_images = whole_number('num_images', num_images, 1)
+        seed = seed_number('seed', seed)
+        image_size = checked_size('image_size', image_size)
         self.source = source
         self.image_size = image_size
         self.kept_bytes = kept_bytes

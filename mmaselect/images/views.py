@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from mmaselect.checks import choice, flag, is_number, is_sequence, keywords, shorten
 
 #: Views of one image that a criterion compares.
 NUM_VIEWS = 2
@@ -44,26 +47,33 @@ class ViewOptions:
     def __post_init__(self) -> None:
         scale = self.scale
         if not (
-            isinstance(scale, Sequence)
+            is_sequence(scale)
             and len(scale) == 2
-            and all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in scale)
+            and all(is_number(share) for share in scale)
             and 0 < scale[0] <= scale[1] <= 1
         ):
             raise ValueError(
                 f'views.scale must be the smallest and the largest side of a crop as shares of the '
-                f"image's, 0 < smallest <= largest <= 1, got {scale!r}"
-            )
-        if not isinstance(self.flip, bool):
-            raise ValueError(f'views.flip must be True or False, got {self.flip!r}')
-        if self.noise not in NOISE_CHOICES:
-            raise ValueError(
-                f'views.noise must be one of {", ".join(NOISE_CHOICES)}, got {self.noise!r}'
-            )
-        if self.pixels not in PIXEL_CHOICES:
-            raise ValueError(
-                f'views.pixels must be one of {", ".join(PIXEL_CHOICES)}, got {self.pixels!r}'
+                f"image's, 0 < smallest <= largest <= 1, got {shorten(scale)}"
             )
         object.__setattr__(self, 'scale', (float(scale[0]), float(scale[1])))
+        flag('views.flip', self.flip)
+        choice('views.noise', self.noise, NOISE_CHOICES)
+        choice('views.pixels', self.pixels, PIXEL_CHOICES)
+
+    @classmethod
+    def parse(cls, views: ViewOptions | Mapping[str, Any] | None) -> ViewOptions:
+        """View options from what a config says.
+
+        Args:
+            views: None for the defaults, a dict of some of the fields, or options.
+
+        Raises:
+            ValueError: If a key is not known, or a value is out of range.
+        """
+        if isinstance(views, cls):
+            return views
+        return cls(**keywords('views', views, [field.name for field in fields(cls)]))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
+
+from mmaselect.checks import is_sequence, is_whole_number, shorten
 
 #: Every 25th timestep of the usual 1000: 40 points.
 DEFAULT_GRID = '0:1000:25'
+#: A longer grid is a slip.
+MAX_TIMESTEPS = 100_000
 
 
 def parse_timesteps(spec: str | int | Sequence[int], num_train_timesteps: int) -> list[int]:
@@ -26,27 +32,55 @@ def parse_timesteps(spec: str | int | Sequence[int], num_train_timesteps: int) -
         >>> parse_timesteps([80, 0], 1000)
         [0, 80]
     """
-    form = "write 'START:STOP:STEP' (STOP is left out), for example '0:1000:25', or a list"
-    try:
-        if isinstance(spec, str) and ':' in spec:
-            parts = [int(part) for part in spec.split(':')]
-            if len(parts) not in (2, 3):
-                raise ValueError(spec)
-            steps = list(range(*parts))
-        elif isinstance(spec, str):
-            steps = [int(part) for part in spec.split(',') if part.strip()]
-        elif isinstance(spec, int):
-            steps = [spec]
-        else:
-            steps = [int(step) for step in spec]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'timesteps={spec!r} is no timestep grid: {form}') from error
-    if not steps:
-        raise ValueError(f'timesteps={spec!r} is an empty grid: {form}')
+    steps = read_grid(spec)
     outside = [step for step in steps if not 0 <= step < num_train_timesteps]
     if outside:
         raise ValueError(
-            f'timesteps={spec!r} leaves the training schedule: {outside[:5]} not in 0 (clean) to '
-            f'{num_train_timesteps - 1} (noise)'
+            f'timesteps={shorten(spec)} leaves the training schedule: {outside[:5]} not in 0 '
+            f'(clean) to {num_train_timesteps - 1} (noise)'
         )
     return sorted(set(steps))
+
+
+def read_grid(spec: Any) -> list[int]:
+    """The timesteps that a user wrote, in the order in which they stand.
+
+    Args:
+        spec: See :func:`parse_timesteps`.
+
+    Raises:
+        ValueError: If the grid is empty, malformed or longer than a training schedule.
+    """
+    form = "write 'START:STOP:STEP' (STOP is left out), for example '0:1000:25', or a list"
+    error = ValueError(f'timesteps={shorten(spec)} is no timestep grid: {form}')
+    steps: Sequence[int]
+    if isinstance(spec, str):
+        separator = ':' if ':' in spec else ','
+        parts = [part.strip() for part in spec.split(separator)]
+        if separator == ',':
+            parts = [part for part in parts if part]
+        if not all(re.fullmatch(r'[+-]?[0-9]{1,18}', part) for part in parts):
+            raise error
+        numbers = [int(part) for part in parts]
+        if separator == ',':
+            steps = numbers
+        elif len(numbers) not in (2, 3) or numbers[2:] == [0]:
+            raise error
+        else:
+            steps = range(*numbers)
+    elif is_whole_number(spec):
+        steps = [int(spec)]
+    elif isinstance(spec, range):
+        steps = spec
+    elif is_sequence(spec) and all(is_whole_number(step) for step in spec):
+        steps = [int(step) for step in spec]
+    else:
+        raise error
+    if not steps:
+        raise ValueError(f'timesteps={shorten(spec)} is an empty grid: {form}')
+    if len(steps) > MAX_TIMESTEPS:
+        raise ValueError(
+            f'timesteps={shorten(spec)} has {len(steps)} points, more than any training schedule '
+            f'({MAX_TIMESTEPS}): {form}'
+        )
+    return list(steps)

@@ -4,10 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mmaselect.checks import (
+    choice,
+    image_size,
+    is_sequence,
+    keywords,
+    path,
+    seed_number,
+    shorten,
+    whole_number,
+)
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection.defaults import (
     DEFAULT_CRITERION,
@@ -15,8 +25,11 @@ from mmaselect.selection.defaults import (
     DEFAULT_OTHERS,
     PRESETS,
 )
-from mmaselect.selection.grid import DEFAULT_GRID
+from mmaselect.selection.grid import DEFAULT_GRID, read_grid
+from mmaselect.selection.scoring import build_criteria
 
+#: Channel orders of images in memory.
+ARRAY_ORDERS = ('rgb', 'bgr')
 #: A criterion by its name, or by a config with its arguments.
 CriterionSpec = str | Mapping[str, Any]
 
@@ -27,7 +40,7 @@ class SelectionOptions:
 
     Attributes:
         criterion: The registered criterion that picks: its name, or its config.
-        others: Criteria that are scored beside it and never decide.
+        others: Criteria that are scored beside it and never decide; one, several or None.
         timesteps: See :func:`~mmaselect.selection.grid.parse_timesteps`.
         num_images: Calibration images.
         image_size: Side, or (height, width), in pixels; the model's own training size if None.
@@ -36,10 +49,13 @@ class SelectionOptions:
         views: How random views are made, for criteria that compare them.
         cache_dir: Where results are kept; the default cache folder if None.
         array_order: Channel order of datasets in memory, ``'rgb'`` or ``'bgr'``.
+
+    Raises:
+        ValueError: If a value is of another type, or out of range; the message names it.
     """
 
     criterion: CriterionSpec = field(default_factory=lambda: dict(DEFAULT_CRITERION))
-    others: Sequence[CriterionSpec] = DEFAULT_OTHERS
+    others: CriterionSpec | Sequence[CriterionSpec] = DEFAULT_OTHERS
     timesteps: str | int | Sequence[int] = DEFAULT_GRID
     num_images: int = DEFAULT_NUM_IMAGES
     image_size: int | tuple[int, int] | None = None
@@ -48,6 +64,34 @@ class SelectionOptions:
     views: ViewOptions = field(default_factory=ViewOptions)
     cache_dir: str | Path | None = None
     array_order: str = 'rgb'
+
+    def __post_init__(self) -> None:
+        criterion = criterion_config('criterion', self.criterion)
+        given = () if self.others is None else self.others
+        given = given if is_sequence(given) else (given,)
+        others = tuple(criterion_config('others', spec) for spec in given)
+        # Built once to see that they are known and take their arguments.
+        build_criteria([criterion, *others])
+        timesteps = self.timesteps
+        if not isinstance(timesteps, str):
+            timesteps = tuple(read_grid(timesteps))
+        read_grid(timesteps)
+        checked: dict[str, Any] = dict(
+            criterion=criterion,
+            others=others,
+            timesteps=timesteps,
+            num_images=whole_number('num_images', self.num_images, 1),
+            batch_size=whole_number('batch_size', self.batch_size, 1),
+            seed=seed_number('seed', self.seed),
+            views=ViewOptions.parse(self.views),
+            array_order=choice('array_order', self.array_order, ARRAY_ORDERS),
+        )
+        if self.image_size is not None:
+            checked['image_size'] = image_size('image_size', self.image_size)
+        if self.cache_dir is not None:
+            checked['cache_dir'] = path('cache_dir', self.cache_dir)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def parse(
@@ -60,28 +104,26 @@ class SelectionOptions:
                 the fields, which may name a preset to start from as ``preset``, or options.
 
         Raises:
-            ValueError: If a preset or a key is not known.
+            ValueError: If a preset or a key is not known, or a value is out of range.
         """
         if isinstance(selection, cls):
             return selection
-        given = dict(preset=selection) if isinstance(selection, str) else dict(selection or {})
-        preset = given.pop('preset', None)
-        if preset is not None and preset not in PRESETS:
-            raise ValueError(
-                f'selection {preset!r} is no preset: choose from {", ".join(PRESETS)}, or give a '
-                f'dict of {", ".join(f.name for f in fields(cls))}'
-            )
         known = [f.name for f in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ValueError(f'selection has unknown keys {unknown}: it takes {", ".join(known)}')
-        given = {**PRESETS.get(preset, {}), **given}
-        views = given.get('views')
-        if views is None:
-            given.pop('views', None)
-        elif not isinstance(views, ViewOptions):
-            given['views'] = parse_views(views)
-        given['others'] = tuple(given['others'] or ()) if 'others' in given else DEFAULT_OTHERS
+        given = (
+            dict(preset=selection)
+            if isinstance(selection, str)
+            else keywords('selection', selection, [*known, 'preset'])
+        )
+        preset = given.pop('preset', None)
+        if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
+            raise ValueError(
+                f'selection {shorten(preset)} is no preset: choose from {", ".join(PRESETS)}, or '
+                f'give a dict of {", ".join(known)}'
+            )
+        if preset is not None:
+            given = {**PRESETS[preset], **given}
+        if given.get('views', '') is None:
+            del given['views']
         return cls(**given)
 
     def replaced(self, **changes: Any) -> SelectionOptions:
@@ -89,14 +131,22 @@ class SelectionOptions:
         return self.parse({**{f.name: getattr(self, f.name) for f in fields(self)}, **changes})
 
 
-def parse_views(views: Mapping[str, Any]) -> ViewOptions:
-    """View options from a config's dict.
+def criterion_config(name: str, spec: Any) -> dict[str, Any]:
+    """A criterion's config from its name or its config.
+
+    Args:
+        name: The option, for the message.
+        spec: What came.
 
     Raises:
-        ValueError: If a key is not known, or a value is out of range.
+        ValueError: If it is neither.
     """
-    known = [f.name for f in fields(ViewOptions)]
-    unknown = sorted(set(views) - set(known)) if isinstance(views, Mapping) else [views]
-    if unknown:
-        raise ValueError(f'views has unknown keys {unknown}: it takes {", ".join(known)}')
-    return replace(ViewOptions(), **views)
+    if isinstance(spec, (str, type)):
+        return dict(type=spec)
+    config = keywords(name, spec) if isinstance(spec, Mapping) else {}
+    if not isinstance(config.get('type'), (str, type)):
+        raise ValueError(
+            f"{name}: a criterion is given by its name, or as a dict with its name as 'type' and "
+            f'its arguments; got {shorten(spec)}'
+        )
+    return config

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,13 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
                 f'{", ".join(sorted(CRITERIA.module_dict))}, or register a subclass of Criterion '
                 f'with @CRITERIA.register_module()'
             )
-        criterion = cls(**arguments)
+        try:
+            criterion = cls(**arguments)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            takes = [name for name in inspect.signature(cls).parameters if name != 'kwargs']
+            raise ValueError(
+                f'criterion {cls.__name__}: {error}. It takes {", ".join(takes) or "no arguments"}'
+            ) from error
         name = base = type(criterion).__name__
         number = 1
         while name in criteria:

@@ -93,23 +93,26 @@ class Sweep:
         timesteps: str | int | Sequence[int] = DEFAULT_GRID,
         criterion: CriterionConfig = DEFAULT_CRITERION,
         others: Sequence[CriterionConfig] = DEFAULT_OTHERS,
-        seed: int = 0,
-        batch_size: int = 16,
+        seed: int = SelectionOptions.seed,
+        batch_size: int = SelectionOptions.batch_size,
         cache: SelectionCache | None = None,
         views: ViewOptions | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+        options = SelectionOptions(
+            timesteps=timesteps,
+            criterion=criterion,
+            others=others,
+            seed=seed,
+            batch_size=batch_size,
+            views=ViewOptions() if views is None else views,
+        )
         self.dit = dit
         self.calibration = calibration
-        self.timesteps = parse_timesteps(timesteps, dit.num_train_timesteps)
-        self.configs = [
-            dict(type=config) if isinstance(config, str) else dict(config)
-            for config in (criterion, *others)
-        ]
+        self.timesteps = parse_timesteps(options.timesteps, dit.num_train_timesteps)
+        self.configs = [dict(config) for config in (options.criterion, *options.others)]
         self.prototypes = build_criteria(self.configs)
-        self.seed = int(seed)
-        self.batch_size = batch_size
+        self.seed = options.seed
+        self.batch_size = options.batch_size
         self.cache = cache
         for name, prototype in self.prototypes.items():
             if prototype.needs_labels and not calibration.labels_available:
@@ -120,7 +123,7 @@ class Sweep:
         self.draws = max(prototype.draws for prototype in self.prototypes.values())
         self.views = None
         if any(prototype.views for prototype in self.prototypes.values()):
-            self.views = views or ViewOptions()
+            self.views = options.views
             self.calibration = calibration.with_views(self.views)
 
     @classmethod

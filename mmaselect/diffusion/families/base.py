@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmaselect.checks import is_sequence, is_whole_number, shorten
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import ForwardProcess, build_process
 
@@ -236,17 +237,22 @@ class Family(ABC):
         """
         if blocks is None:
             return (self.default_block,)
-        blocks = [blocks] if isinstance(blocks, int) else list(blocks)
+        if not is_whole_number(blocks) and not is_sequence(blocks):
+            raise ValueError(
+                f'blocks must be one whole number or several, got {shorten(blocks)}: this '
+                f'{self.title} has {self.num_blocks} blocks, 0 to {self.num_blocks - 1}'
+            )
+        blocks = [blocks] if is_whole_number(blocks) else list(blocks)
         if not blocks:
             raise ValueError('blocks is empty: name at least one block')
         resolved = []
         for index in blocks:
-            if isinstance(index, bool) or not isinstance(index, int):
-                raise TypeError(f'blocks must be whole numbers, got {index!r} in {blocks}')
+            if not is_whole_number(index):
+                raise TypeError(f'blocks must be whole numbers, got {index!r} in {shorten(blocks)}')
             if not -self.num_blocks <= index < self.num_blocks:
                 raise ValueError(
                     f'block {index} is out of range: this {self.title} has {self.num_blocks} '
                     f'blocks, 0 to {self.num_blocks - 1} (or -{self.num_blocks} to -1)'
                 )
-            resolved.append(index % self.num_blocks)
+            resolved.append(int(index) % self.num_blocks)
         return tuple(resolved)

@@ -12,7 +12,17 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from mmaselect.checks import (
+    choice,
+    is_whole_number,
+    keywords,
+    seed_number,
+    shorten,
+    three_numbers,
+    whole_number,
+)
 from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.diffusion.loading import HUB_KWARGS
 from mmaselect.images import CalibrationSet
 from mmaselect.images.datasets import build_image_source
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
@@ -74,8 +84,9 @@ class ASelecTDiT(BaseModule):
         calibration: Where calibration images come from: the config of any registered dataset
             (labels unused), or a folder of images.
         condition: None for the null class or the empty prompt; a class label or a prompt otherwise.
-        input_mean: What the config's ``data_preprocessor`` subtracted, in 0..255 units. The model's
-            own [-1, 1] range is restored from it, so the backbone fits configs made for others.
+        input_mean: What the config's ``data_preprocessor`` subtracted, in 0..255 units: three
+            numbers, or one for all channels. The model's own [-1, 1] range is restored from it, so
+            the backbone fits configs made for others.
         input_std: What it divided by.
         channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``.
         dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``. It holds under AMP too.
@@ -115,8 +126,8 @@ class ASelecTDiT(BaseModule):
         selection: Mapping[str, Any] | str | None = None,
         calibration: str | Path | Mapping[str, Any] | None = None,
         condition: Any = None,
-        input_mean: Sequence[float] = (127.5, 127.5, 127.5),
-        input_std: Sequence[float] = (127.5, 127.5, 127.5),
+        input_mean: float | Sequence[float] = (127.5, 127.5, 127.5),
+        input_std: float | Sequence[float] = (127.5, 127.5, 127.5),
         channel_order: str = 'rgb',
         dtype: str | torch.dtype = 'fp32',
         noise: str = 'auto',
@@ -127,16 +138,20 @@ class ASelecTDiT(BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if noise not in NOISE_MODES:
-            raise ValueError(f'noise must be one of {", ".join(NOISE_MODES)}, got {noise!r}')
-        if channel_order not in CHANNEL_ORDERS:
-            raise ValueError(
-                f'channel_order must be one of {", ".join(CHANNEL_ORDERS)}, got {channel_order!r}'
-            )
-        if num_draws < 1:
-            raise ValueError(f'num_draws must be at least 1, got {num_draws}')
+        choice('noise', noise, NOISE_MODES)
+        choice('channel_order', channel_order, CHANNEL_ORDERS)
+        num_draws = whole_number('num_draws', num_draws, 1)
+        noise_seed = seed_number('noise_seed', noise_seed)
+        input_mean = three_numbers('input_mean', input_mean)
+        input_std = three_numbers('input_std', input_std, positive=True)
         if not isinstance(feature, str):
-            raise TypeError(f'feature must be one name, such as "query", got {feature!r}')
+            raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
+        if not (isinstance(timestep, str) and timestep == 'auto'):
+            if not is_whole_number(timestep):
+                raise ValueError(
+                    f"timestep must be 'auto' or a whole number, got {shorten(timestep)}"
+                )
+            timestep = int(timestep)
         self.pretrained = str(pretrained)
         self.feature = feature
         self.selection = SelectionOptions.parse(selection)
@@ -155,7 +170,7 @@ class ASelecTDiT(BaseModule):
                 dtype=dtype,
                 condition=condition,
                 load_kwargs=load_kwargs,
-                **(hub_kwargs or {}),
+                **keywords('hub_kwargs', hub_kwargs, HUB_KWARGS),
             )
         )
         self.blocks = self.dit.blocks
@@ -164,16 +179,9 @@ class ASelecTDiT(BaseModule):
 
         # Pixels as the model wants them are input * scale + shift.
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in (input_mean, input_std))
-        if mean.shape != (3,) or std.shape != (3,) or bool((std <= 0).any()):
-            raise ValueError(
-                f'input_mean and input_std must be 3 numbers each, with input_std positive; got '
-                f'{list(input_mean)} and {list(input_std)}'
-            )
         self.register_buffer('input_scale', (std / 127.5).view(3, 1, 1), persistent=False)
         self.register_buffer('input_shift', (mean / 127.5 - 1).view(3, 1, 1), persistent=False)
 
-        if timestep != 'auto' and (isinstance(timestep, bool) or not isinstance(timestep, int)):
-            raise ValueError(f"timestep must be 'auto' or a whole number, got {timestep!r}")
         fixed = -1 if timestep == 'auto' else self.dit.process.check_timestep(timestep)
         self.is_automatic = timestep == 'auto'
         self.register_buffer('picked_timestep', torch.tensor(fixed))

@@ -1,0 +1,148 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Checks of arguments: strict types, and errors that name the argument and what it takes.
+
+Nothing is coerced that may be a slip: 1.7 is not 1, ``'4'`` is not 4, True is not 1. Numbers of
+NumPy and PyTorch are numbers, and come back as Python's own.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: Seeds of NumPy end here.
+MAX_SEED = 2**32 - 1
+#: Side of the largest square image that is asked for, in pixels.
+MAX_SIDE = 16384
+
+
+def shorten(value: object, limit: int = 120) -> str:
+    """``repr`` of a value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f'{text[:limit]}...'
+
+
+def is_whole_number(value: object) -> bool:
+    """Whether a value is an integer of Python or NumPy; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number from ``low`` to ``high``.
+
+    Args:
+        name: The argument, for the message.
+        value: What came.
+        low: Smallest value that is allowed.
+        high: Largest one; None for no limit.
+
+    Raises:
+        ValueError: If it is none, or out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> whole_number('batch_size', np.int64(4), 1)
+        4
+    """
+    allowed = f'a whole number of at least {low}' if high is None else f'from {low} to {high}'
+    if not is_whole_number(value):
+        kind = 'a whole number ' if high is not None else ''
+        raise ValueError(f'{name} must be {kind}{allowed}, got {shorten(value)}')
+    if value < low or (high is not None and value > high):
+        allowed = f'at least {low}' if high is None else allowed
+        raise ValueError(f'{name} must be {allowed}, got {shorten(value)}')
+    return int(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def seed_number(name: str, value: Any) -> int:
+    """A seed, 0 to 2^32 - 1."""
+    return whole_number(name, value, 0, MAX_SEED)
+
+
+def image_size(name: str, value: Any) -> int | tuple[int, int]:
+    """A side, or (height, width), in pixels."""
+    if is_whole_number(value):
+        return whole_number(name, value, 1, MAX_SIDE)
+    if is_sequence(value) and len(value) == 2:
+        height, width = (whole_number(name, side, 1, MAX_SIDE) for side in value)
+        return height, width
+    raise ValueError(
+        f'{name} must be a side in pixels, or (height, width), each 1 to {MAX_SIDE}; got '
+        f'{shorten(value)}'
+    )
+
+
+def choice(name: str, value: Any, allowed: Collection[str]) -> str:
+    """One of some words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f'{name} must be one of {", ".join(allowed)}, got {shorten(value)}')
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f'{name} must be True or False, got {shorten(value)}')
+    return value
+
+
+def path(name: str, value: Any) -> str | Path:
+    """A path that is not empty."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value) or '\0' in str(value):
+        raise ValueError(f'{name} must be a path, as text or a Path; got {shorten(value)}')
+    return value if isinstance(value, str) else Path(value)
+
+
+def is_sequence(value: object) -> bool:
+    """Whether a value is a list, a tuple, an array or the like; text and bytes are none."""
+    if isinstance(value, (str, bytes, bytearray, Mapping)):
+        return False
+    return isinstance(value, Sequence) or getattr(value, 'ndim', None) == 1
+
+
+def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> dict[str, Any]:
+    """A dict with text keys, as a dict of its own; None is an empty one.
+
+    Args:
+        name: The argument, for the message.
+        value: What came.
+        allowed: The keys that there are; any if None.
+
+    Raises:
+        ValueError: If it is no dict, or has other keys.
+    """
+    if value is None:
+        return {}
+    takes = '' if allowed is None else f': it takes {", ".join(allowed)}'
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f'{name} must be a dict with text keys{takes}; got {shorten(value)}')
+    unknown = [] if allowed is None else sorted(set(value) - set(allowed))
+    if unknown:
+        raise ValueError(f'{name} has unknown keys {unknown}{takes}')
+    return dict(value)
+
+
+def three_numbers(name: str, value: Any, positive: bool = False) -> tuple[float, float, float]:
+    """One number for all three channels, or three."""
+    values = [value] * 3 if isinstance(value, numbers.Number) else value
+    low = 'greater than 0' if positive else 'finite'
+    if (
+        not is_sequence(values)
+        or len(values) != 3
+        or not all(is_number(v) and (v > 0 or not positive) for v in values)
+    ):
+        raise ValueError(
+            f'{name} must be one number or three (red, green, blue), each {low}; got '
+            f'{shorten(value)}'
+        )
+    first, second, third = (float(v) for v in values)
+    return first, second, third

@@ -1,0 +1,89 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmaselect.images.views import ViewOptions
+from mmaselect.selection import (
+    DEFAULT_CRITERION,
+    DEFAULT_OTHERS,
+    HighFrequencyRatio,
+    SelectionOptions,
+)
+
+
+def test_the_defaults():
+    options = SelectionOptions.parse(None)
+    assert options == SelectionOptions()
+    assert options.criterion == DEFAULT_CRITERION and options.others == DEFAULT_OTHERS
+    assert (options.num_images, options.batch_size, options.seed) == (128, 16, 0)
+    assert options.views == ViewOptions() and options.image_size is None
+
+
+def test_what_is_accepted_everywhere():
+    options = SelectionOptions.parse(
+        dict(
+            criterion='HighFrequencyRatio',
+            others='CrossSpectrumHFR',
+            timesteps=np.array([0, 50]),
+            num_images=np.int64(7),
+            image_size=[np.int32(32), 24],
+            views=dict(flip=True, scale=[0.5, 1]),
+            cache_dir=Path('cache'),
+        )
+    )
+    assert options.criterion == dict(type='HighFrequencyRatio')
+    assert options.others == (dict(type='CrossSpectrumHFR'),)
+    assert options.timesteps == (0, 50) and options.num_images == 7
+    assert options.image_size == (32, 24) and options.cache_dir == Path('cache')
+    assert options.views == ViewOptions(flip=True, scale=(0.5, 1.0))
+    assert SelectionOptions(criterion=HighFrequencyRatio).criterion == dict(type=HighFrequencyRatio)
+    assert SelectionOptions(others=None).others == ()
+
+
+def test_presets_and_replacing():
+    paper = SelectionOptions.parse('paper')
+    assert paper.criterion['type'] == 'HighFrequencyRatio' and paper.others == ()
+    assert SelectionOptions.parse(dict(preset='paper', seed=3)).replaced(seed=4).seed == 4
+    assert SelectionOptions.parse(paper) is paper
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(num_images=1e12), r'num_images must be a whole number of at least 1, got 1e\+?12|10'),
+        (dict(num_images=0), 'num_images must be at least 1, got 0'),
+        (dict(batch_size='4'), r"batch_size must be a whole number of at least 1, got '4'"),
+        (dict(batch_size=True), 'batch_size must be a whole number'),
+        (dict(seed=-1), 'seed must be from 0 to 4294967295, got -1'),
+        (dict(image_size=0), 'image_size must be from 1 to 16384, got 0'),
+        (dict(array_order='xyz'), "array_order must be one of rgb, bgr, got 'xyz'"),
+        (dict(timesteps=b'12'), r"timesteps=b'12' is no timestep grid: write 'START:STOP:STEP'"),
+        (dict(timesteps=[1.7]), r'timesteps=\[1\.7\] is no timestep grid'),
+        (dict(timesteps=True), 'timesteps=True is no timestep grid'),
+        (dict(timesteps='0:10000000000:1'), r'timesteps=.* has 10000000000 points'),
+        (dict(views=3), 'views must be a dict .* it takes scale, flip, noise, pixels; got 3'),
+        (dict(views=dict(zoom=1)), r"views has unknown keys \['zoom'\]"),
+        (dict(cache_dir=3), 'cache_dir must be a path'),
+        (dict(criterion=7), 'criterion: a criterion is given by its name, or .*; got 7'),
+        (dict(criterion={}), 'criterion: a criterion is given by its name'),
+        (dict(criterion='NoSuch'), "criterion 'NoSuch' is not known: choose from"),
+        (
+            dict(criterion=dict(type='HighFrequencyRatio', cut=1)),
+            r"criterion HighFrequencyRatio: .*cut.*It takes cutoff, shape",
+        ),
+        (
+            dict(criterion=dict(type='HighFrequencyRatio', cutoff='x')),
+            r'criterion HighFrequencyRatio: .*It takes cutoff',
+        ),
+        (dict(others=[7]), 'others: a criterion is given by its name, or .*; got 7'),
+        (dict(preset='book'), "selection 'book' is no preset: choose from paper, or give a dict"),
+        (dict(images=3), r"selection has unknown keys \['images'\]: it takes criterion, others"),
+        ('book', "selection 'book' is no preset"),
+        (5, 'selection must be a dict with text keys: it takes criterion, .*; got 5'),
+    ],
+)  # fmt: skip
+def test_every_field_is_named_in_its_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelectionOptions.parse(options)
