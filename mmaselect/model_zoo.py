@@ -58,13 +58,21 @@ class PublishedModel:
 _CLASSES = {
     'auraflow': 'AuraFlowTransformer2DModel',
     'chroma': 'ChromaTransformer2DModel',
+    'cogview3_plus': 'CogView3PlusTransformer2DModel',
     'cogview4': 'CogView4Transformer2DModel',
     'dit': 'DiTTransformer2DModel',
+    'ernie_image': 'ErnieImageTransformer2DModel',
     'flux': 'FluxTransformer2DModel',
     'flux2': 'Flux2Transformer2DModel',
     'hunyuan_dit': 'HunyuanDiT2DModel',
+    'hunyuan_image': 'HunyuanImageTransformer2DModel',
+    'krea2': 'Krea2Transformer2DModel',
+    'longcat_image': 'LongCatImageTransformer2DModel',
     'lumina2': 'Lumina2Transformer2DModel',
+    'lumina_next': 'LuminaNextDiT2DModel',
+    'ovis_image': 'OvisImageTransformer2DModel',
     'pixart': 'PixArtTransformer2DModel',
+    'prx': 'PRXTransformer2DModel',
     'qwen_image': 'QwenImageTransformer2DModel',
     'sana': 'SanaTransformer2DModel',
     'sd3': 'SD3Transformer2DModel',
@@ -166,6 +174,41 @@ _MODELS = (
     PublishedModel(
         'lodestones/Chroma1-HD',
         'chroma', 3072, (19, 38), 28, 16, 'flow', 8900, 10.7, 16.6, 'apache-2.0'),
+    PublishedModel(
+        'krea/Krea-2-Raw',
+        'krea2', 6144, (28,), 14, 16, 'flow, shift by size', 12820, 13.4, 23.9,
+        'krea-2-community-license'),
+    PublishedModel(
+        'krea/Krea-2-Turbo',
+        'krea2', 6144, (28,), 14, 16, 'flow, shift 3.16', 12820, 13.4, 23.9,
+        'krea-2-community-license'),
+    PublishedModel(
+        'meituan-longcat/LongCat-Image',
+        'longcat_image', 3072, (10, 20), 15, 16, 'flow, shift by size', 6271, 8.0, 11.7,
+        'apache-2.0'),
+    PublishedModel(
+        'AIDC-AI/Ovis-Image-7B',
+        'ovis_image', 3072, (6, 27), 16, 16, 'flow, shift by size', 7370, 8.4, 13.7, 'apache-2.0'),
+    PublishedModel(
+        'baidu/ERNIE-Image',
+        'ernie_image', 4096, (36,), 18, 16, 'flow, shift 4', 8033, 8.1, 15.0, 'apache-2.0'),
+    PublishedModel(
+        'baidu/ERNIE-Image-Turbo',
+        'ernie_image', 4096, (36,), 18, 16, 'flow, shift 4', 8033, 8.1, 15.0, 'apache-2.0'),
+    PublishedModel(
+        'THUDM/CogView3-Plus-3B',
+        'cogview3_plus', 2560, (30,), 15, 16, 'DDPM, scaled linear, SNR / 4', 2849, 2.8, 5.3,
+        'apache-2.0'),
+    PublishedModel(
+        'Alpha-VLLM/Lumina-Next-SFT-diffusers',
+        'lumina_next', 2304, (24,), 12, 16, 'flow', 1755, 1.8, 3.3, 'apache-2.0'),
+    PublishedModel(
+        'Photoroom/prx-512-t2i-sft',
+        'prx', 1792, (16,), 8, 16, 'flow, static shift', 1171, 1.2, 2.2, 'apache-2.0'),
+    PublishedModel(
+        'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',
+        'hunyuan_image', 3584, (20, 40), 30, 32, 'flow, shift 5', 17426, 22.0, 32.5,
+        'tencent-hunyuan-community'),
 )
 # fmt: on
 

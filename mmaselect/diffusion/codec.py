@@ -100,6 +100,13 @@ class QwenImageCodec(KLCodec):
         return (latent - self.latents_mean) * (1.0 / self.latents_std)
 
 
+class HunyuanImageCodec(KLCodec):
+    """``AutoencoderKLHunyuanImage``: stages that do not halve the image, too; a stride of 32."""
+
+    def _stride(self) -> int:
+        return int(self.vae.config.spatial_compression_ratio)
+
+
 class Flux2Codec(KLCodec):
     """``AutoencoderKLFlux2``: 2x2 patches become channels, and batch-norm statistics scale them.
 
@@ -131,6 +138,7 @@ CODECS: dict[str, type[KLCodec]] = {
     'AutoencoderDC': DCCodec,
     'AutoencoderKLQwenImage': QwenImageCodec,
     'AutoencoderKLFlux2': Flux2Codec,
+    'AutoencoderKLHunyuanImage': HunyuanImageCodec,
 }
 
 

@@ -27,7 +27,7 @@ def test_video_transformers_are_refused(name, tmp_path):
     save_config(name, tmp_path)
     with pytest.raises(ValueError, match=f"'{name}' is not supported") as error:
         FrozenDiT.from_pretrained(tmp_path)
-    assert 'Video transformers are out of scope' in str(error.value)
+    assert 'video transformers are out of scope' in str(error.value)
     assert all(known in str(error.value) for known in known_families())
 
 

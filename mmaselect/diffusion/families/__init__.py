@@ -4,13 +4,21 @@
 # One import a line, so that adding a family is adding a line; each registers itself.
 import mmaselect.diffusion.families.auraflow
 import mmaselect.diffusion.families.chroma
+import mmaselect.diffusion.families.cogview3_plus
 import mmaselect.diffusion.families.cogview4
 import mmaselect.diffusion.families.dit
+import mmaselect.diffusion.families.ernie_image
 import mmaselect.diffusion.families.flux
 import mmaselect.diffusion.families.flux2
 import mmaselect.diffusion.families.hunyuan_dit
+import mmaselect.diffusion.families.hunyuan_image
+import mmaselect.diffusion.families.krea2
+import mmaselect.diffusion.families.longcat_image
 import mmaselect.diffusion.families.lumina2
+import mmaselect.diffusion.families.lumina_next
+import mmaselect.diffusion.families.ovis_image
 import mmaselect.diffusion.families.pixart
+import mmaselect.diffusion.families.prx
 import mmaselect.diffusion.families.qwen_image
 import mmaselect.diffusion.families.sana
 import mmaselect.diffusion.families.sd3

@@ -7,6 +7,7 @@ import diffusers
 from packaging.version import Version
 
 from mmaselect.diffusion.families.base import Family
+from mmaselect.diffusion.families.refused import REFUSED
 from mmaselect.diffusion.loading import PipelineSource
 
 # Early DiT and PixArt repositories name the class that both were split from.
@@ -37,18 +38,19 @@ def family_of(source: PipelineSource) -> Family:
     """The family of a pipeline's transformer.
 
     Raises:
-        ValueError: If no family knows its class; the message lists those that are known.
+        ValueError: If no family knows its class; the message says why, where there is a reason, and
+            lists the classes that are known.
         ImportError: If the installed diffusers is too old for it.
     """
     config = source.config('transformer')
     name = config.get('_class_name')
     name = _LEGACY_CLASSES.get((name, config.get('norm_type')), name)
     if name not in _FAMILIES:
+        reason = f': {REFUSED[name]}' if name in REFUSED else ''
         raise ValueError(
-            f'pretrained={source.name!r}: transformer class {name!r} is not supported. '
-            f'Supported classes: {", ".join(sorted(_FAMILIES))}. '
-            f'Video transformers are out of scope. To add an image transformer, write a '
-            f'subclass of mmaselect.diffusion.families.Family and decorate it with '
+            f'pretrained={source.name!r}: transformer class {name!r} is not supported{reason}. '
+            f'Supported classes: {", ".join(sorted(_FAMILIES))}. To add an image transformer, '
+            f'write a subclass of mmaselect.diffusion.families.Family and decorate it with '
             f'@register_family'
         )
     family = _FAMILIES[name](config)

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
 from mmaselect.diffusion.families.base import Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
-from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.text import TextFamily, require_prompt_cleaners
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 
@@ -43,17 +42,7 @@ class PixArtFamily(TextFamily):
         return source.index()['_class_name']
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        # Without them the pipeline logs a line and leaves markup and links in the prompt.
-        for package, installed in (
-            ('beautifulsoup4', is_bs4_available()),
-            ('ftfy', is_ftfy_available()),
-        ):
-            if not installed:
-                raise ImportError(
-                    f'{self.title} cleans its prompts with {package}, which is not installed: '
-                    f'`pip install {package}`, or all that prompts need by '
-                    f'`pip install "mmaselect[text]"`'
-                )
+        require_prompt_cleaners(self.title)
         states, mask, *_ = pipeline.encode_prompt(
             prompt,
             do_classifier_free_guidance=False,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
 from mmaselect.diffusion.condition import cached_embedding, encoder_identity
@@ -18,6 +19,23 @@ from mmaselect.diffusion.loading import PipelineSource
 
 # Parts of pipelines that have no say in what a prompt is embedded to, and are not loaded.
 _LEFT_OUT = ('transformer', 'vae', 'image_encoder', 'feature_extractor', 'safety_checker')
+
+
+def require_prompt_cleaners(title: str) -> None:
+    """Raise an ImportError that names a missing package which cleans prompts of markup and links.
+
+    The pipelines only log a line then, and leave them in.
+    """
+    for package, installed in (
+        ('beautifulsoup4', is_bs4_available()),
+        ('ftfy', is_ftfy_available()),
+    ):
+        if not installed:
+            raise ImportError(
+                f'{title} cleans its prompts with {package}, which is not installed: '
+                f'`pip install {package}`, or all that prompts need by '
+                f'`pip install "mmaselect[text]"`'
+            )
 
 
 class TextFamily(Family):

@@ -17,7 +17,7 @@ from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
 
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.diffusion.families import pixart
+from mmaselect.diffusion.families import text
 from mmaselect.diffusion.families.pixart import PixArtFamily
 
 _XL = {
@@ -145,7 +145,7 @@ def test_each_pipeline_embeds_its_own_way(tmp_path):
 def test_without_what_cleans_prompts_none_is_embedded(tmp_path, monkeypatch, package):
     """The pipeline would only log that it leaves the markup in."""
     TestPixArtSigma().build(tmp_path)
-    monkeypatch.setattr(pixart, f'is_{package}_available', lambda: False)
+    monkeypatch.setattr(text, f'is_{package}_available', lambda: False)
     with pytest.raises(ImportError, match=r'PixArt cleans its prompts with .*mmaselect\[text\]'):
         FrozenDiT.from_pretrained(tmp_path, condition='not embedded before')
 

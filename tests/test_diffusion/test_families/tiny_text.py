@@ -66,10 +66,10 @@ def clip_encoder(width=16, projection=None, max_length=8, seed=0):
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
-def t5_encoder(width=32, seed=1):
+def t5_encoder(width=32, seed=1, vocab=None):
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=len(t5_tokenizer()),
+        vocab_size=vocab or len(t5_tokenizer()),
         d_model=width,
         d_kv=8,
         d_ff=2 * width,

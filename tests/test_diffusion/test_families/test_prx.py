@@ -1,0 +1,108 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from typing import ClassVar
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
+from harness import FamilyProof, FeatureProof, item, last_tokens
+from published import check_published
+from tiny_language import gemma2
+from tiny_text import gemma_tokenizer
+from tiny_vae import kl_vae
+
+from mmaselect.diffusion.families.prx import PRXFamily
+
+_CONFIG = {
+    'in_channels': 16,
+    'patch_size': 2,
+    'context_in_dim': 2304,
+    'hidden_size': 1792,
+    'mlp_ratio': 3.5,
+    'num_heads': 28,
+    'depth': 16,
+}
+
+#: Name, class, config, width, blocks, parameters in billions: all by the defaults of the class.
+PUBLISHED = [('Photoroom/prx-512-t2i-sft', PRXTransformer2DModel, _CONFIG, 1792, 16, 1.17)]
+
+TEXT, WIDTH = 8, 32
+
+
+class PRX:
+    num_blocks = 4
+    stride = 8
+    stacks = ('blocks',)
+    # Of a generation with four steps.
+    timesteps = (667, 334)
+    timestep = 667
+    call_options: ClassVar = {'guidance_scale': 1.0, 'use_resolution_binning': False}
+
+    def build(self, folder):
+        tokenizer = gemma_tokenizer(max_length=32)
+        transformer = PRXTransformer2DModel(
+            in_channels=16,
+            context_in_dim=TEXT,
+            hidden_size=WIDTH,
+            mlp_ratio=2.0,
+            num_heads=2,
+            depth=self.num_blocks,
+            axes_dim=[8, 8],
+        )
+        # Zero as constructed: no block would do anything.
+        for block in transformer.blocks:
+            for parameter in block.modulation.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+        PRXPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            text_encoder=gemma2(tokenizer, TEXT),
+            tokenizer=tokenizer,
+            vae=kl_vae(scale=0.3611, shift=0.1159),
+        ).save_pretrained(folder)
+
+    def step(self, timestep):
+        return 3 - timestep // 333
+
+    def steps(self, pipeline, noisy, timestep):
+        return self.steps_until(pipeline, noisy, self.step(timestep), of=4)
+
+    def stock_level(self, pipeline, timestep):
+        sigma = pipeline.scheduler.sigmas[self.step(timestep)]
+        return (1 - sigma).item(), sigma.item()
+
+    def points(self, block):
+        path, whole = f'blocks.{block}', item(slice(None))
+
+        def part(index):
+            return lambda output, n: output.split(WIDTH, dim=2)[index]
+
+        fused = f'{path}.attention.img_qkv_proj'
+        return {
+            'query': (fused, part(0)),
+            'key': (fused, part(1)),
+            'value': (fused, part(2)),
+            'attention': (f'{path}.attention', whole),
+            'output': (path, whole),
+        }
+
+    def post_points(self, block):
+        # Queries are the image's alone; keys have the text's before them.
+        return f'blocks.{block}.attention', last_tokens
+
+
+class TestPRX(PRX, FamilyProof):
+    pass
+
+
+class TestPRXWithAPrompt(PRX, FeatureProof):
+    condition = prompt = 'a red bird'
+
+
+def test_a_model_of_pixels_is_refused():
+    with pytest.raises(ValueError, match=r'works on pixels \(bottleneck_size=512\)'):
+        PRXFamily({**_CONFIG, 'bottleneck_size': 512})
+
+
+@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
+def test_published_sizes(model):
+    check_published(model)
