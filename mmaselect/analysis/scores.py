@@ -92,13 +92,18 @@ def score_grid(
 
     Criteria that are not defined for maps of this size are left out, and a line says so.
 
+    Args:
+        study: The model.
+        folder: Of the results.
+        images: Those of ``study.calibration_images`` for these criteria.
+        timesteps: Which to score.
+        criteria: By name.
+
     Returns:
         For each timestep ``timestep, noise_level, log_snr, criteria`` (rows), in order.
     """
     todo = [step for step in timesteps if folder.find(step) is None]
     if todo:
-        if any(criterion.views for criterion in criteria.values()):
-            images = images.with_views(study.selection.views)
         encoded = study.encode(images).images
         usable, unusable = usable_criteria(encoded, criteria)
         for name, reason in unusable.items():

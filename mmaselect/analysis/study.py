@@ -217,9 +217,19 @@ class Study:
             )
         return Encoded(encoded, time.perf_counter() - start)
 
-    def calibration_images(self, num_images: int | None) -> LabelledImages:
-        """Training images to score criteria on; as many as the config says if None."""
-        return self.images('train', num_images or self.selection.num_images)
+    def calibration_images(
+        self, num_images: int | None, criteria: Mapping[str, Criterion]
+    ) -> LabelledImages:
+        """Training images to score criteria on, with views where a criterion compares views.
+
+        Args:
+            num_images: As many as the config says if None.
+            criteria: By name.
+        """
+        images = self.images('train', num_images or self.selection.num_images)
+        if any(criterion.views for criterion in criteria.values()):
+            return images.with_views(self.selection.views)
+        return images
 
     def criteria_configs(self, fisher: bool) -> list[dict[str, Any]]:
         """Configs of :meth:`criteria`."""

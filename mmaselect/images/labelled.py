@@ -118,8 +118,13 @@ class LabelledImages(CalibrationSet):
         return torch.from_numpy(np.stack(maps)).long()
 
     def identity(self) -> str:
-        """Hash of which images these are (not of their pixels: that would read them all)."""
+        """Hash of which images these are (not of their pixels: that would read them all).
+
+        How their views are made, where they have any, is in it.
+        """
         digest = hashlib.sha256(f'{self.image_size}'.encode())
+        if self.views is not None:
+            digest.update(repr(self.views).encode())
         for index in self.chosen:
             info = self.source.dataset.get_data_info(index)
             digest.update(str(info.get('img_path', index)).encode())

@@ -2,6 +2,7 @@
 import pytest
 
 from mmaselect.selection import HighFrequencyRatio
+from mmaselect.selection.scoring import build_criteria
 
 
 def test_defaults_are_the_configs(open_with, classification_config):
@@ -10,7 +11,11 @@ def test_defaults_are_the_configs(open_with, classification_config):
     assert study.num_classes == 3
     assert study.dit.keys == ((1, 'query'),)
     assert study.image_size == 32
-    assert len(study.calibration_images(None)) == 8
+    plain = study.calibration_images(None, build_criteria(['HighFrequencyRatio']))
+    viewed = study.calibration_images(None, build_criteria(['InstanceSensitivity']))
+    assert len(plain) == len(viewed) == 8
+    assert plain.views is None and viewed.views == study.selection.views
+    assert plain.identity() != viewed.identity()
     assert list(study.criteria(fisher=False)) == ['InstanceSensitivity', 'HighFrequencyRatio']
     assert list(study.criteria(fisher=True))[-1] == 'FisherScore'
 

@@ -68,7 +68,7 @@ def probed(classification, tmp_path_factory):
 def test_probe_writes_what_it_says(probed):
     rows = rows_of(probed / 'probe_timesteps.csv')
     assert len(rows) == 3 * 2 * 2
-    assert {'timestep', 'noise_level', 'accuracy', 'low', 'high', 'CrossSpectrumHFR',
+    assert {'timestep', 'noise_level', 'accuracy', 'low', 'high', 'InstanceSensitivity',
             'HighFrequencyRatio', 'FisherScore'} <= set(rows[0])  # fmt: skip
     summary = json.loads((probed / 'summary.json').read_text())
     for entry in summary['taps']:
@@ -84,8 +84,8 @@ def test_probe_writes_what_it_says(probed):
             assert found['regret'] == pytest.approx(best - float(pick['accuracy']))
     cost = summary['cost']
     assert cost['search_evaluations'] == 3 * (36 + 24)
-    assert cost['selection_evaluations'] == 3 * 8 * 2, 'eight images, two draws'
-    assert cost['ratio_evaluations'] == pytest.approx(180 / 48)
+    assert cost['selection_evaluations'] == 3 * 8 * 3, 'eight images, two views and a draw'
+    assert cost['ratio_evaluations'] == pytest.approx(180 / 72)
     assert cost['search_seconds'] > 0 and cost['selection_seconds'] > 0
     check_figure(probed, 'probe_timesteps')
 
@@ -180,7 +180,8 @@ def test_fisher_score_and_joint_choice(classification, probed, tmp_path):
     for row in ranking:
         assert float(row['accuracy there']) <= float(row['best accuracy'])
     comparisons = json.loads((tmp_path / 'summary.json').read_text())['comparisons']
-    assert {row['criterion'] for row in comparisons} == {'CrossSpectrumHFR', 'HighFrequencyRatio'}
+    names = {row['criterion'] for row in comparisons}
+    assert names == {'InstanceSensitivity', 'HighFrequencyRatio'}
     assert all(row['fisher_share'] <= 1 for row in comparisons)
     check_figure(tmp_path, 'fisher_score')
     with pytest.raises(ValueError, match=r'lacks timesteps \[500\]'):

@@ -67,7 +67,7 @@ def test_tests_once_groups_seeds_and_tells_failures(trained, tmp_path, monkeypat
     assert (row['head'], row['block']) == ('LinearClsHead', '1')
     selection = json.loads((first / 'selection.json').read_text())
     assert row['timestep'] == str(selection['timestep'])
-    assert float(row['selection (evaluations)']) == 3 * 8 * 2
+    assert float(row['selection (evaluations)']) == 3 * 8 * 3, 'two views and a draw'
     assert float(row['trained (M)']) == pytest.approx(51 / 1e6, abs=1e-3), 'a layer 16 -> 3'
     assert float(row['total (M)']) > 0.01
     assert int(row['testing (MB)']) > 50

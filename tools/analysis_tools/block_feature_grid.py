@@ -101,7 +101,8 @@ def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
         step = study.dit.process.check_timestep(int(args.at))
         return dict.fromkeys(study.dit.keys, step)
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
-    images = study.calibration_images(args.num_images)
+    name, criterion = next(iter(study.criteria(fisher=False).items()))
+    images = study.calibration_images(args.num_images, {name: criterion})
     folder = ResultFolder(
         study.out / 'selection',
         dict(
@@ -112,7 +113,6 @@ def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
             criteria=study.criteria_configs(fisher=False)[:1],
         ),
     )
-    name, criterion = next(iter(study.criteria(fisher=False).items()))
     steps = score_grid(study, folder, images, timesteps, {name: criterion})
     return {tap: best_step(timesteps, scores_over(steps, name, tap)) for tap in study.dit.keys}
 

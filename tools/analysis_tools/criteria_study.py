@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not named:
             raise ValueError(f'--only {args.only!r} matches none of the {len(configs)} definitions')
     criteria = dict(zip(named, build_criteria(list(named.values())).values(), strict=True))
-    images = study.calibration_images(args.num_images)
+    images = study.calibration_images(args.num_images, criteria)
     folder = ResultFolder(
         study.out,
         dict(

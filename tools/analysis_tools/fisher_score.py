@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
     probe = read_probe(study, args.probe, timesteps) if args.probe else None
     criteria = study.criteria(fisher=True)
-    images = study.calibration_images(args.num_images)
+    images = study.calibration_images(args.num_images, criteria)
     folder = ResultFolder(
         study.out,
         dict(

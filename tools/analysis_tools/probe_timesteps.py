@@ -87,7 +87,10 @@ def measure(
     criteria: dict[str, Criterion],
 ) -> None:
     """Probe and score every timestep that has no stored result."""
-    draws = max(criterion.draws for criterion in criteria.values())
+    draws, views = (
+        max(getattr(criterion, kind) for criterion in criteria.values())
+        for kind in ('draws', 'views')
+    )
     with progress_bar('timesteps') as bar:
         task = bar.add_task('probing', total=len(timesteps))
         for step in timesteps:
@@ -109,7 +112,7 @@ def measure(
                             search_seconds=middle - start,
                             search_evaluations=search.evaluations,
                             selection_seconds=end - middle,
-                            selection_evaluations=len(calibration.images) * draws,
+                            selection_evaluations=len(calibration.images) * (draws + views),
                         ),
                     ),
                 )
@@ -262,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = open_study(args, 'probe_timesteps')
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
     plan = SearchPlan.from_args(study, args)
-    calibration = study.calibration_images(args.num_images)
     criteria = study.criteria(fisher=not args.no_fisher)
+    calibration = study.calibration_images(args.num_images, criteria)
     folder = ResultFolder(
         study.out,
         dict(
