@@ -5,6 +5,7 @@ A config of any toolbox reaches a class of ours as ``type='mmaselect.ASelecTDiT'
 ``custom_imports = dict(imports=['mmaselect'])`` (or any import of the package) has run.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -18,6 +19,12 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmas
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['mmaselect.datasets']
 )
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope=SCOPE,
+    locations=['mmaselect.datasets'],
+)
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['mmaselect.datasets']
 )
@@ -26,4 +33,13 @@ METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['m
 #: Criteria that score a timestep: see mmaselect.selection.criteria.base.Criterion.
 CRITERIA = Registry('criterion', scope=SCOPE, locations=['mmaselect.selection.criteria'])
 
-__all__ = ['CRITERIA', 'DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'SCOPE', 'TRANSFORMS']
+__all__ = [
+    'CRITERIA',
+    'DATASETS',
+    'DATA_SAMPLERS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'SCOPE',
+    'TRANSFORMS',
+]

@@ -22,7 +22,10 @@ def _isolated(tmp_path, monkeypatch):
     monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'cache'))
     # What a tool or a Runner that ran in this process may have left: a launcher's variables, and
     # the scope that bare names in configs are looked up in.
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+    for name in (
+        *('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        *('TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'),
+    ):
         monkeypatch.delenv(name, raising=False)
     DefaultScope._instance_dict.clear()
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from mmaselect.selection import save_selection
 from mmaselect.selection.report import print_selection
 from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils import load_config
+from mmaselect.utils.config import type_name
 from mmaselect.utils.distributed import leave_process_group
 from mmaselect.utils.flags import add_cfg_options, add_device, add_launcher, add_timesteps
 
@@ -90,10 +91,9 @@ def find_backbone(model: ConfigDict, path: str) -> ConfigDict:
         ValueError: If the config has no backbone of ours.
     """
     backbone = model.get('backbone')
-    if backbone is None or str(backbone.get('type', '')).rpartition('.')[2] != 'ASelecTDiT':
-        kind = None if backbone is None else backbone.get('type')
+    if type_name(backbone) != 'ASelecTDiT':
         raise ValueError(
-            f'{path}: model.backbone is {kind!r}; timestep selection needs '
+            f'{path}: model.backbone is {type_name(backbone) or None!r}; timestep selection needs '
             f"type='mmaselect.ASelecTDiT'"
         )
     return backbone
@@ -126,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             device = f'cuda:{os.environ.get("LOCAL_RANK", args.local_rank)}'
 
     init_default_scope(config.get('default_scope', 'mmengine'))
-    model = MODELS.build(dict(backbone, type='mmaselect.ASelecTDiT')).to(device)
+    if isinstance(backbone.type, str):
+        backbone.type = 'mmaselect.ASelecTDiT'
+    model = MODELS.build(backbone).to(device)
     sweep = model.build_sweep(**overrides)
     if args.no_cache:
         sweep.cache = None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mmaselect.tool import run_tool
 
 # It checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.utils.checkpoints import check_checkpoint_file
 from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
 from mmaselect.utils.distributed import leave_process_group
 
@@ -71,8 +72,12 @@ def check_checkpoint(path: str, work_dir: str) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is cut off, or holds what could run code.
     """
-    if '://' in path or os.path.isfile(path):
+    if '://' in path:
+        return
+    if os.path.isfile(path):
+        check_checkpoint_file(path)
         return
     found = sorted(glob(os.path.join(work_dir, '*.pth')))
     raise FileNotFoundError(

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 from mmaselect.tool import run_tool
 
 # It checks that the toolboxes are installed, and says what to do if not.
-from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
+from mmaselect.utils.checkpoints import check_checkpoint_file, find_checkpoint
+from mmaselect.utils.cli import (
+    build_runner,
+    load_run_config,
+    make_parser,
+    seed_by_place,
+    set_dataloaders,
+)
 from mmaselect.utils.distributed import leave_process_group
 from mmaselect.utils.summary import print_summary
 
@@ -33,7 +40,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from a checkpoint; without a path, from the latest one in the work dir',
+        help='continue from a checkpoint; without a path, from the latest one in the work dir, '
+        'and it is an error if there is none. For jobs that a cluster starts again, `--cfg-options '
+        'resume=True` begins anew where there is none',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
@@ -93,6 +102,31 @@ def merge_flags(config: Config, args: argparse.Namespace) -> None:
         config.auto_scale_lr.enable = True
 
 
+def settle_checkpoint(config: Config, must_resume: bool) -> None:
+    """Decide on the checkpoint that the run starts from, before anything is built.
+
+    Args:
+        config (Config): The run's config; changed in place.
+        must_resume (bool): Whether it is an error that there is nothing to resume.
+
+    Raises:
+        FileNotFoundError: If it is.
+        ValueError: If the checkpoint cannot be read, or there are some and none is whole.
+    """
+    if config.get('resume') and config.get('load_from') is None:
+        found = find_checkpoint(config.work_dir)
+        if found is None and must_resume:
+            raise FileNotFoundError(
+                f'--resume: there is nothing to resume in {config.work_dir!r}: it holds no '
+                f'checkpoint. Give its path (--resume PATH), the right --work-dir, or leave '
+                f'--resume out to start from the beginning.'
+            )
+        config.resume = found is not None
+        config.load_from = found
+    if config.get('load_from') and os.path.isfile(config.load_from):
+        check_checkpoint_file(config.load_from)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, and say what came of it."""
     args = parse_args(argv)
@@ -105,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.no_pin_memory,
         args.no_persistent_workers,
     )
+    seed_by_place(config.train_dataloader)
+    settle_checkpoint(config, must_resume=args.resume is not None)
     runner = build_runner(config)
     runner.train()
     print_summary(runner)

@@ -3,6 +3,9 @@
 
 import argparse
 import os
+import shlex
+import sys
+from collections.abc import Mapping
 from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
@@ -11,7 +14,8 @@ from mmengine.runner import Runner
 
 from mmaselect.tool import make_tool_parser
 
-from .config import get_toolbox, load_config
+from .checkpoints import read_only_weights, write_whole_files
+from .config import check_optimizer, get_toolbox, load_config
 from .distributed import AverageNormStatistics, prepare_cpu_launch
 from .flags import add_cfg_options, add_launcher
 
@@ -27,6 +31,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='set pin_memory=False in all dataloaders'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold Python objects, and run the code in them; by default '
+        'only tensors and what MMEngine writes are read',
     )
     add_cfg_options(parser)
     add_launcher(parser)
@@ -45,8 +55,11 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
         tuple[Config, str]: The config, and its toolbox (``'mmseg'`` or ``'mmpretrain'``).
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    read_only_weights(trust=args.trust_checkpoint)
+    write_whole_files()
     config = load_config(args.config, args.cfg_options)
     toolbox = get_toolbox(config)
+    check_optimizer(config)
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
@@ -93,10 +106,58 @@ def set_dataloaders(
         config[name] = loader
 
 
+def seed_by_place(loader: ConfigDict) -> None:
+    """Have a training dataloader augment each sample by its place in the run.
+
+    A resumed run then sees the images that the unbroken one would have seen, with any number of
+    worker processes. Dataloaders with a batch sampler of their own stay as they are: such samplers
+    look into the plain indices.
+
+    Args:
+        loader: Config of the dataloader; changed in place.
+    """
+    sampler, dataset = loader.get('sampler'), loader.get('dataset')
+    if loader.get('batch_sampler') is not None:
+        return
+    if not isinstance(sampler, Mapping) or not isinstance(dataset, Mapping):
+        return
+    if str(sampler.get('type')) == 'mmaselect.PlaceSampler':
+        return  # a config that such a run has dumped
+    loader.sampler = dict(type='mmaselect.PlaceSampler', sampler=sampler)
+    loader.dataset = dict(type='mmaselect.SeededDataset', dataset=dataset)
+
+
+def command_to_go_on(launcher: str) -> str:
+    """What to type to go on with the run that this process was started for."""
+    if launcher != 'none':
+        return 'start it again in the same way, with --resume'
+    words = [sys.executable, *sys.argv]
+    if '--resume' in words:
+        at = words.index('--resume')
+        has_path = at + 1 < len(words) and not words[at + 1].startswith('-')
+        del words[at : at + 1 + has_path]
+    # Before the config's options, which take all words that follow.
+    at = words.index('--cfg-options') if '--cfg-options' in words else len(words)
+    return shlex.join([*words[:at], '--resume', *words[at:]])
+
+
 def build_runner(config: Config) -> Runner:
-    """Build the runner of a config, ready for any launcher on any device."""
+    """Build the runner of a config, ready for any launcher on any device.
+
+    It gets the hooks that make a run safe to stop and exact to resume, unless the config has them.
+    """
+    from mmaselect.engine.hooks import IterationSeedHook, PlainCheckpointHook, SaveOnStopHook
+
     on_cpus = prepare_cpu_launch(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if on_cpus:
         runner.register_hook(AverageNormStatistics())
+    present = {type(hook) for hook in runner.hooks}
+    for hook in (
+        IterationSeedHook(),
+        PlainCheckpointHook(),
+        SaveOnStopHook(command_to_go_on(config.get('launcher', 'none'))),
+    ):
+        if type(hook) not in present:
+            runner.register_hook(hook)
     return runner

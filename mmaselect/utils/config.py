@@ -2,6 +2,8 @@
 """Loading a config of either toolbox."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from mmengine.config import Config
 
@@ -55,3 +57,40 @@ def get_toolbox(config: Config) -> str:
         )
     check_toolboxes(scope)
     return scope
+
+
+#: Constructors that set a learning rate for each layer of a backbone that is trained.
+LAYER_DECAY = (
+    'LearningRateDecayOptimizerConstructor',
+    'LayerDecayOptimizerConstructor',
+    'LearningRateDecayOptimWrapperConstructor',
+)
+
+
+def type_name(config: Any) -> str:
+    """The class that a config names, without its scope; lazy configs hold the class itself."""
+    kind = config.get('type') if isinstance(config, Mapping) else None
+    return kind.__name__ if isinstance(kind, type) else str(kind or '').rpartition('.')[2]
+
+
+def check_optimizer(config: Config) -> None:
+    """See that the optimizer fits a backbone that is frozen.
+
+    Raises:
+        ValueError: If it decays the learning rate over the backbone's layers, as configs of MAE,
+            BEiT and ConvNeXt do. The toolboxes' constructors know the layers of those alone.
+    """
+    backbone = (config.get('model') or {}).get('backbone')
+    wrapper = config.get('optim_wrapper') or {}
+    constructor = wrapper.get('constructor')
+    name = (
+        constructor.__name__ if isinstance(constructor, type) else str(constructor or '')
+    ).rpartition('.')[2]
+    if type_name(backbone) == 'ASelecTDiT' and name in LAYER_DECAY:
+        raise ValueError(
+            f'optim_wrapper.constructor is {name}, which decays the learning rate over the layers '
+            f'of a backbone that is trained. ASelecTDiT is frozen: nothing is left to decay. Put '
+            f"constructor='DefaultOptimWrapperConstructor', paramwise_cfg=dict(_delete_=True) into "
+            f'the optim_wrapper of your config (norms and biases without weight decay: '
+            f'paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0))'
+        )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseModel
 from mmengine.model.averaged_model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
@@ -353,3 +353,104 @@ def test_a_run_with_ema_resumes_without_selecting_again(tiny_dit, photos, tmp_pa
     second.train()
     assert second.iter == 4
     assert second.model.backbone.timestep == pick
+
+
+# -- runs -----------------------------------------------------------------------------------------
+def test_fresh_noise_of_a_run_depends_on_its_place(tiny_dit):
+    hub = MessageHub.get_instance('a_run')
+    images = torch.rand(1, 3, 32, 32)
+    model = make(tiny_dit, timestep=500).train()
+
+    def features(seed, iteration, stage='train'):
+        hub.update_info_dict(dict(seed=seed, iter=iteration, loop_stage=stage))
+        return model(images)[0]
+
+    first = features(0, 7)
+    torch.manual_seed(5)
+    again = features(0, 7)
+    assert not torch.equal(first, again), 'a second pass of the iteration is a new draw'
+    others = [features(0, 8), features(1, 7), features(0, 7, 'val')]
+    assert all(not torch.equal(first, other) for other in others)
+    restarted = make(tiny_dit, timestep=500).train()
+    hub.update_info_dict(dict(seed=0, iter=7, loop_stage='train'))
+    assert torch.equal(restarted(images)[0], first)
+    assert torch.equal(restarted(images)[0], again)
+    hub.pop_info('loop_stage')
+    torch.manual_seed(5)
+    outside = model(images)[0]
+    torch.manual_seed(5)
+    assert torch.equal(model(images)[0], outside)
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('picked_timestep', torch.tensor(50.7)),
+        ('picked_timestep', torch.tensor(True)),
+        ('picked_timestep', torch.tensor(float('nan'))),
+        ('picked_timestep', torch.empty(0, dtype=torch.long)),
+        ('picked_timestep', torch.tensor(1000)),
+        ('picked_timestep', torch.tensor([50])),
+        ('picked_timestep', 50),
+        ('read_from', torch.tensor([99, 1, 4])),
+        ('read_from', torch.tensor([0.0, 1.0, 4.0])),
+        ('read_from', torch.empty(0, dtype=torch.long)),
+        ('read_from', torch.tensor(0)),
+        ('frozen_signature', torch.full((64,), float('nan'))),
+        ('frozen_signature', torch.full((64,), float('inf'))),
+        ('frozen_signature', torch.empty(0)),
+        ('frozen_signature', torch.zeros(64, dtype=torch.long)),
+    ],
+)
+def test_a_checkpoint_with_impossible_values_is_refused_on_load(tiny_dit, name, value):
+    model = make(tiny_dit, timestep=100)
+    state = {**model.state_dict(), name: value}
+    with pytest.raises(ValueError, match=f'(?s){name} must be .* Use another checkpoint'):
+        model.load_state_dict(state)
+    assert model.timestep == 100
+
+
+def test_features_that_are_not_finite_say_why(tiny_dit):
+    images = torch.rand(1, 3, 32, 32)
+    broken = make(tiny_dit, timestep=100)
+    with torch.no_grad():
+        broken.dit.transformer.transformer_blocks[0].attn1.to_q.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r'weights are not finite in .*to_q\.weight'):
+        broken(images)
+
+    overflowing = make(tiny_dit, timestep=100, dtype='fp16')
+    with torch.no_grad():
+        for block in overflowing.dit.transformer.transformer_blocks:
+            block.attn1.to_q.weight.fill_(6e4)
+            block.attn1.to_q.bias.fill_(6e4)
+    with pytest.raises(FloatingPointError, match=r'overflows in it. Use dtype="bf16"'):
+        overflowing(images)
+
+    model = make(tiny_dit, timestep=100)
+    model(images)
+    with pytest.raises(FloatingPointError, match='images that reached the backbone'):
+        model(torch.full((1, 3, 32, 32), torch.nan))
+    with pytest.raises(ValueError, match='input_std'):
+        make(tiny_dit, timestep=100, input_std=[float('nan')] * 3)
+    copy.deepcopy(model)(images)
+
+
+def test_a_compiled_model_gives_equal_features(tiny_dit):
+    images = torch.rand(2, 3, 32, 32)
+    model = make(tiny_dit, timestep=100).eval()
+    expected = model(images)
+
+    class Summed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = model
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, inputs):
+            return sum(each.mean() for each in self.backbone(inputs)) * self.scale
+
+    compiled = torch.compile(model, backend='aot_eager')
+    assert all(torch.equal(*pair) for pair in zip(compiled(images), expected, strict=True))
+    whole = torch.compile(Summed(), backend='aot_eager')(images)
+    whole.backward()
+    assert torch.allclose(whole, sum(each.mean() for each in expected) * 2)

@@ -26,6 +26,8 @@ from mmaselect.diffusion.loading import HUB_KWARGS
 from mmaselect.images import CalibrationSet
 from mmaselect.images.datasets import build_image_source
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
+from mmaselect.models.backbones.finite_watch import FiniteWatch
+from mmaselect.models.backbones.fresh_noise import FreshNoise
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     SelectionCache,
@@ -90,8 +92,10 @@ class ASelecTDiT(BaseModule):
         input_std: What it divided by.
         channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``.
         dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``. It holds under AMP too.
-        noise: ``'fresh'`` is a new draw per call; ``'fixed'`` depends on the seed and the latent's
-            shape alone; ``'auto'`` is fresh in training and fixed in evaluation.
+        noise: ``'fresh'`` is a new draw per call (in a run, one that depends on the run's seed, the
+            iteration and the rank, so that a resumed run repeats it); ``'fixed'`` depends on the
+            seed and the latent's shape alone; ``'auto'`` is fresh in training and fixed in
+            evaluation.
         noise_seed: Seed of fixed noise.
         num_draws: Noise draws whose features are averaged, at one transformer pass each.
         load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
@@ -191,6 +195,8 @@ class ASelecTDiT(BaseModule):
         self._timestep: int | None = None
         self._fixed_noise: Tensor | None = None
         self._range_checked = False
+        self._fresh_noise = FreshNoise()
+        self._finite_watch = FiniteWatch()
 
     # -- the frozen part --------------------------------------------------------------------------
     @property
@@ -276,7 +282,8 @@ class ASelecTDiT(BaseModule):
     def _restore(self, inputs: Tensor) -> Tensor:
         """Undo the ``data_preprocessor``: RGB in [-1, 1]."""
         images = inputs.float() * self.input_scale + self.input_shift
-        if not self._range_checked:
+        # Tracers (FLOPs counters) bring random numbers.
+        if not self._range_checked and not torch.jit.is_tracing():
             # Once: on a GPU the check waits for the device.
             low, high = images.amin().item(), images.amax().item()
             # Interpolation and augmentation may overshoot a little; another normalization
@@ -293,7 +300,7 @@ class ASelecTDiT(BaseModule):
     def _draw_noise(self, latent: Tensor, draw: int) -> Tensor:
         fresh = self.training if self.noise == 'auto' else self.noise == 'fresh'
         if fresh:
-            return torch.randn_like(latent)
+            return self._fresh_noise.draw(latent, draw)
         shape = tuple(latent.shape[1:])
         kept = self._fixed_noise
         if kept is None or kept.shape[1:] != shape or kept.device != latent.device:
@@ -301,21 +308,28 @@ class ASelecTDiT(BaseModule):
             self._fixed_noise = kept = draw_noise(shape, seeds, latent.device)
         return kept[draw].expand_as(latent)
 
+    # Hooks, and an exception that ends the pass early, are nothing that a graph can hold.
+    @torch.compiler.disable
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a batch; see the class for shapes."""
         timestep = self.timestep
-        latent = self.dit.encode(self._restore(inputs))
+        self._fresh_noise.begin()
+        images = self._restore(inputs)
+        latent = self.dit.encode(images)
         maps = [
             self.dit.features(latent, timestep, self._draw_noise(latent, draw))
             for draw in range(self.num_draws)
         ]
-        return tuple(
+        features = tuple(
             torch.stack([drawn[block, self.feature].float() for drawn in maps]).mean(0)
             if self.num_draws > 1
             else maps[0][block, self.feature].float()
             for block in self.blocks
         )
+        if not torch.jit.is_tracing():
+            self._finite_watch.check(features, self.dit, images, timestep)
+        return features
 
     # -- checkpoints ------------------------------------------------------------------------------
     def _load_from_state_dict(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,16 @@ def is_same_model(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one[both], other[both], rtol=2e-2, atol=5e-3)
 
 
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a tensor of whole numbers; truth values and fractions are none."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype != torch.bool
+        and not value.is_floating_point()
+        and not value.is_complex()
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class CheckpointGuard:
     """What a checkpoint says of the frozen model, and the check of it on loading.
@@ -54,12 +65,14 @@ class CheckpointGuard:
         signature: (64,), see `weights_signature`.
         read_from: (1 + number of blocks,), int64: index of the feature in ``features``, then the
             blocks.
+        num_train_timesteps: Length of the model's training schedule.
     """
 
     pretrained: str
     features: tuple[str, ...]
     signature: Tensor
     read_from: Tensor
+    num_train_timesteps: int
 
     @classmethod
     def of(cls, dit: FrozenDiT, feature: str, pretrained: str) -> CheckpointGuard:
@@ -72,7 +85,13 @@ class CheckpointGuard:
         """
         features = tuple(dit.family.features)
         read_from = torch.tensor([features.index(feature), *dit.blocks])
-        return cls(pretrained, features, weights_signature(dit.transformer), read_from)
+        return cls(
+            pretrained,
+            features,
+            weights_signature(dit.transformer),
+            read_from,
+            dit.num_train_timesteps,
+        )
 
     def buffers(self) -> dict[str, Tensor]:
         """The two tensors by the names that they have in a checkpoint."""
@@ -86,8 +105,11 @@ class CheckpointGuard:
             prefix: What precedes the names of the backbone's tensors.
 
         Raises:
-            ValueError: If it was made with another frozen model, feature or choice of blocks.
+            ValueError: If it was made with another frozen model, feature or choice of blocks, or
+                if one of the tensors, or the timestep beside them, is none that this package
+                writes.
         """
+        self._check_values(state_dict, prefix)
         signature = state_dict.get(prefix + 'frozen_signature')
         if signature is not None and not is_same_model(signature.cpu().float(), self.signature):
             raise ValueError(
@@ -101,6 +123,38 @@ class CheckpointGuard:
             raise ValueError(
                 f'the checkpoint was trained on the {theirs}, but this config reads the {mine}'
             )
+
+    def _check_values(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        def refuse(name: str, expected: str) -> None:
+            raise ValueError(
+                f'the checkpoint is damaged, or was edited: {prefix}{name} must be {expected}, and '
+                f'is {state_dict[prefix + name]!r}. Use another checkpoint'
+            )
+
+        pick = state_dict.get(prefix + 'picked_timestep')
+        if pick is not None:
+            last = self.num_train_timesteps - 1
+            if not _is_whole(pick) or pick.ndim or not -1 <= int(pick) <= last:
+                refuse(
+                    'picked_timestep', f'a whole number from 0 to {last}, or -1 for none picked yet'
+                )
+        read_from = state_dict.get(prefix + 'read_from')
+        if read_from is not None:
+            known = _is_whole(read_from) and read_from.ndim == 1 and len(read_from) >= 2
+            if not known or not 0 <= int(read_from[0]) < len(self.features):
+                refuse(
+                    'read_from',
+                    f'the index of a feature, from 0 to {len(self.features) - 1}, and those of '
+                    f'one or more blocks',
+                )
+        signature = state_dict.get(prefix + 'frozen_signature')
+        if signature is not None:
+            known = isinstance(signature, Tensor) and signature.is_floating_point()
+            if not known or signature.ndim != 1 or not len(signature):
+                refuse('frozen_signature', f'{SIGNATURE_SIZE} weights of the frozen model')
+            readable = bool(self.signature.isfinite().any())
+            if bool(signature.isinf().any()) or (readable and bool(signature.isnan().all())):
+                refuse('frozen_signature', f'{SIGNATURE_SIZE} weights of the frozen model')
 
     def _in_words(self, read_from: Tensor) -> str:
         feature, *blocks = read_from.tolist()

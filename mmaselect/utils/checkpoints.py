@@ -1,0 +1,188 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Checkpoint files: read without running code, written whole or not at all, found for a resume."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+from mmaselect.files import written_aside
+
+ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+#: Functions that MMEngine pickles by the class that has them. ``getattr`` itself would hand out
+#: anything.
+_METHODS = {
+    **{(HistoryBuffer, name): None for name in ('min', 'max', 'mean', 'current')},
+    **{(OneCycleParamScheduler, name): None for name in ('_annealing_cos', '_annealing_linear')},
+}
+
+
+# -- reading --------------------------------------------------------------------------------------
+def _known_method(owner: type, name: str) -> Any:
+    """What stands for ``getattr`` in a checkpoint."""
+    if not isinstance(owner, type) or (owner, name) not in _METHODS:
+        raise UnpicklingError(f'{name!r} of {owner!r} is nothing that MMEngine puts there')
+    return getattr(owner, name)
+
+
+def _named(function: Callable, module: str, name: str) -> Callable:
+    """A function under the name that a pickle knows it by."""
+
+    def alias(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    alias.__module__, alias.__name__, alias.__qualname__ = module, name, name
+    return alias
+
+
+def mmengine_globals() -> list[Callable]:
+    """What a checkpoint of MMEngine may name beyond tensors, one by one.
+
+    Log histories and the NumPy scalars and arrays in them, and the annealing functions of
+    one-cycle schedules. All of it holds numbers; none of it runs what a file says.
+    """
+    numbers = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdgFD'}
+    allowed: list[Callable] = [
+        HistoryBuffer,
+        OneCycleParamScheduler,
+        np.ndarray,
+        np.dtype,
+        slice,  # in the meta data of some data sets
+        *sorted(numbers, key=str),
+        _named(_known_method, 'builtins', 'getattr'),
+    ]
+    core = np._core if hasattr(np, '_core') else np.core
+    # Files of NumPy 1 and of NumPy 2 name one module differently.
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        for name in ('_reconstruct', 'scalar'):
+            allowed.append(_named(getattr(core.multiarray, name), module, name))
+    return allowed
+
+
+def read_only_weights(trust: bool = False) -> None:
+    """Have every checkpoint of this process read with ``weights_only=True``.
+
+    Whoever calls ``torch.load``, and with whatever arguments: PyTorch's own switch is set. What
+    MMEngine puts into a checkpoint is allowed by name, see :func:`mmengine_globals`.
+
+    Args:
+        trust: Read anything instead, and run the code in it.
+    """
+    if trust:
+        os.environ.pop(ONLY_WEIGHTS, None)
+        os.environ[ANYTHING] = '1'
+        return
+    os.environ.pop(ANYTHING, None)
+    os.environ[ONLY_WEIGHTS] = '1'
+    torch.serialization.add_safe_globals(mmengine_globals())
+
+
+def check_checkpoint_file(path: str | os.PathLike) -> None:
+    """See that a file can be read as a checkpoint, without reading its tensors.
+
+    Args:
+        path: A file of this machine.
+
+    Raises:
+        ValueError: If it is empty or cut off, or names objects that could run code.
+    """
+    path = Path(path)
+    if path.stat().st_size == 0:
+        raise ValueError(f'{path} is empty: it was not written to its end. Use another checkpoint')
+    if not zipfile.is_zipfile(path):
+        with path.open('rb') as file:
+            start = file.read(2)
+        if start == b'PK':
+            raise ValueError(
+                f'{path} is cut off: it was not written to its end (a full disk, or a run that was '
+                f'killed). Use another checkpoint'
+            )
+        return  # torch.save of before 1.6; torch.load says what it thinks of others
+    if os.environ.get(ONLY_WEIGHTS) != '1':
+        return
+    refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if refused:
+        raise ValueError(
+            f'{path} holds Python objects that are neither tensors nor what MMEngine puts into a '
+            f'checkpoint: {", ".join(sorted(refused))}. Reading them could run code. If you trust '
+            f'whoever made the file, add --trust-checkpoint'
+        )
+
+
+def find_checkpoint(work_dir: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint of a work directory.
+
+    The one that ``last_checkpoint`` names, as in MMEngine, if it is there and whole; else the
+    newest whole file among the others, and a warning says so.
+
+    Args:
+        work_dir: Where a run writes.
+
+    Returns:
+        str | None: Its path; None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: If there are checkpoints, and none of them is whole.
+    """
+    work_dir = Path(work_dir)
+    note = work_dir / 'last_checkpoint'
+    named = note.read_text(encoding='utf-8').strip() if note.is_file() else ''
+    if '://' in named:
+        return named  # of a storage backend
+    broken = []
+    if named and Path(named).is_file():
+        if zipfile.is_zipfile(named):
+            return named
+        broken.append(Path(named))
+    elif named and Path(named).is_dir():
+        return named  # DeepSpeed's are folders
+    files = sorted(
+        (path for path in work_dir.glob('*.pth') if path.name.startswith(('iter_', 'epoch_'))),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    whole = [path for path in files if path not in broken and zipfile.is_zipfile(path)]
+    if whole:
+        if named or len(whole) < len(files):
+            print_log(
+                f'the last checkpoint of {work_dir} ({named or files[0]}) is missing or was not '
+                f'written to its end: {whole[0]}, the newest whole one, is taken instead',
+                logger='current',
+                level=30,
+            )
+        return str(whole[0])
+    if broken or files:
+        raise ValueError(
+            f'no checkpoint in {work_dir} is whole: '
+            f'{", ".join(sorted({str(path) for path in [*broken, *files]}))}. They were not '
+            f'written to their end (a full disk, or a run that was killed)'
+        )
+    return None
+
+
+# -- writing --------------------------------------------------------------------------------------
+class WholeFileBackend(LocalBackend):
+    """MMEngine's local files, each there in full or not at all."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        with written_aside(filepath) as aside, aside.open('wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_whole_files() -> None:
+    """Have MMEngine write its checkpoints, in this process, through :class:`WholeFileBackend`."""
+    register_backend('local', WholeFileBackend, force=True, prefixes='')
