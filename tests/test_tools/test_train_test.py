@@ -215,8 +215,8 @@ def test_has_every_flag_of_both_toolboxes(name):
 
 
 def read_tool_sources(name):
-    shared = ROOT / 'mmaselect' / 'utils' / 'cli.py'
-    return (TOOLS / f'{name}.py').read_text() + shared.read_text()
+    shared = [ROOT / 'mmaselect' / 'utils' / file for file in ('cli.py', 'flags.py')]
+    return ''.join(path.read_text() for path in (TOOLS / f'{name}.py', *shared))
 
 
 def test_flags_are_parsed():
@@ -309,6 +309,7 @@ def test_missing_checkpoint_names_those_that_are_there(tmp_path):
     (tmp_path / 'iter_10.pth').touch()
     with pytest.raises(FileNotFoundError, match=r'In the work dir: .*iter_10\.pth'):
         check('gone.pth', str(tmp_path))
+    torch.save({}, tmp_path / 'iter_10.pth')
     check(str(tmp_path / 'iter_10.pth'), 'anywhere')
     check('https://example.org/a.pth', 'anywhere')
 
