@@ -314,6 +314,7 @@ def test_missing_checkpoint_names_those_that_are_there(tmp_path):
     (tmp_path / 'iter_10.pth').touch()
     with pytest.raises(FileNotFoundError, match=r'In the work dir: .*iter_10\.pth'):
         check('gone.pth', str(tmp_path))
+    torch.save({}, tmp_path / 'iter_10.pth')
     check(str(tmp_path / 'iter_10.pth'), 'anywhere')
     check('https://example.org/a.pth', 'anywhere')
 
