@@ -17,23 +17,34 @@ DEMO_DIR ?= work_dirs/demo
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
 # Processes, not threads, share the cores: a small model on many threads only waits for itself.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install venv demo test coverage lint types docs clean
 
 help:
-	@echo "make demo   train a small segmentor on a timestep that is picked automatically (minutes, CPU)"
-	@echo "make test   run the tests"
-	@echo "make lint   check style and formatting, as pre-commit does"
-	@echo "make clean  remove the environment and what runs left behind"
+	@echo "make demo      train a small segmentor on a timestep that is picked automatically (minutes, CPU)"
+	@echo "make test      run the tests"
+	@echo "make coverage  run the tests and say which lines they reach"
+	@echo "make lint      check style and formatting, as pre-commit does"
+	@echo "make types     check types (mypy)"
+	@echo "make docs      build the documentation in site/; a warning is an error"
+	@echo "make clean     remove the environment and what runs left behind"
 
-$(INSTALLED): setup.py pyproject.toml requirements/tested-onedl.txt
+venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 	  "The tested versions need Python 3.11 or later, not $$($(PYTHON) -V 2>&1): make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): setup.py pyproject.toml requirements/tested-onedl.txt | venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/tested-onedl.txt -e ".[onedl,test]"
+	@touch $@
+
+# The documentation is made from the sources without importing them: no PyTorch is needed.
+$(DOCS_INSTALLED): requirements/docs.txt | venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/docs.txt
 	@touch $@
 
 install: $(INSTALLED)
@@ -44,10 +55,21 @@ demo: install
 test: install
 	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
+coverage: install
+	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: install
+	$(BIN)/mypy
+
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) work_dirs build dist .pytest_cache .ruff_cache mmaselect.egg-info mmaselect/.mim
+	rm -rf $(VENV) work_dirs build dist site .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf mmaselect.egg-info mmaselect/.mim
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
