@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Features of labelled images: one pass per timestep for all blocks and features at once."""
+"""Features of labeled images: one pass per timestep for all blocks and features at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FeatureBatch:
 
 
 class EncodedImages:
-    """Clean latents of labelled images, encoded once and kept in (CPU) memory.
+    """Clean latents of labeled images, encoded once and kept in (CPU) memory.
 
     An image keeps its noise for all timesteps, as in a sweep: curves over timesteps then differ by
     the timestep and not by the draw.

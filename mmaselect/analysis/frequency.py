@@ -29,7 +29,7 @@ def split_frequencies(
         Two float32 tensors (B, C, H, W).
 
     Raises:
-        ValueError: If the band is none.
+        ValueError: If ``cutoff`` or ``shape`` is not allowed.
     """
     check_band(cutoff, shape, include_dc=False, dims='2d')
     feature = feature.float()
@@ -46,14 +46,14 @@ def picture(feature: Tensor, view: str = 'pca', basis: Tensor | None = None) -> 
     Args:
         feature: (C, H, W), float.
         view: ``'pca'``, the first three principal components over the map's own tokens as red,
-            green and blue; or ``'mean'``, the mean over channels in grey.
+            green and blue; or ``'mean'``, the mean over channels in gray.
         basis: (C, 3), from :func:`principal_components`; of the map itself if None.
 
     Returns:
         (H, W, 3) uint8: each component spans 0 to 255.
 
     Raises:
-        ValueError: If the view is none.
+        ValueError: If ``view`` is neither of the two.
     """
     if view not in VIEWS:
         raise ValueError(f'view must be one of {", ".join(VIEWS)}, got {view!r}')
@@ -64,7 +64,7 @@ def picture(feature: Tensor, view: str = 'pca', basis: Tensor | None = None) -> 
         values = torch.einsum('chw,ck->khw', feature.float(), basis)
     low = values.amin((1, 2), keepdim=True)
     span = values.amax((1, 2), keepdim=True) - low
-    # A constant component is grey, not noise blown up by a span of rounding.
+    # A constant component is gray, not noise blown up by a span of rounding.
     scaled = torch.where(span > 1e-6 * low.abs().clamp(min=1e-6), (values - low) / span, 0.5)
     return (255 * scaled).round().byte().permute(1, 2, 0).cpu().numpy()
 

@@ -28,7 +28,7 @@ class ProbeOptions:
             strength, holds none out.
         max_iter: Of the L-BFGS solver.
         seed: Of the split, and of the choice of pixels.
-        pixels_per_image: Segmentation: labelled pixels of each training image.
+        pixels_per_image: Segmentation: labeled pixels of each training image.
     """
 
     strengths: Sequence[float] = STRENGTHS

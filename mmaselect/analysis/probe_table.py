@@ -48,7 +48,7 @@ class ProbeTable:
         """From stored results of timesteps.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If ``steps`` is empty.
         """
         if not steps:
             raise ValueError('no timestep was probed yet: run probe_timesteps.py first')

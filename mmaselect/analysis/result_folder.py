@@ -63,7 +63,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     """Settings of a folder of results.
 
     Raises:
-        FileNotFoundError: If the folder is none.
+        FileNotFoundError: If the folder has no ``settings.json``.
     """
     path = Path(folder) / 'settings.json'
     if not path.is_file():

@@ -185,7 +185,7 @@ class SegmentationSearch(Search):
                     parts[tap].append(_at_pixels(maps[index], rows, columns, stride).cpu())
         targets = torch.cat(labels).numpy()
         if len(targets) == 0:
-            raise ValueError('the training images have no labelled pixel')
+            raise ValueError('the training images have no labeled pixel')
         samples = {tap: torch.cat(part).numpy() for tap, part in parts.items()}
         return samples, targets, np.array(groups)
 
@@ -228,7 +228,7 @@ class SegmentationSearch(Search):
 
 
 def _at_pixels(feature: Tensor, rows: Tensor, columns: Tensor, stride: int) -> Tensor:
-    """Bilinear interpolation of a map (C, h, w) at the centres of pixels: (P, C), float32."""
+    """Bilinear interpolation of a map (C, h, w) at the centers of pixels: (P, C), float32."""
     height, width = (side * stride for side in feature.shape[1:])
     x = (2 * columns + 1) / width - 1
     y = (2 * rows + 1) / height - 1

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""From a config and a command line to a frozen model and labelled images."""
+"""From a config and a command line to a frozen model and labeled images."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
         '--pixels-per-image',
         type=int,
         default=32,
-        help='segmentation: labelled pixels of each training image that probes are fitted on; '
+        help='segmentation: labeled pixels of each training image that probes are fitted on; '
         'default: 32',
     )
     parser.add_argument(
@@ -121,7 +121,7 @@ def find_backbone(config: Config, path: str | Path) -> ConfigDict:
     """The backbone's config.
 
     Raises:
-        ValueError: If it is none of ours.
+        ValueError: If it is not ``ASelecTDiT``.
     """
     backbone = config.model.get('backbone') or {}
     if str(backbone.get('type', '')).rpartition('.')[2] != 'ASelecTDiT':
@@ -155,7 +155,7 @@ def build_frozen(
 
 @dataclass
 class Study:
-    """A frozen model, and where its labelled images are.
+    """A frozen model, and where its labeled images are.
 
     Attributes:
         config: The whole config.
@@ -185,7 +185,7 @@ class Study:
         return SelectionOptions.parse(self.backbone.get('selection'))
 
     def images(self, split: str, num_images: int | None) -> LabelledImages:
-        """Labelled images of the config's ``train``, ``val`` or ``test`` dataloader.
+        """Labeled images of the config's ``train``, ``val`` or ``test`` dataloader.
 
         Raises:
             ValueError: If the config has no such dataloader.
@@ -280,7 +280,7 @@ def parse_blocks(blocks: Sequence[str] | None, backbone: Mapping[str, Any]) -> A
     """``--blocks`` as block indices, ``'all'``, or the config's own.
 
     Raises:
-        ValueError: If one is no number.
+        ValueError: If a block is not a whole number.
     """
     if not blocks:
         return backbone.get('blocks')

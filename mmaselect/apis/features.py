@@ -107,7 +107,7 @@ class FeatureExtractor:
             dict: (block, feature) to float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
 
         Raises:
-            ValueError: If an image is none of these, or their sizes differ.
+            ValueError: If an image is something else, or the images' sizes differ.
         """
         several = isinstance(images, Sequence) and not isinstance(images, str)
         pixels = [self._pixels(image) for image in (images if several else [images])]

@@ -35,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         'select',
         help='pick the timestep of a model on images of yours',
         description='Pick the timestep at which a diffusion transformer is to be read, from '
-        'unlabelled images, and say how clear the pick is.',
+        'unlabeled images, and say how clear the pick is.',
         examples=EXAMPLES,
     )
     parser.add_argument('images', metavar='IMAGES', help='folder of images, searched recursively')

@@ -43,7 +43,7 @@ def check_choice(dataset: str, name: str, value: str, choices: Sequence[str]) ->
         choices: What may be given.
 
     Raises:
-        ValueError: If ``value`` is none of ``choices``.
+        ValueError: If ``value`` is not one of ``choices``.
     """
     if value not in choices:
         raise ValueError(f'{dataset}: {name} is {value!r}; it must be one of {tuple(choices)}.')

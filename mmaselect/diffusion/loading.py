@@ -142,7 +142,7 @@ def _trimmed(cls: type[nn.Module], trim: Callable[[nn.Module], None]) -> type[nn
     """A subclass that is without its superfluous blocks before any weight is read.
 
     ``from_pretrained`` builds with ``from_config`` and then reads weights for what is there, so
-    that this is also right for quantised weights and device maps.
+    that this is also right for quantized weights and device maps.
     """
 
     class Trimmed(cls):
@@ -198,7 +198,7 @@ class PipelineSource:
                 LAYOUT_HELP
                 if self.is_local
                 else 'the hub could not be reached, the id is wrong, or the model is gated: accept '
-                'its licence on its page and run `hf auth login`, or download it once and give '
+                'its license on its page and run `hf auth login`, or download it once and give '
                 'the local folder'
             )
             raise FileNotFoundError(

@@ -2,7 +2,7 @@
 """What a picture is, for everybody: where it comes from, how it is read, at what size.
 
 Knows neither selection nor models. Images of a toolbox's dataset are in
-:mod:`mmaselect.images.datasets`, labelled ones in :mod:`mmaselect.images.labelled`; both need
+:mod:`mmaselect.images.datasets`, labeled ones in :mod:`mmaselect.images.labelled`; both need
 MMEngine, and are imported by those who use them.
 """
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Labelled images of a toolbox dataset, read past its pipeline, all at one size."""
+"""Labeled images of a toolbox dataset, read past its pipeline, all at one size."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class DatasetLabels(DatasetImages):
 
 
 class LabelledImages(CalibrationSet):
-    """A fixed, seeded choice of labelled images, all at one size.
+    """A fixed, seeded choice of labeled images, all at one size.
 
     The choice is that of :class:`~mmaselect.images.calibration.CalibrationSet`: with the same
     dataset, number and seed, a sweep and a probe see the same images.
@@ -140,7 +140,7 @@ def build_labelled_images(
     seed: int,
     array_order: str = 'rgb',
 ) -> LabelledImages:
-    """Labelled images of a dataset's config, past its pipeline.
+    """Labeled images of a dataset's config, past its pipeline.
 
     Args:
         dataset: The config.

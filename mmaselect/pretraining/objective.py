@@ -27,7 +27,7 @@ class Objective:
 
             - 'uniform': every u alike.
             - 'logit-normal': ``sigmoid(mean + std * normal)`` (arXiv 2403.03206).
-        logit_mean: Mean of the logit-normal; negative favours little noise.
+        logit_mean: Mean of the logit-normal; negative favors little noise.
         logit_std: Standard deviation of the logit-normal.
         clip: Whether samples lie in [-1, 1], so that a DDPM sampler may clip them.
 

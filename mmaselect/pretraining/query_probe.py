@@ -21,7 +21,7 @@ from mmaselect.pretraining.objective import Objective
 
 @dataclass(frozen=True)
 class ProbeImages:
-    """Labelled samples of a probe.
+    """Labeled samples of a probe.
 
     Attributes:
         pixels: (N, 3, S, S), uint8: first those that the probe is fitted on, then the others.

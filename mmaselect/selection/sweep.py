@@ -117,7 +117,7 @@ class Sweep:
         for name, prototype in self.prototypes.items():
             if prototype.needs_labels and not calibration.labels_available:
                 raise ValueError(
-                    f'{name} needs labels, but the calibration images have none. Use a labelled '
+                    f'{name} needs labels, but the calibration images have none. Use a labeled '
                     f'dataset for calibration, or a label-free criterion'
                 )
         self.draws = max(prototype.draws for prototype in self.prototypes.values())

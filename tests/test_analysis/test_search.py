@@ -105,7 +105,7 @@ def test_unlabelled_images_are_an_error(open_with, segmentation_config):
         (latent, torch.full_like(labels, IGNORE_INDEX), positions)
         for latent, labels, positions in search.train._batches
     ]
-    with pytest.raises(ValueError, match='no labelled pixel'):
+    with pytest.raises(ValueError, match='no labeled pixel'):
         search.measure(0)
 
 

@@ -68,7 +68,7 @@ val_dataloader = dict(
 
 
 def write_classification(root: Path, pretrained: str) -> Path:
-    """Three classes, 12 training and 8 test images each: stripes, columns and flat grey."""
+    """Three classes, 12 training and 8 test images each: stripes, columns and flat gray."""
     rng = np.random.default_rng(0)
     rows, columns = np.indices((32, 32))
     patterns = {'columns': columns // 4 % 2, 'flat': np.full((32, 32), 0.5), 'rows': rows // 4 % 2}

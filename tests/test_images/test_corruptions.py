@@ -38,7 +38,7 @@ def test_low_light_keeps_the_brightness():
     grey = np.full((128, 128, 3), 100, np.uint8)
     dark = corrupt(grey, 'low_light', 1, seed=0).astype(float)
     assert dark.mean() == pytest.approx(100, rel=0.02)
-    # Poisson noise of 60 * 100 / 255 photons and read noise of 1.5, in grey values.
+    # Poisson noise of 60 * 100 / 255 photons and read noise of 1.5, in gray values.
     assert dark.std() == pytest.approx(np.sqrt(60 * 100 / 255 + 1.5**2) / 60 * 255, rel=0.03)
 
 

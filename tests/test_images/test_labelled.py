@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Labelled images of both toolboxes, made here."""
+"""Labeled images of both toolboxes, made here."""
 
 import numpy as np
 import pytest

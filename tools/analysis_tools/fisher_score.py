@@ -37,7 +37,7 @@ from mmaselect.utils.tables import markdown_table, write_csv
 FISHER = 'FisherScore'
 EXAMPLES = """
 examples:
-  # the config's block and feature, at 40 timesteps, 512 labelled training images
+  # the config's block and feature, at 40 timesteps, 512 labeled training images
   python tools/analysis_tools/fisher_score.py CONFIG --num-images 512
 
   # which timestep, block and feature? All at once, with labels
@@ -86,7 +86,7 @@ def compare(steps: list[dict[str, Any]], taps: list[TapKey], names: list[str]) -
         fisher = scores_over(steps, FISHER, tap)
         if any(score is None for score in fisher):
             raise ValueError(
-                f'the Fisher score of {tap} is undefined: every class needs labelled images, and '
+                f'the Fisher score of {tap} is undefined: every class needs labeled images, and '
                 f'one of them two; use a larger --num-images'
             )
         for name in names:
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(study.out / 'scores.csv', scores_table(steps))
     write_json(study.out / 'summary.json', dict(comparisons=rows, settings=study.settings()))
     draw(steps, rows, taps, study.out / 'fisher_score')
-    report(f'{len(images)} labelled images', rows)
+    report(f'{len(images)} labeled images', rows)
     if args.joint:
         ranking = joint(steps, taps, names[0], probe)
         write_csv(study.out / 'joint.csv', ranking)

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-#: A Markdown link's end, its path and its anchor; addresses and anchors of the same page are none.
+#: The end of a Markdown link: path and anchor. Web addresses and bare anchors do not match.
 LINK = re.compile(r'\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)')
 SHOWN_AS_IT_IS = ('.md', '.png')
 #: Suffix of a file that a page can show to the language that it is colored as.

@@ -19,7 +19,7 @@ from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 
-# Positions on each side of the origin; an image is centred on it, and the text comes after it.
+# Positions on each side of the origin; an image is centered on it, and the text comes after it.
 _POSITIONS, _MAX_TEXT = 4096, 1024
 
 

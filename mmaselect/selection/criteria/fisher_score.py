@@ -133,7 +133,7 @@ class FisherScore(Criterion):
 
     With a class label per image (B,) an image is one sample: the mean of its feature map over
     tokens. With a label map per image (B, h, w) each token is a sample: the map is resized to the
-    token grid (nearest pixel of the token's centre), and tokens labelled ``ignore_index`` are left
+    token grid (nearest pixel of the token's center), and tokens labeled ``ignore_index`` are left
     out.
 
     ``count`` is the number of samples. ``std`` and ``sem`` are nan: the score is not a mean over
@@ -194,7 +194,7 @@ class FisherScore(Criterion):
         (feature,) = features
         if labels is None:
             raise ValueError(
-                'FisherScore needs labels, but got none. Take calibration images from a labelled '
+                'FisherScore needs labels, but got none. Take calibration images from a labeled '
                 'data set, or a criterion that sees no labels, such as HighFrequencyRatio.'
             )
         batch, channels = feature.shape[:2]
@@ -251,7 +251,7 @@ class FisherScore(Criterion):
         }
 
     def _labels_of_tokens(self, labels: Tensor, grid: torch.Size) -> Tensor:
-        """Label maps (B, h, w) at the centres of the tokens, (B, H, W), checked."""
+        """Label maps (B, h, w) at the centers of the tokens, (B, H, W), checked."""
         if 0 <= self.ignore_index < self.num_classes:
             raise ValueError(
                 f'ignore_index={self.ignore_index} is one of the {self.num_classes} classes: set '

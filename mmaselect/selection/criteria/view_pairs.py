@@ -368,7 +368,7 @@ class DenseCorrespondence(ViewPairCriterion):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If a value is not positive, or the measure is none of these.
+        ValueError: If a value is not positive, or ``measure`` is not one of these.
     """
 
     def __init__(

@@ -132,7 +132,7 @@ def test_other_ways_of_loading_read_the_same(tmp_path, load_kwargs):
 
 
 def test_quantised_weights(tmp_path):
-    quantization = pytest.importorskip('torchao.quantization', reason='torchao quantises on a CPU')
+    quantization = pytest.importorskip('torchao.quantization', reason='torchao quantizes on a CPU')
     save_sd3(tmp_path)
     noise = torch.randn(1, 16, 8, 8)
     plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)

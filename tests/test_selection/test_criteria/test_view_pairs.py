@@ -196,7 +196,7 @@ def test_places_of_two_views_are_one_place_of_the_image(flip):
         )[:, :2, 0]
         for view in range(2)
     ]
-    assert (read[0] - read[1]).abs().max() < 3, 'four grey values are one pixel'
+    assert (read[0] - read[1]).abs().max() < 3, 'four gray values are one pixel'
     assert read[0].std() > 10
 
 
