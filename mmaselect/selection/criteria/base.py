@@ -2,7 +2,7 @@
 """What a criterion is: a streaming score of feature maps, summed over batches and ranks."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ class PerImageCriterion(Criterion):
     moments: Tensor
     terms: list[Tensor]
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Sums over images of all products of the row (counted, numerator, denominator, left out):
         # everything that compute() needs, in one tensor, hence in one message between ranks.

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """High-frequency ratio of what two noise draws of an image have in common."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -179,7 +179,7 @@ class CrossSpectrumHFR(PerImageCriterion):
         denominator: str = 'power',
         dims: str = '2d',
         pooling: str = 'image_mean',
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_choice('reduction', reduction, REDUCTIONS)

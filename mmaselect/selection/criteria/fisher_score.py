@@ -2,11 +2,13 @@
 """Fisher score: how far apart the classes are, measured by how wide they are. Sees labels."""
 
 import warnings
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
@@ -171,7 +173,7 @@ class FisherScore(Criterion):
     nonfinite: Tensor
 
     def __init__(
-        self, num_classes: int, reduction: str = 'total', ignore_index: int = 255, **kwargs
+        self, num_classes: int, reduction: str = 'total', ignore_index: int = 255, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
@@ -262,7 +264,11 @@ class FisherScore(Criterion):
         labels = F.interpolate(labels[:, None].float(), size=tuple(grid), mode='nearest-exact')
         return labels[:, 0].long()
 
-    def _sync_dist(self, dist_sync_fn, process_group=None) -> None:
+    def _sync_dist(
+        self,
+        dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors,
+        process_group: Any = None,
+    ) -> None:
         # A rank that got no image does not know the number of channels, but states are stacked.
         group = process_group or self.process_group
         mine = torch.tensor([self.squares.shape[0]], device=self.squares.device)

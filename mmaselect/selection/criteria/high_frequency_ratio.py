@@ -1,6 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """High-frequency ratio: the share of a feature map's spectrum that is high-frequency."""
 
+from typing import Any
+
 from torch import Tensor
 
 from mmaselect.registry import CRITERIA
@@ -139,7 +141,7 @@ class HighFrequencyRatio(PerImageCriterion):
         include_dc: bool = False,
         reduction: str = 'channel_mean',
         dims: str = '2d',
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_choice('measure', measure, MEASURES)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ class ViewPairCriterion(Criterion):
     width: Tensor
     nonfinite: Tensor
 
-    def __init__(self, ridge: float = 0.1, **kwargs) -> None:
+    def __init__(self, ridge: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not ridge > 0:
             raise ValueError(f'ridge must be above 0, got {ridge!r}')
@@ -304,7 +304,7 @@ class InstanceDiscrimination(ViewPairCriterion):
         ValueError: If the temperature is not positive.
     """
 
-    def __init__(self, temperature: float = 0.1, ridge: float = 0.1, **kwargs) -> None:
+    def __init__(self, temperature: float = 0.1, ridge: float = 0.1, **kwargs: Any) -> None:
         super().__init__(ridge, **kwargs)
         if not temperature > 0:
             raise ValueError(f'temperature must be above 0, got {temperature!r}')
@@ -377,7 +377,7 @@ class DenseCorrespondence(ViewPairCriterion):
         measure: str = 'sensitivity',
         temperature: float = 0.1,
         ridge: float = 0.1,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(ridge, **kwargs)
         check_choice('measure', measure, DENSE_MEASURES)
