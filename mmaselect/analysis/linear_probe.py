@@ -81,6 +81,7 @@ def fit_probe(
     num_classes: int,
     options: ProbeOptions = ProbeOptions(),
     groups: np.ndarray | None = None,
+    tolerance: float = 1e-3,
 ) -> LinearProbe:
     """Fit a multinomial logistic regression with L2 regularization.
 
@@ -95,6 +96,8 @@ def fit_probe(
         options: See :class:`ProbeOptions`.
         groups: (N,), samples of one group (pixels of one image) stay on one side of the split.
             Without groups the split keeps the share of each class.
+        tolerance: Of the solver. 1e-3 may stop it short of the optimum by a few tenths of a point
+            of accuracy, in two thirds of the iterations that 1e-4 takes.
 
     Raises:
         ValueError: If samples are not finite, a label is out of range, or there are too few samples
@@ -119,8 +122,8 @@ def fit_probe(
     scaled = (samples - mean) / std
     strength, accuracy = options.strengths[0], None
     if options.holdout:
-        strength, accuracy = _choose_strength(scaled, labels, groups, options)
-    model = _model(options)
+        strength, accuracy = _choose_strength(scaled, labels, groups, options, tolerance)
+    model = _model(options, tolerance)
     model.C = strength
     converged = _fit(model, scaled, labels)
 
@@ -137,12 +140,16 @@ def fit_probe(
 
 
 def _choose_strength(
-    scaled: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, options: ProbeOptions
+    scaled: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    options: ProbeOptions,
+    tolerance: float,
 ) -> tuple[float, float]:
     """The strength that is best on a held-out part, and the accuracy there in percent."""
     fit, held = _split(labels, groups, options)
     best, lowest, accuracy = options.strengths[0], np.inf, np.nan
-    model = _model(options)
+    model = _model(options, tolerance)
     for strength in options.strengths:
         model.C = strength
         _fit(model, scaled[fit], labels[fit])
@@ -154,8 +161,8 @@ def _choose_strength(
     return best, accuracy
 
 
-def _model(options: ProbeOptions) -> LogisticRegression:
-    return LogisticRegression(max_iter=options.max_iter, warm_start=True, tol=1e-3)
+def _model(options: ProbeOptions, tolerance: float) -> LogisticRegression:
+    return LogisticRegression(max_iter=options.max_iter, warm_start=True, tol=tolerance)
 
 
 def _log_loss(model: LogisticRegression, samples: np.ndarray, labels: np.ndarray) -> float:

@@ -92,7 +92,7 @@ class ProbeImages:
         options = ProbeOptions(strengths=(inverse_penalty,), holdout=0)
         fit, test = np.split(features, [self.num_fit])
         fit_labels, test_labels = np.split(self.labels, [self.num_fit])
-        probe = fit_probe(fit, fit_labels, int(self.labels.max()) + 1, options)
+        probe = fit_probe(fit, fit_labels, int(self.labels.max()) + 1, options, tolerance=1e-4)
         return float((probe.predict(test) == test_labels).mean())
 
 
