@@ -146,7 +146,12 @@ def build_runner(config: Config) -> Runner:
 
     It gets the hooks that make a run safe to stop and exact to resume, unless the config has them.
     """
-    from mmaselect.engine.hooks import IterationSeedHook, PlainCheckpointHook, SaveOnStopHook
+    from mmaselect.engine.hooks import (
+        ActivationCheckpointingHook,
+        IterationSeedHook,
+        PlainCheckpointHook,
+        SaveOnStopHook,
+    )
 
     on_cpus = prepare_cpu_launch(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
@@ -154,6 +159,7 @@ def build_runner(config: Config) -> Runner:
         runner.register_hook(AverageNormStatistics())
     present = {type(hook) for hook in runner.hooks}
     for hook in (
+        ActivationCheckpointingHook(),
         IterationSeedHook(),
         PlainCheckpointHook(),
         SaveOnStopHook(command_to_go_on(config.get('launcher', 'none'))),

@@ -1,7 +1,14 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+from mmaselect.engine.hooks.activation_checkpointing_hook import ActivationCheckpointingHook
 from mmaselect.engine.hooks.iteration_seed_hook import IterationSeedHook
 from mmaselect.engine.hooks.plain_checkpoint_hook import PlainCheckpointHook
 from mmaselect.engine.hooks.save_on_stop_hook import SaveOnStopHook
 from mmaselect.engine.hooks.selection_hook import SelectionHook
 
-__all__ = ['IterationSeedHook', 'PlainCheckpointHook', 'SaveOnStopHook', 'SelectionHook']
+__all__ = [
+    'ActivationCheckpointingHook',
+    'IterationSeedHook',
+    'PlainCheckpointHook',
+    'SaveOnStopHook',
+    'SelectionHook',
+]
