@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import re
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+#: Leftovers of processes that cannot be looked up (of other machines) are cleared after this time.
+_LEFTOVER_SECONDS = 24 * 3600
+#: ``.NAME.MACHINE-PROCESS-RANDOM.SUFFIX``, as :func:`written_aside` names what it writes.
+_ASIDE = re.compile(
+    r'\..+\.(?:(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}|[0-9a-f]{32})(\.[^.]*)?'
+)
 
 
 @contextmanager
@@ -17,7 +30,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; on leaving without an error it takes that place.
 
     Readers see the old file or the whole new one. Processes that write the same file do not
-    disturb each other: each has a path of its own, and the last one to finish stays.
+    disturb each other: each has a path of its own, and the last one to finish stays. What a killed
+    process left is cleared by the next one that writes into the folder.
 
     Args:
         path: File that is to be written; its folder is made if there is none.
@@ -29,7 +43,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.stem}.{uuid.uuid4().hex}{path.suffix}')
+    clear_leftovers(path.parent)
+    writer = f'{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}'
+    aside = path.with_name(f'.{path.stem[:100]}.{writer}{path.suffix}')
     try:
         aside.touch()
         mode = aside.stat().st_mode
@@ -39,6 +55,44 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: str | Path) -> None:
+    """Remove what processes that were killed while they wrote into a folder have left there.
+
+    A file is a leftover if the process that its name tells has ended. Of files that were written
+    on another machine (or in another container) nothing is known: those go after a day.
+    """
+    for entry in os.scandir(folder):
+        match = _ASIDE.fullmatch(entry.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):  # another process may clear it, too
+            if match['machine'] == _machine():
+                ended = not _is_running(int(match['pid']))
+            else:
+                ended = time.time() - entry.stat().st_mtime > _LEFTOVER_SECONDS
+            if ended:
+                os.unlink(entry.path)
+
+
+@cache
+def _machine() -> str:
+    """Tells process numbers of this machine, or container, from those of others."""
+    namespace = ''
+    with contextlib.suppress(OSError):
+        namespace = os.readlink('/proc/self/ns/pid')
+    return hashlib.sha256(f'{socket.gethostname()} {namespace}'.encode()).hexdigest()[:8]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def write_atomically(path: str | Path, text: str) -> Path:

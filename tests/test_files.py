@@ -1,5 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -38,3 +40,32 @@ def test_colleagues_may_read_what_the_umask_lets_them_read(tmp_path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == tensors.stat().st_mode & 0o777 == 0o640
+
+
+def _killed_while_writing(path):
+    with written_aside(path) as aside:
+        aside.write_text('half of the n')
+        os._exit(9)
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_write(tmp_path):
+    path = tmp_path / 'a.json'
+    writer = multiprocessing.get_context('fork').Process(target=_killed_while_writing, args=(path,))
+    writer.start()
+    writer.join()
+    (left,) = os.listdir(tmp_path)
+    # One of a process that runs, of another machine, of it a long time ago, and a user's file.
+    running = left.replace(f'-{writer.pid}-', f'-{os.getppid()}-')
+    machine = left.split('.')[2][:8]
+    elsewhere, long_ago = (left.replace(machine, name) for name in ('0' * 8, '1' * 8))
+    for name in (running, elsewhere, long_ago, '.a.json'):
+        (tmp_path / name).touch()
+    day_before = time.time() - 2 * 24 * 3600
+    os.utime(tmp_path / long_ago, (day_before, day_before))
+    write_atomically(path, 'new')
+    assert sorted(os.listdir(tmp_path)) == sorted(['.a.json', 'a.json', running, elsewhere])
+
+
+def test_a_long_name_leaves_room_for_the_name_aside(tmp_path):
+    path = write_atomically(tmp_path / ('x' * 240 + '.json'), 'new')
+    assert path.read_text() == 'new'

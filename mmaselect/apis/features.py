@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmaselect.checks import seed_number, shorten
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
 from mmaselect.images import as_rgb, load_rgb, to_model_range
 from mmaselect.selection import SelectionResult
 
@@ -118,6 +118,6 @@ class FeatureExtractor:
                 f'size, or resize them'
             )
         latent = self.dit.encode(torch.stack(pixels).to(self.dit.device))
-        noise = draw_noise(tuple(latent.shape[1:]), [self.seed], latent.device).expand_as(latent)
-        maps = self.dit.features(latent, self.timestep, noise)
+        noise = draw_noise(tuple(latent.shape[1:]), [noise_seed(self.seed)], latent.device)
+        maps = self.dit.features(latent, self.timestep, noise.expand_as(latent))
         return {key: value.float() for key, value in maps.items()}

@@ -17,6 +17,7 @@ from mmaselect.diffusion.process import (
     NoiseLevel,
     build_process,
     draw_noise,
+    noise_seed,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     'draw_noise',
     'family_of',
     'known_families',
+    'noise_seed',
     'parse_dtype',
     'register_family',
     'sample_values',

@@ -283,6 +283,41 @@ def build_process(config: Mapping[str, Any]) -> ForwardProcess:
     )
 
 
+#: Bounds of :func:`noise_seed`'s arguments.
+MAX_SEED, MAX_SAMPLES, MAX_DRAWS = 2**32, 2**20, 4096
+#: Noise draws of a sample that follow each other in the numbering of seeds.
+_DRAWS_TOGETHER = 64
+#: Seeds of the user are so many samples apart; odd, so that they do not meet.
+_SAMPLES_APART = 1_000_003
+
+
+def noise_seed(seed: int, sample: int = 0, draw: int = 0) -> int:
+    """The package's one rule for seeds of noise.
+
+    PyTorch's generator for CPUs has 2^32 states to start from, and uses the lowest 32 bits of its
+    seed alone. For one ``seed``, each (sample, draw) has a state of its own; so have the draws of
+    one sample for all seeds below 2^20.
+
+    Args:
+        seed: What the user calls the seed, 0 to 2^32 - 1.
+        sample: Number of the image in its set, up to 2^20 - 1; 0 where all images share a draw.
+        draw: Number of the noise draw, up to 4,095.
+
+    Returns:
+        int: A seed for :func:`draw_noise`, below 2^32.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    given = (('seed', seed, MAX_SEED), ('sample', sample, MAX_SAMPLES), ('draw', draw, MAX_DRAWS))
+    for name, value, bound in given:
+        if not 0 <= value < bound:
+            raise ValueError(f'the {name} of a noise draw must be 0 to {bound - 1}, got {value}')
+    together, place = divmod(draw, _DRAWS_TOGETHER)
+    row = together * MAX_SAMPLES + seed * _SAMPLES_APART + sample
+    return (row * _DRAWS_TOGETHER + place) % 2**32
+
+
 def draw_noise(shape: tuple[int, ...], seeds: list[int], device: Any = None) -> Tensor:
     """Standard normal noise of which sample i depends on ``seeds[i]`` and ``shape`` alone.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmaselect.diffusion import TapKey
-from mmaselect.selection.result import Curve, CurvePoint
+from mmaselect.selection.result import Curve, CurvePoint, best_point
 from mmaselect.selection.scoring import StepScores
 
 
@@ -121,12 +121,11 @@ def build_curve(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapK
         )
         for step in steps
     )
-    scored = [point for point in points if point.score is not None]
-    if not scored:
+    best = best_point(points)
+    if best is None:
         raise RuntimeError(
             f'{criterion} gave no finite score at any of {[step.timestep for step in steps]}'
         )
-    best = max(scored, key=lambda point: (point.score, -point.timestep))
     block, feature = taps[0] if len(taps) == 1 else (None, None)
     return Curve(criterion, best.timestep, points, block, feature)
 

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mmengine.logging import print_log
 
 from mmaselect.files import write_json
 
@@ -61,6 +66,12 @@ class Curve:
     def best(self) -> CurvePoint:
         """The point that was picked."""
         return next(point for point in self.points if point.timestep == self.timestep)
+
+
+def best_point(points: Iterable[CurvePoint]) -> CurvePoint | None:
+    """The point with the highest score, the cleanest of equals; None if no point has a score."""
+    scored = [point for point in points if point.score is not None]
+    return max(scored, key=lambda point: (point.score, -point.timestep), default=None)
 
 
 @dataclass
@@ -169,10 +180,72 @@ class SelectionResult:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f'{str(path)!r} is no selection.json of this version ({error!r})'
             ) from error
+
+    def check(self) -> None:
+        """See that the parts agree, as those of a sweep do.
+
+        Raises:
+            ValueError: If a value is of a wrong type or out of range, if a pick is not the best
+                point of its curve, or if the key is not that of the settings.
+        """
+        _check_numbers('num_images', self.num_images, int, lowest=1)
+        _check_numbers('model_evaluations', self.model_evaluations, int)
+        _check_numbers('seconds', self.seconds, float)
+        for name, found, kind in (
+            ('blocks', self.blocks, int),
+            ('warnings', self.warnings, str),
+            ('criterion', [self.criterion], str),
+            ('feature', [self.feature], str),
+        ):
+            if not isinstance(found, list) or any(type(value) is not kind for value in found):
+                raise ValueError(f'{name} is {found!r}')
+        grid = self.settings.get('timesteps') if isinstance(self.settings, dict) else None
+        for curve in (self.curve, *self.others.values(), *self.per_tap):
+            _check_curve(curve, grid)
+        best = self.curve.best
+        if self.timestep != best.timestep or self.noise_level != best.noise_level:
+            raise ValueError(f'timestep {self.timestep!r} is not that of the curve')
+        if self.interval is not None and not (
+            len(self.interval) == 2
+            and self.interval[0] <= self.interval[1]
+            and set(self.interval) <= set(self.curve.timesteps)
+        ):
+            raise ValueError(f'interval is {self.interval!r}')
+        if self.key != settings_key(self.settings):
+            raise ValueError(f'key {self.key!r} is not that of the settings')
+
+
+def _check_numbers(name: str, value: Any, kind: type, lowest: float = 0) -> None:
+    """Raise a ValueError unless a value is a finite number of a kind, and not below a bound."""
+    kinds = (int,) if kind is int else (int, float)
+    if type(value) not in kinds or not math.isfinite(value) or value < lowest:
+        raise ValueError(f'{name} is {value!r}')
+
+
+def _check_curve(curve: Curve, grid: Sequence[int] | None) -> None:
+    """Raise a ValueError unless a curve has the points of a grid, and its pick is its best."""
+    for point in curve.points:
+        _check_numbers('timestep', point.timestep, int)
+        _check_numbers('noise_level', point.noise_level, float)
+        for name in ('score', 'std', 'sem', 'log_snr'):
+            if (value := getattr(point, name)) is not None:
+                _check_numbers(name, value, float, lowest=-math.inf)
+    if curve.timesteps != grid:
+        raise ValueError(f'the curve of {curve.criterion} has the timesteps {curve.timesteps}')
+    best = best_point(curve.points)
+    if best is None or type(curve.timestep) is not int or best.timestep != curve.timestep:
+        raise ValueError(
+            f'timestep {curve.timestep!r} is not the best of the curve of {curve.criterion}'
+        )
+
+
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """Fingerprint of settings, which JSON must be able to hold."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cache_root() -> Path:
@@ -194,16 +267,36 @@ class SelectionCache:
         return self.folder / f'{key}.json'
 
     def find(self, key: str) -> SelectionResult | None:
-        """The stored result for a key, or None; an unreadable file counts as none."""
-        path = self.path(key)
-        if not path.is_file():
-            return None
-        try:
-            result = SelectionResult.load(path)
-        except ValueError:
-            return None
-        return result if result.key == key else None
+        """The stored result for a key, or None.
 
-    def store(self, result: SelectionResult) -> Path:
-        """Keep a result under its key."""
-        return result.save(self.path(result.key))
+        What cannot be read, or cannot be what a sweep stored, counts as none; a warning names it.
+        """
+        path = self.path(key)
+        try:
+            result = SelectionResult.from_dict(json.loads(path.read_text(encoding='utf-8')))
+            result.check()
+            if result.key != key:
+                raise ValueError(f'its key is {result.key}')
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            warn(f'the stored result {path} cannot be used ({error!r}): selecting again')
+            return None
+        return result
+
+    def store(self, result: SelectionResult) -> Path | None:
+        """Keep a result under its key; a warning, and None, if it cannot be written."""
+        path = self.path(result.key)
+        try:
+            return result.save(path)
+        except OSError as error:
+            warn(
+                f'the result cannot be stored in {path} ({error}): the next start selects again. '
+                f'Set selection.cache_dir, or MMASELECT_CACHE, to a folder that can be written'
+            )
+            return None
+
+
+def warn(message: str) -> None:
+    """Log a warning of timestep selection."""
+    print_log(f'A-SelecT: {message}', logger='current', level=logging.WARNING)

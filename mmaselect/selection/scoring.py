@@ -15,8 +15,8 @@ import torch
 from mmengine.dist import get_world_size
 from torch import Tensor
 
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise
-from mmaselect.images.views import ViewBatch, ViewBoxes
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
+from mmaselect.images.views import NUM_VIEWS, ViewBatch, ViewBoxes
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
 
@@ -25,13 +25,8 @@ CriterionConfig = str | Mapping[str, Any]
 #: ((block, feature), name of a criterion) -> its streaming score, all of one timestep.
 Meters = dict[tuple[TapKey, str], Criterion]
 
-#: Seeds of different images are this far apart, so that draws of one never meet another's.
-_SEED_STRIDE = 1_000_003
-
-
-def noise_seed(seed: int, image: int, draw: int) -> int:
-    """Seed of one noise draw of one calibration image, the same for all timesteps and ranks."""
-    return (seed * _SEED_STRIDE + image) * 64 + draw
+#: Noise draws of an image's two views have the numbers from here, those of the image all others.
+_FIRST_VIEW_DRAW = 32
 
 
 def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
@@ -111,17 +106,15 @@ def draw_readings(
         seed: Of the noise.
     """
     shape = tuple(latent.shape[1:])
+    # Draws of the image itself leave out the numbers of its views'.
+    places = [d if d < _FIRST_VIEW_DRAW else d + NUM_VIEWS for d in range(draws)]
     return tuple(
         Reading(
             latent,
-            draw_noise(shape, [noise_seed(seed, n, draw) for n in numbers], latent.device),
+            draw_noise(shape, [noise_seed(seed, n, place) for n in numbers], latent.device),
         )
-        for draw in range(draws)
+        for place in places
     )
-
-
-#: Noise draws of views are numbered from here, and so never meet those of the image itself.
-_FIRST_VIEW_DRAW = 32
 
 
 def view_readings(

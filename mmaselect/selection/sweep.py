@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_dist_info
@@ -22,15 +23,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmaselect.diffusion import FrozenDiT, sample_values
+from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationBatch, CalibrationSet
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
+from mmaselect.selection.identity import code_identity, model_identity, weights_fingerprint
 from mmaselect.selection.options import SelectionOptions
-from mmaselect.selection.ranks import from_rank_zero, gather_answers
-from mmaselect.selection.result import SELECTION_VERSION, SelectionCache, SelectionResult
+from mmaselect.selection.partial import Done, PartialSums
+from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers
+from mmaselect.selection.result import (
+    SELECTION_VERSION,
+    SelectionCache,
+    SelectionResult,
+    settings_key,
+    warn,
+)
 from mmaselect.selection.scoring import (
     CriterionConfig,
     EncodedBatch,
@@ -46,19 +55,7 @@ from mmaselect.selection.scoring import (
     view_readings,
 )
 
-
-def weights_fingerprint(dit: FrozenDiT) -> str:
-    """Hash of names, shapes and a sample of the values of every frozen tensor.
-
-    A strided sample of 1,024 values a tensor tells any two trainings apart, and does not take the
-    seconds that hashing some gigabytes would.
-    """
-    digest = hashlib.sha256()
-    tensors = list(dit.named_parameters()) + list(dit.named_buffers())
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f'{name}{tuple(tensor.shape)}{tensor.dtype}'.encode())
-        digest.update(sample_values(tensor, 1024).numpy().tobytes())
-    return digest.hexdigest()
+__all__ = ['Sweep', 'weights_fingerprint']
 
 
 class Sweep:
@@ -80,6 +77,9 @@ class Sweep:
         views: How random views of the images are made, for criteria that compare them; the
             defaults of :class:`~mmaselect.images.views.ViewOptions` if None.
         cache: Where results are kept; None for no cache.
+
+    Attributes:
+        stored_at (Path | None): Where the result of the last run is kept, on rank 0.
 
     Raises:
         ValueError: If the grid is out of range, or a criterion needs labels that the calibration
@@ -114,6 +114,7 @@ class Sweep:
         self.seed = options.seed
         self.batch_size = options.batch_size
         self.cache = cache
+        self.stored_at: Path | None = None
         for name, prototype in self.prototypes.items():
             if prototype.needs_labels and not calibration.labels_available:
                 raise ValueError(
@@ -155,73 +156,147 @@ class Sweep:
 
         Raises:
             ValueError: If a calibration image cannot be read.
+            RuntimeError: If ranks see different images, models or versions.
         """
-        shares = gather_answers(lambda: self.calibration.hashes(*get_dist_info()))
+        rank, world_size = get_dist_info()
+        model = gather_answers(lambda tell: self._model_settings())[rank]
+        if world_size > 1:
+            check_agreement(gather_answers(lambda tell: self._facts(model)))
+        shares = gather_answers(lambda tell: self._hash_share(rank, world_size, tell))
         hashes = {position: found for share in shares for position, found in share.items()}
-        return dict(
+        settings = dict(
             selection_version=SELECTION_VERSION,
-            weights=weights_fingerprint(self.dit),
-            transformer=self.dit.family.transformer_class,
-            dtype=str(self.dit.dtype),
-            images=self.calibration.fingerprint(hashes),
+            **model,
+            images=self.calibration.fingerprint({p: image for p, (image, _) in hashes.items()}),
+            labels=self._labels_fingerprint([hashes[p][1] for p in range(len(hashes))]),
             num_images=len(self.calibration),
             image_size=self.calibration.image_size,
             timesteps=self.timesteps,
-            blocks=list(self.dit.blocks),
-            features=list(self.dit.feature_names),
             criteria=self.configs,
             seed=self.seed,
             views=None if self.views is None else asdict(self.views),
         )
+        return from_rank_zero(json.loads(json.dumps(settings, default=str)))
+
+    def _model_settings(self) -> dict[str, Any]:
+        """What the result depends on beside images and options: model, code, versions."""
+        code: dict[str, str] = {}
+        try:
+            for cls in (*map(type, self.prototypes.values()), type(self.dit.family)):
+                code.update(code_identity(cls))
+        except LookupError as error:
+            if self.cache is not None:
+                warn(f'{error}: no stored result is looked for, and none is stored')
+            self.cache = None
+        return dict(model_identity(self.dit, self.timesteps, self._num_tokens()), code=code)
+
+    def _facts(self, model: dict[str, Any]) -> dict[str, Any]:
+        """What must be the same on all ranks, by its name in a message."""
+        images = self.calibration
+        ends = {0, len(images) - 1}
+        names = [Path(images.source.name(index)).name for index in images.chosen]
+        return {
+            'the number of images': len(images.source),
+            'the names of the images': hashlib.sha256('\n'.join(names).encode()).hexdigest()[:12],
+            'the pixels of the first and the last image': [
+                images.hashes(position, len(images))[position][:12] for position in sorted(ends)
+            ],
+            'the size of the images': images.image_size,
+            'the timestep grid': self.timesteps,
+            'the seed': self.seed,
+            **{f"the model's {name}": value for name, value in model.items()},
+        }
+
+    def _hash_share(
+        self, rank: int, world_size: int, tell: Callable[[str], None]
+    ) -> dict[int, tuple[str, str]]:
+        """Hashes of this rank's images, and of their labels where a criterion reads them."""
+        count = len(self.calibration)
+        hashes = {}
+        for position in range(rank, count, world_size):
+            tell(f'reading {self.calibration.source.name(self.calibration.chosen[position])}')
+            (image,) = self.calibration.hashes(position, count).values()
+            label = ''
+            if any(prototype.needs_labels for prototype in self.prototypes.values()):
+                values = self.calibration.labels([position])
+                label = '' if values is None else _hash(values.numpy().tobytes())
+            hashes[position] = (image, label)
+        return hashes
+
+    @staticmethod
+    def _labels_fingerprint(labels: Sequence[str]) -> str | None:
+        return _hash(''.join(labels).encode()) if any(labels) else None
 
     # -- running ----------------------------------------------------------------------------------
     def run(self, progress: bool = True) -> SelectionResult:
         """Find the stored result, or sweep.
+
+        A sweep that was killed goes on where it was, if it had a cache and ran for long enough.
 
         Args:
             progress: Draw a progress bar on rank 0.
 
         Raises:
             ValueError: If a calibration image cannot be read.
-            RuntimeError: If no timestep gave finite features.
+            RuntimeError: If no timestep gave finite features, or a rank is lost or sees something
+                else than the others.
         """
         rank, world_size = get_dist_info()
         start = time.perf_counter()
-        settings = json.loads(json.dumps(self.settings(), default=str))
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+        self.stored_at = None
+        settings = self.settings()
+        key = settings_key(settings)
         # One rank looks, all follow: a cache folder that only some ranks see must not make them
         # disagree on whether to sweep.
-        found = from_rank_zero(self.cache.find(key) if self.cache and rank == 0 else None)
+        found = gather_answers(
+            lambda tell: self.cache.find(key) if self.cache and rank == 0 else None
+        )[0]
         if found is not None:
+            self.stored_at = self.cache.path(key) if self.cache else None
             return found
 
         meters = {
             step: start_meters(self.prototypes, self.dit.keys, self.dit.device)
             for step in self.timesteps
         }
-        evaluations = sum(
-            gather_answers(lambda: self._score_share(meters, rank, world_size, progress))
+        partial = None
+        if self.cache is not None:
+            partial = PartialSums(self.cache.folder, key, (self.batch_size, rank, world_size))
+        done = Done() if partial is None else partial.load(meters)
+        earlier = done.seconds
+        shares = gather_answers(
+            lambda tell: self._score_share(meters, done, partial, progress, start, tell)
         )
         steps = [
             read_meters(at_step, self.dit, step, self._num_tokens())
             for step, at_step in meters.items()
         ]
         result = self._result(steps)
-        result.seconds = round(time.perf_counter() - start, 3)
-        result.model_evaluations = evaluations
+        result.seconds = round(earlier + time.perf_counter() - start, 3)
+        result.model_evaluations = sum(shares)
         result.key, result.settings = key, settings
         # Sums are reduced in one order everywhere, yet only rank 0's clock is the clock.
         result = from_rank_zero(result)
-        if self.cache and rank == 0:
-            self.cache.store(result)
+        if self.cache is not None:
+            if rank == 0:
+                self.stored_at = self.cache.store(result)
+            if from_rank_zero(self.stored_at) is not None:
+                partial.clear()
         return result
 
     def _score_share(
-        self, meters: dict[int, Meters], rank: int, world_size: int, progress: bool
+        self,
+        meters: dict[int, Meters],
+        done: Done,
+        partial: PartialSums | None,
+        progress: bool,
+        start: float,
+        tell: Callable[[str], None],
     ) -> int:
         """Add this rank's images to the scores of all timesteps; returns the model evaluations."""
+        rank, world_size = get_dist_info()
         share = len(range(rank, len(self.calibration), world_size))
-        evaluations = 0
+        before, earlier = (done.batches, done.steps), done.seconds
         with Progress(
             TextColumn('{task.description}'),
             BarColumn(),
@@ -233,12 +308,21 @@ class Sweep:
             disable=not (progress and rank == 0),
         ) as bar:
             task = bar.add_task('selecting timestep', total=share * len(self.timesteps))
-            for batch in self.calibration.batches(self.batch_size, rank, world_size):
-                encoded = self._encode(batch)
-                for step, at_step in meters.items():
-                    evaluations += score_step(self.dit, encoded, step, at_step)
+            batches = self.calibration.batches(self.batch_size, rank, world_size)
+            for number, batch in enumerate(batches):
+                encoded = None
+                for place, (step, at_step) in enumerate(meters.items()):
+                    if (number, place) >= before:
+                        tell(f'scoring timestep {step}, images {batch.indices}')
+                        encoded = encoded or self._encode(batch)
+                        done.evaluations += score_step(self.dit, encoded, step, at_step)
+                        last = place + 1 == len(meters)
+                        done.batches, done.steps = (number + 1, 0) if last else (number, place + 1)
+                        done.seconds = earlier + time.perf_counter() - start
+                        if partial is not None:
+                            partial.save_if_due(meters, done)
                     bar.advance(task, len(batch.indices))
-        return evaluations
+        return done.evaluations
 
     def _encode(self, batch: CalibrationBatch) -> EncodedBatch:
         """Latents and noise of a batch: of the images if a criterion reads them, of their views."""
@@ -284,3 +368,7 @@ class Sweep:
         size = self.calibration.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return math.ceil(height / self.dit.stride) * math.ceil(width / self.dit.stride)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

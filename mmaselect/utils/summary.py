@@ -1,11 +1,13 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The closing lines of a training: the last validation, and the timestep that was picked."""
 
-import json
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
+
+from mmaselect.models import ASelecTDiT
+from mmaselect.selection import SelectionResult
 
 
 def print_summary(runner: Runner) -> None:
@@ -36,17 +38,26 @@ def summarize(runner: Runner) -> str:
             'last validation: ' + ', '.join(f'{key} {value:.2f}' for key, value in metrics.items())
         )
     work_dir = Path(runner.work_dir)
-    selection = work_dir / 'selection.json'
-    if selection.is_file():
-        result = json.loads(selection.read_text(encoding='utf-8'))
-        lines.append(
-            f'picked timestep: {result["timestep"]} (criterion {result["criterion"]}, '
-            f'{result["num_images"]} images); result: {selection}'
-        )
-    plot = work_dir / 'selection.png'
-    if plot.is_file():
-        lines.append(f'plot of the pick: {plot}')
+    for module in runner.model.modules():
+        if isinstance(module, ASelecTDiT):
+            lines += _pick_lines(module.timestep, work_dir)
     checkpoint = work_dir / 'last_checkpoint'
     if checkpoint.is_file():
         lines.append(f'checkpoint: {checkpoint.read_text(encoding="utf-8").strip()}')
     return '\n'.join(lines)
+
+
+def _pick_lines(timestep: int, work_dir: Path) -> list[str]:
+    """What there is to say of the timestep in use; files that tell of another are left out."""
+    selection, plot = work_dir / 'selection.json', work_dir / 'selection.png'
+    try:
+        result = SelectionResult.load(selection)
+    except (OSError, ValueError):
+        result = None
+    if result is None or result.timestep != timestep:
+        return [f'timestep in use: {timestep} (given by the config or by a checkpoint)']
+    lines = [
+        f'picked timestep: {timestep} (criterion {result.criterion}, {result.num_images} images); '
+        f'result: {selection}'
+    ]
+    return lines + ([f'plot of the pick: {plot}'] if plot.is_file() else [])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from mmaselect.diffusion import build_process, draw_noise
+from mmaselect.diffusion import build_process, draw_noise, noise_seed
 from mmaselect.diffusion.process import _COGVIDEOX, _DDPMS, _SOLVERS
 
 
@@ -216,3 +216,19 @@ def test_noise_of_a_sample_depends_on_its_seed_alone():
     assert torch.equal(together[[2, 0]], draw_noise((3, 8, 8), [11, 5]))
     assert not torch.equal(together[0], together[1])
     assert abs(draw_noise((1, 100, 100), [1]).std().item() - 1) < 0.05
+
+
+def test_no_two_noise_draws_have_one_seed():
+    # As it was before the rule had a function: stored results stay what they are.
+    assert [noise_seed(0, image, draw) for image, draw in ((0, 0), (0, 63), (5, 1))] == [0, 63, 321]
+    assert noise_seed(3, 5, 1) == (3 * 1_000_003 + 5) * 64 + 1
+    draws = (0, 1, 63, 64, 65, 127, 128, 4095)
+    for seed in (0, 1, 2**32 - 1):
+        seeds = [noise_seed(seed, i, d) for i in (0, 1, 2, 2**20 - 1) for d in draws]
+        assert len(set(seeds)) == len(seeds)
+        assert max(seeds) < 2**32  # what PyTorch's generator tells apart
+    seeds = [noise_seed(seed, 0, d) for seed in (0, 1, 2, 67, 68, 1000, 2**20 - 1) for d in draws]
+    assert len(set(seeds)) == len(seeds)
+    for wrong in ((-1,), (2**32,), (0, 2**20), (0, 0, 4096)):
+        with pytest.raises(ValueError, match='of a noise draw must be 0 to'):
+            noise_seed(*wrong)

@@ -19,6 +19,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import Runner, load_checkpoint
 from PIL import Image
 
+from mmaselect.apis import FeatureExtractor
 from mmaselect.diffusion import FrozenDiT, draw_noise
 from mmaselect.models import ASelecTDiT
 
@@ -107,6 +108,23 @@ def test_draws_are_averaged(tiny_dit):
     assert torch.allclose(model(images)[0], torch.stack(maps).mean(0), atol=1e-6)
 
 
+@pytest.mark.parametrize('seed', [0, 1, 7])
+def test_a_seed_means_the_same_noise_for_the_extractor(tiny_dit, seed):
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    model = make(tiny_dit, blocks=2, timestep=500, noise='fixed', noise_seed=seed)
+    extract = FeatureExtractor(tiny_dit, 500, blocks=2, seed=seed, device='cpu')
+    assert torch.equal(model(images)[0], extract(list(images))[2, 'query'])
+
+
+def test_each_of_many_draws_is_another(tiny_dit):
+    model = make(tiny_dit, blocks=2, timestep=500, noise='fixed', num_draws=130)
+    latent = torch.zeros(1, 3, 8, 8)
+    draws = torch.cat([model._draw_noise(latent, number) for number in range(130)])
+    other = make(tiny_dit, blocks=2, timestep=500, noise='fixed', noise_seed=1, num_draws=130)
+    draws = torch.cat([draws, *(other._draw_noise(latent, number) for number in range(130))])
+    assert len(draws.flatten(1).unique(dim=0)) == 260
+
+
 # -- selection ------------------------------------------------------------------------------------
 def test_init_weights_picks_and_forward_reads_there(tiny_dit, photos):
     model = make(tiny_dit, photos, blocks=[2])
@@ -191,7 +209,7 @@ def test_errors_of_selection(tiny_dit, photos, tmp_path):
         (dict(timestep=1000), r'0 \(clean\) to 999'),
         (dict(timestep='best'), "must be 'auto' or a whole number"),
         (dict(noise='none'), 'auto, fresh, fixed'),
-        (dict(num_draws=0), 'at least 1'),
+        (dict(num_draws=0), 'from 1 to 4096'),
         (dict(channel_order='gbr'), 'rgb, bgr'),
         (dict(input_std=[1, 1, 0]), 'input_std must be .*greater than 0; got'),
         (dict(input_mean=[1]), r'input_mean must be one number or three .*got \[1\]'),

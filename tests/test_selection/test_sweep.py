@@ -1,13 +1,19 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import importlib.util
 import json
+import linecache
 import os
+import pathlib
+import shutil
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from PIL import Image
 
-from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.diffusion import FrozenDiT, build_process, draw_noise
 from mmaselect.registry import CRITERIA
 from mmaselect.selection import (
     CalibrationSet,
@@ -19,6 +25,7 @@ from mmaselect.selection import (
     save_selection,
 )
 from mmaselect.selection.criteria import PerImageCriterion, cross_spectrum_hfr, fisher_score
+from mmaselect.selection.result import settings_key
 from mmaselect.selection.scoring import noise_seed
 
 GRID = [0, 100, 300, 600, 900]
@@ -252,34 +259,181 @@ def test_a_new_version_of_the_package_costs_nobody_a_sweep(tiny_dit, photos, tmp
     assert make_sweep(tiny_dit, photos, cache=cache).run(progress=False) == result
 
 
-def test_half_written_or_foreign_files_are_not_trusted(tiny_dit, photos, tmp_path):
-    cache = SelectionCache(tmp_path)
-    result = make_sweep(tiny_dit, photos, cache=cache).run(progress=False)
-    path = cache.path(result.key)
-    whole = path.read_text()
-    path.write_text(whole[: len(whole) // 2])
-    assert cache.find(result.key) is None
-    path.write_text(whole.replace(result.key, 'another'))
-    assert cache.find(result.key) is None
-    with pytest.raises(ValueError, match=r'is no selection\.json'):
-        path.write_text('{}')
-        SelectionResult.load(path)
+@pytest.mark.parametrize(
+    'change', ['one weight', 'vae', 'vae config', 'schedule', 'transformer config', 'condition',
+               'torch', 'diffusers'],
+)  # fmt: skip
+def test_what_a_stored_result_depends_on(tiny_latent_dit, photos, change, monkeypatch):
+    def key(sweep):
+        return settings_key(sweep.settings())
+
+    sweep = make_sweep(tiny_latent_dit, photos, num_images=2)
+    dit, before = sweep.dit, key(sweep)
+    assert key(make_sweep(tiny_latent_dit, photos, num_images=2)) == before
+    if change == 'one weight':
+        weight = dit.transformer.transformer_blocks[1].ff.net[0].proj.weight
+        weight.data.view(-1)[1] += 1e-4  # a strided sample would not see it
+    elif change == 'vae':
+        dit.codec.vae.encoder.conv_in.bias.data[3] += 1e-4
+    elif change == 'vae config':
+        dit.codec.vae.register_to_config(scaling_factor=0.25)
+    elif change == 'schedule':
+        dit.process = build_process(
+            {'_class_name': 'DDPMScheduler', 'beta_schedule': 'scaled_linear'}
+        )
+    elif change == 'transformer config':
+        dit.family.config = {**dit.family.config, 'norm_eps': 1e-3}
+    elif change == 'condition':
+        dit = FrozenDiT.from_pretrained(tiny_latent_dit, blocks=[1, 3], condition=4)
+        sweep.dit = dit
+    else:
+        monkeypatch.setattr(f'{change}.__version__', '999')
+    assert key(sweep) != before
 
 
-def test_a_kill_in_the_middle_leaves_nothing(tiny_dit, photos, tmp_path):
-    sweep = make_sweep(tiny_dit, photos, cache=SelectionCache(tmp_path / 'cache'))
-    features, calls = sweep.dit.features, []
+def test_where_a_model_lies_does_not_matter(tiny_latent_dit, photos, tmp_path):
+    moved = shutil.copytree(tiny_latent_dit, tmp_path / 'elsewhere')
+    keys = [
+        settings_key(make_sweep(folder, photos, num_images=2).settings())
+        for folder in (tiny_latent_dit, moved)
+    ]
+    assert keys[0] == keys[1]
+
+
+CRITERION_FILE = """
+from mmaselect.selection.criteria import PerImageCriterion
+
+def scale():
+    return {scale}
+
+class Own(PerImageCriterion):
+    def per_image(self, feature):
+        return feature.float().mean((1, 2, 3)) * scale()
+"""
+
+
+def load_criterion(path, text):
+    path.write_text(text)
+    linecache.checkcache()
+    spec = importlib.util.spec_from_file_location('own_criterion', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['own_criterion'] = module
+    spec.loader.exec_module(module)
+    return module.Own
+
+
+def test_the_code_of_a_users_criterion_is_looked_at(tiny_dit, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'own_criterion', None)
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    cache, scores = SelectionCache(tmp_path / 'cache'), []
+    for name, scale in (('a', 1), ('b', 1), ('c', -1)):
+        own = load_criterion(tmp_path / f'{name}.py', CRITERION_FILE.format(scale=scale))
+        sweep = make_sweep(tiny_dit, photos, criterion=dict(type=own), others=[], cache=cache)
+        scores.append(sweep.run(progress=False).curve.scores)
+    assert scores[0] == scores[1] == pytest.approx([-score for score in scores[2]])
+    assert len(list(cache.folder.glob('*.json'))) == 2
+
+
+def test_a_criterion_without_source_is_never_taken_from_the_cache(tiny_dit, photos, tmp_path):
+    scope = {'__name__': 'nowhere'}
+    exec(CRITERION_FILE.format(scale=1), scope)
+    sweep = make_sweep(
+        tiny_dit, photos, criterion=dict(type=scope['Own']), others=[],
+        cache=SelectionCache(tmp_path / 'cache'),
+    )  # fmt: skip
+    sweep.run(progress=False)
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_labels_are_part_of_what_a_result_depends_on(tiny_dit):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(4)]
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[2])
+    keys = {
+        settings_key(
+            Sweep(
+                dit, CalibrationSet(ImageArrays(images, labels), 32), [50],
+                criterion=dict(type='FisherScore', num_classes=2), others=[],
+            ).settings()
+        )
+        for labels in ([0, 0, 1, 1], [0, 1, 0, 1])
+    }  # fmt: skip
+    assert len(keys) == 2
+
+
+def stop_after(dit, passes):
+    """Make the model stop as a signal stops a process, in the middle of a sweep."""
+    features, calls = dit.features, []
 
     def killed(*args):
         calls.append(1)
-        if len(calls) > 7:
+        if len(calls) > passes:
             raise KeyboardInterrupt
         return features(*args)
 
-    sweep.dit.features = killed
+    dit.features = killed
+    return calls
+
+
+def test_a_kill_in_the_middle_leaves_no_result(tiny_dit, photos, tmp_path):
+    sweep = make_sweep(tiny_dit, photos, cache=SelectionCache(tmp_path / 'cache'))
+    stop_after(sweep.dit, 7)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(progress=False)
     assert not list(tmp_path.rglob('*.json'))
+
+
+@pytest.mark.parametrize('passes', [1, 16, 22, 44])
+def test_a_killed_selection_goes_on_where_it_was(tiny_dit, photos, tmp_path, passes, monkeypatch):
+    whole = make_sweep(tiny_dit, photos).run(progress=False)
+    monkeypatch.setattr('mmaselect.selection.partial.SAVE_SECONDS', 0)
+    monkeypatch.setattr('mmaselect.selection.partial._SHARE_OF_TIME', 0)
+    cache = SelectionCache(tmp_path / 'cache')
+    sweep = make_sweep(tiny_dit, photos, cache=cache)
+    stop_after(sweep.dit, passes)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    again = make_sweep(tiny_dit, photos, cache=cache)
+    calls = stop_after(again.dit, 1000)
+    result = again.run(progress=False)
+    # Three readings (the images, two views) at five timesteps, of three batches.
+    assert len(calls) == 45 - passes // 3 * 3
+    assert result.curve == whole.curve and result.others == whole.others
+    assert result.interval == whole.interval
+    assert result.model_evaluations == whole.model_evaluations
+    assert [path.name for path in (tmp_path / 'cache').iterdir()] == [f'{result.key}.json']
+
+
+@pytest.mark.parametrize('damage', [b'', b'no archive', 'folder', 'states'])
+def test_damaged_sums_are_no_obstacle(tiny_dit, photos, tmp_path, damage, monkeypatch):
+    monkeypatch.setattr('mmaselect.selection.partial.SAVE_SECONDS', 0)
+    monkeypatch.setattr('mmaselect.selection.partial._SHARE_OF_TIME', 0)
+    cache = SelectionCache(tmp_path / 'cache')
+    sweep = make_sweep(tiny_dit, photos, cache=cache)
+    stop_after(sweep.dit, 7)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    (path,) = (tmp_path / 'cache' / 'partial').iterdir()
+    if damage == 'states':
+        stored = torch.load(path, weights_only=True)
+        torch.save({**stored, 'sums': {key: {} for key in stored['sums']}}, path)
+    else:
+        path.unlink()
+        path.mkdir() if damage == 'folder' else path.write_bytes(damage)
+    result = make_sweep(tiny_dit, photos, cache=cache).run(progress=False)
+    assert result.curve == make_sweep(tiny_dit, photos).run(progress=False).curve
+
+
+@pytest.mark.parametrize('folder', ['/proc/mmaselect', 'file', 'x' * 300])
+def test_a_cache_that_cannot_be_used_costs_the_cache_alone(
+    tiny_dit, photos, tmp_path, folder, monkeypatch
+):
+    monkeypatch.setattr('mmaselect.selection.partial.SAVE_SECONDS', 0)
+    (tmp_path / 'file').touch()
+    cache = SelectionCache(tmp_path / folder)
+    sweep = make_sweep(tiny_dit, photos, cache=cache)
+    assert sweep.run(progress=False).timestep in GRID
+    assert sweep.stored_at is None
 
 
 def test_a_sweep_decodes_each_image_once(tiny_dit, photos):
@@ -291,30 +445,56 @@ def test_a_sweep_decodes_each_image_once(tiny_dit, photos):
 
 
 # -- several ranks -------------------------------------------------------------------------------
-def _rank(rank, world, folder, photos, out, corrupt):
+def _rank(rank, world, folder, photos, out, trouble, num_images):
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{out}/store', rank=rank, world_size=world
     )
-    cache = SelectionCache(f'{out}/cache')
-    sweep = make_sweep(folder, photos, num_images=9, cache=cache)
-    if rank == 1 and corrupt == 'images':
-        sweep.calibration.source.load = None
-    elif rank == 1 and corrupt == 'model':
-        sweep.dit.features = None
+    os.environ['MMASELECT_RANK_TIMEOUT'] = '8' if trouble in ('dies', 'hangs') else '600'
+    cache = SelectionCache('/proc/mmaselect' if trouble == 'cache' else f'{out}/cache')
+    if trouble == 'other images' and rank == 1:
+        photos = shutil.copytree(photos, f'{out}/photos')
+        os.unlink(f'{photos}/07.png')
+    if trouble == 'other pixels' and rank == 1:
+        photos = shutil.copytree(photos, f'{out}/photos')
+        for path in pathlib.Path(photos).glob('*.png'):
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
     try:
+        sweep = make_sweep(folder, photos, num_images=num_images, cache=cache)
+        if rank == 1 and trouble == 'images':
+            sweep.calibration.source.load = None
+        elif rank == 1 and trouble == 'model':
+            sweep.dit.features = None
+        elif rank == 1 and trouble == 'weights':
+            sweep.dit.transformer.transformer_blocks[2].attn1.to_q.bias.data += 1e-3
+        elif rank == 1 and trouble == 'dies':
+            sweep.dit.features = lambda *args: os._exit(9)
+        elif rank == 1 and trouble == 'hangs':
+            sweep.dit.features = lambda *args: time.sleep(1000)
         text = json.dumps(sweep.run(progress=False).to_dict())
     except Exception as error:
         text = json.dumps(dict(error=str(error)))
     with open(f'{out}/rank{rank}.json', 'w') as file:
         file.write(text)
-    torch.distributed.destroy_process_group()
+    if trouble not in ('dies', 'hangs'):
+        torch.distributed.destroy_process_group()
 
 
-def run_ranks(folder, photos, out, corrupt=None):
+def run_ranks(folder, photos, out, trouble=None, world=2, num_images=9):
+    """Results of the ranks; of those that do not end, None."""
     # Forked: a spawned process would import torch again, which takes longer than the test.
-    args = (2, folder, photos, str(out), corrupt)
-    mp.start_processes(_rank, args, nprocs=2, start_method='fork')
-    return [json.loads((out / f'rank{rank}.json').read_text()) for rank in range(2)]
+    args = (folder, photos, str(out), trouble, num_images)
+    context = torch.multiprocessing.get_context('fork')
+    ranks = [context.Process(target=_rank, args=(rank, world, *args)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    stuck = {1} if trouble == 'hangs' else set()
+    for rank, process in enumerate(ranks):
+        if rank not in stuck:
+            process.join(300)
+    for process in ranks:
+        process.kill()
+    results = [out / f'rank{rank}.json' for rank in range(world)]
+    return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
 
 def test_two_ranks_pick_what_one_picks(tiny_dit, photos, tmp_path):
@@ -327,8 +507,47 @@ def test_two_ranks_pick_what_one_picks(tiny_dit, photos, tmp_path):
     assert len(list((tmp_path / 'cache').iterdir())) == 1
 
 
-@pytest.mark.parametrize('corrupt', ['images', 'model'])
-def test_a_failing_rank_does_not_leave_the_other_waiting(tiny_dit, photos, tmp_path, corrupt):
-    one, two = run_ranks(tiny_dit, photos, tmp_path, corrupt)
+def test_more_ranks_than_images(tiny_dit, photos, tmp_path):
+    alone = make_sweep(tiny_dit, photos, num_images=2).run(progress=False)
+    # Batches of one image and of two are rounded alike to float32's precision.
+    results = run_ranks(tiny_dit, photos, tmp_path, world=4, num_images=2)
+    assert all(result == results[0] for result in results)
+    assert [p['score'] for p in results[0]['curve']] == pytest.approx(alone.curve.scores, abs=1e-6)
+    other = results[0]['others']['HighFrequencyRatio']
+    assert [p['score'] for p in other['curve']] == pytest.approx(
+        alone.others['HighFrequencyRatio'].scores, abs=1e-6
+    )
+    assert results[0]['model_evaluations'] == alone.model_evaluations
+
+
+@pytest.mark.parametrize('trouble', ['images', 'model'])
+def test_a_failing_rank_does_not_leave_the_other_waiting(tiny_dit, photos, tmp_path, trouble):
+    one, two = run_ranks(tiny_dit, photos, tmp_path, trouble)
     assert 'failed on another rank' in one['error']
     assert 'NoneType' in two['error']
+
+
+@pytest.mark.parametrize('trouble', ['dies', 'hangs'])
+def test_a_lost_rank_is_named_within_the_time_that_is_set(tiny_dit, photos, tmp_path, trouble):
+    one, *others = run_ranks(tiny_dit, photos, tmp_path, trouble, world=3)
+    for result in (one, others[1]):
+        assert 'rank 1 has died or hangs: no news from it for 8 s' in result['error']
+    assert others[0] is None
+
+
+@pytest.mark.parametrize(
+    ('trouble', 'message'),
+    [
+        ('other images', 'the number of images of rank 1 is 23, of rank 0 24'),
+        ('other pixels', 'the pixels of the first and the last image of rank 1 is'),
+        ('weights', "the model's weights of rank 1 is"),
+    ],
+)
+def test_ranks_that_see_something_else_are_told(tiny_dit, photos, tmp_path, trouble, message):
+    for result in run_ranks(tiny_dit, photos, tmp_path, trouble):
+        assert message in result['error']
+
+
+def test_a_cache_that_cannot_be_written_ends_no_rank(tiny_dit, photos, tmp_path):
+    one, two = run_ranks(tiny_dit, photos, tmp_path, 'cache')
+    assert one == two and one['timestep'] in GRID

@@ -1,25 +1,29 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The closing lines of a training."""
 
-import json
 from types import SimpleNamespace
 
 from mmengine.logging import MessageHub
 
+from mmaselect.models import ASelecTDiT
+from mmaselect.selection import Curve, CurvePoint, SelectionResult
 from mmaselect.utils.summary import summarize
 
 
-def test_lines_are_those_of_the_run(tmp_path):
+def test_lines_are_those_of_the_run(tmp_path, tiny_dit):
     hub = MessageHub('test_lines_are_those_of_the_run')
-    runner = SimpleNamespace(message_hub=hub, work_dir=str(tmp_path))
-    assert summarize(runner) == ''
+    model = ASelecTDiT(tiny_dit, timestep=275)
+    runner = SimpleNamespace(message_hub=hub, work_dir=str(tmp_path), model=model)
+    assert summarize(runner) == 'timestep in use: 275 (given by the config or by a checkpoint)'
 
     for value in (10.0, 41.256):
         hub.update_scalar('val/mIoU', value)
     hub.update_scalar('val/time', 0.5)
     hub.update_scalar('train/loss', 1.0)
-    result = dict(timestep=275, criterion='HighFrequencyRatio', num_images=64)
-    (tmp_path / 'selection.json').write_text(json.dumps(result))
+    curve = Curve('HighFrequencyRatio', 275, (CurvePoint(275, 0.4, 1.0, 0.5),))
+    SelectionResult(
+        275, 0.4, 1.0, 'HighFrequencyRatio', 'query', [3], 64, 1.0, 64, curve
+    ).save(tmp_path / 'selection.json')  # fmt: skip
     (tmp_path / 'selection.png').touch()
     (tmp_path / 'last_checkpoint').write_text('iter_2.pth\n')
     assert summarize(runner).splitlines() == [
@@ -27,5 +31,11 @@ def test_lines_are_those_of_the_run(tmp_path):
         'picked timestep: 275 (criterion HighFrequencyRatio, 64 images); '
         f'result: {tmp_path / "selection.json"}',
         f'plot of the pick: {tmp_path / "selection.png"}',
+        'checkpoint: iter_2.pth',
+    ]
+    model.timestep = 300  # the files tell of another pick than the one in use
+    assert summarize(runner).splitlines() == [
+        'last validation: mIoU 41.26',
+        'timestep in use: 300 (given by the config or by a checkpoint)',
         'checkpoint: iter_2.pth',
     ]

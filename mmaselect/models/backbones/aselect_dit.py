@@ -22,9 +22,12 @@ from mmaselect.checks import (
     whole_number,
 )
 from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.diffusion import noise_seed as seed_of_noise
 from mmaselect.diffusion.loading import HUB_KWARGS
+from mmaselect.diffusion.process import MAX_DRAWS
 from mmaselect.images import CalibrationSet
 from mmaselect.images.datasets import build_image_source
+from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.fresh_noise import FreshNoise
@@ -38,6 +41,7 @@ from mmaselect.selection import (
 
 NOISE_MODES = ('auto', 'fresh', 'fixed')
 CHANNEL_ORDERS = ('rgb', 'bgr')
+TIMESTEP_SOURCES = ('checkpoint', 'config')
 
 
 class _Frozen:
@@ -101,6 +105,10 @@ class ASelecTDiT(BaseModule):
         load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
             example ``quantization_config`` or ``device_map``.
         hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+        timestep_from: Which timestep holds where a checkpoint brings one: ``'checkpoint'``, the one
+            that its heads were trained at (nothing is selected then, be it a resumed run,
+            ``load_from`` or ``init_model``), or ``'config'``, the one that ``timestep`` gives or
+            selects.
         init_cfg: As in every ``BaseModule``; loads nothing of the frozen part.
 
     Shape:
@@ -139,12 +147,14 @@ class ASelecTDiT(BaseModule):
         num_draws: int = 1,
         load_kwargs: Mapping[str, Any] | None = None,
         hub_kwargs: Mapping[str, Any] | None = None,
+        timestep_from: str = 'checkpoint',
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         choice('noise', noise, NOISE_MODES)
         choice('channel_order', channel_order, CHANNEL_ORDERS)
-        num_draws = whole_number('num_draws', num_draws, 1)
+        choice('timestep_from', timestep_from, TIMESTEP_SOURCES)
+        num_draws = whole_number('num_draws', num_draws, 1, MAX_DRAWS)
         noise_seed = seed_number('noise_seed', noise_seed)
         input_mean = three_numbers('input_mean', input_mean)
         input_std = three_numbers('input_std', input_std, positive=True)
@@ -164,6 +174,7 @@ class ASelecTDiT(BaseModule):
         self.noise = noise
         self.noise_seed = noise_seed
         self.num_draws = num_draws
+        self.timestep_from = timestep_from
         self.selection_result: SelectionResult | None = None
 
         self._frozen = _Frozen(
@@ -193,6 +204,9 @@ class ASelecTDiT(BaseModule):
         for name, tensor in self._guard.buffers().items():
             self.register_buffer(name, tensor)
         self._timestep: int | None = None
+        #: Set before ``init_weights`` where it is known whether a checkpoint will be read after it.
+        self.expects_checkpoint: bool | None = None
+        self._awaits_checkpoint = False
         self._fixed_noise: Tensor | None = None
         self._range_checked = False
         self._fresh_noise = FreshNoise()
@@ -223,6 +237,7 @@ class ASelecTDiT(BaseModule):
             RuntimeError: If none was picked yet.
         """
         if self._timestep is None:
+            self.settle_timestep()
             self._timestep = int(self.picked_timestep)
         if self._timestep < 0:
             raise RuntimeError(
@@ -239,10 +254,28 @@ class ASelecTDiT(BaseModule):
         self._timestep = value
 
     def init_weights(self) -> None:
-        """Pick the timestep, unless it is given or there already."""
+        """Pick the timestep, unless it is given, there already, or to come from a checkpoint."""
         super().init_weights()
-        if self.is_automatic and int(self.picked_timestep) < 0:
+        if not self.is_automatic or int(self.picked_timestep) >= 0:
+            return
+        expects = self.expects_checkpoint
+        self._awaits_checkpoint = self.timestep_from == 'checkpoint' and (
+            checkpoint_is_due() if expects is None else expects
+        )
+        if not self._awaits_checkpoint:
             self.select_timestep()
+
+    def settle_timestep(self) -> None:
+        """Select after all, if ``init_weights`` left it to a checkpoint, and that brought none."""
+        if self._awaits_checkpoint and int(self.picked_timestep) < 0:
+            print_log(
+                'A-SelecT: no checkpoint brought a timestep, so one is selected now',
+                logger='current',
+            )
+            # The first forward pass may be what asks.
+            with torch.autocast(self.input_scale.device.type, enabled=False):
+                self.select_timestep()
+        self._awaits_checkpoint = False
 
     def build_sweep(self, **overrides: Any) -> Sweep:
         """The sweep that ``selection`` and ``calibration`` describe.
@@ -264,14 +297,15 @@ class ASelecTDiT(BaseModule):
         """Sweep (or find the stored result), and read at the winner from now on."""
         sweep = self.build_sweep()
         result = sweep.run(progress=progress)
+        self._awaits_checkpoint = False
         self.timestep = result.timestep
         self.selection_result = result
+        stored = '' if sweep.stored_at is None else f'. Stored in {sweep.stored_at}'
         print_log(
             f'A-SelecT picked timestep {result} of {self.dit.num_train_timesteps} '
             f'(sigma {result.noise_level:.3f}) by {result.criterion} of {result.feature} in block '
             f'{", ".join(map(str, dict.fromkeys(result.blocks)))}, on {result.num_images} images: '
-            f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s. Stored in '
-            f'{sweep.cache.path(result.key)}',
+            f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s{stored}',
             logger='current',
         )
         for warning in result.warnings:
@@ -304,7 +338,7 @@ class ASelecTDiT(BaseModule):
         shape = tuple(latent.shape[1:])
         kept = self._fixed_noise
         if kept is None or kept.shape[1:] != shape or kept.device != latent.device:
-            seeds = [self.noise_seed * 64 + number for number in range(self.num_draws)]
+            seeds = [seed_of_noise(self.noise_seed, 0, draw) for draw in range(self.num_draws)]
             self._fixed_noise = kept = draw_noise(shape, seeds, latent.device)
         return kept[draw].expand_as(latent)
 
@@ -338,15 +372,41 @@ class ASelecTDiT(BaseModule):
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
         self._guard.check(state_dict, prefix)
         mine, theirs = int(self.picked_timestep), state_dict.get(prefix + 'picked_timestep')
-        if not self.is_automatic and theirs is not None and int(theirs) != mine:
-            print_log(
-                f'the checkpoint was trained at timestep {int(theirs)}, which replaces the '
-                f"config's {mine}",
-                logger='current',
-                level=30,
-            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._timestep = None
+        if theirs is None:
+            return
+        theirs = int(theirs)
+        if mine < 0:
+            if self._awaits_checkpoint and theirs >= 0:
+                print_log(
+                    f'A-SelecT: timestep {theirs} comes from the checkpoint, nothing is selected. '
+                    f"To select with this config instead, set timestep_from='config' in the "
+                    f'backbone',
+                    logger='current',
+                )
+        elif theirs != mine:
+            self._choose_timestep(mine, theirs)
+
+    def _choose_timestep(self, mine: int, theirs: int) -> None:
+        """Read at one of two timesteps, the config's or a checkpoint's, and say which."""
+        how = 'selected' if self.is_automatic else 'given'
+        if self.timestep_from == 'config' or theirs < 0:
+            self.timestep = mine
+            message = (
+                f"the config's timestep {mine} ({how}) is in use, and not the checkpoint's "
+                f'{theirs}, which its heads were trained at. To read there, set '
+                f"timestep_from='checkpoint' in the backbone"
+            )
+        else:
+            self.selection_result = None  # it tells of another timestep
+            message = (
+                f'the checkpoint was trained at timestep {theirs}, which is in use now in place '
+                f"of the config's {mine} ({how}). To read at the config's, set "
+                f"timestep_from='config' in the backbone"
+            )
+        if theirs >= 0:
+            print_log(f'A-SelecT: {message}', logger='current', level=30)
 
     def extra_repr(self) -> str:
         picked = int(self.picked_timestep)

@@ -1,0 +1,136 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Sums of a sweep that is under way, kept so that one which is killed goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmaselect.files import clear_leftovers, written_aside
+from mmaselect.selection.criteria.base import Criterion
+from mmaselect.selection.result import warn
+from mmaselect.selection.scoring import Meters
+
+#: Seconds between two writes, at least; and a write takes no more than a 20th of the time.
+SAVE_SECONDS = 30.0
+_SHARE_OF_TIME = 20
+#: Sums that nobody came back for are removed after 30 days.
+_KEPT_SECONDS = 30 * 24 * 3600
+
+
+@dataclass
+class Done:
+    """How far a rank is.
+
+    Attributes:
+        batches: Batches that have been scored at all timesteps.
+        steps: Timesteps at which the batch after those has been scored.
+        evaluations: Transformer passes of one image each, so far.
+        seconds: Time spent, so far.
+    """
+
+    batches: int = 0
+    steps: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+class PartialSums:
+    """The sums of one rank of one sweep, in a file.
+
+    They go on only in the same split into batches and ranks, in which they end bit for bit as
+    without a break.
+
+    Args:
+        folder: Of the cache.
+        key: Of the selection.
+        split: Batch size, rank and number of ranks.
+    """
+
+    def __init__(self, folder: Path, key: str, split: tuple[int, int, int]) -> None:
+        batch_size, rank, world_size = split
+        self.path = folder / 'partial' / f'{key}-{rank}-of-{world_size}-by-{batch_size}.pt'
+        self._due = time.monotonic() + SAVE_SECONDS
+        self._broken = False
+
+    def load(self, meters: Mapping[int, Meters]) -> Done:
+        """Put the stored sums into empty meters; says how far they are."""
+        self._clear_old()
+        try:
+            stored = torch.load(self.path, map_location='cpu', weights_only=True)
+            done = Done(**stored['done'])
+            for name, meter in _named(meters):
+                _restore(meter, stored['sums'][name])
+        except FileNotFoundError:
+            return Done()
+        except Exception as error:  # torch.load raises whatever a damaged file makes it meet
+            warn(f'{self.path} cannot be used ({error!r}): the selection starts from its beginning')
+            for _, meter in _named(meters):
+                meter.reset()
+            return Done()
+        return done
+
+    def save_if_due(self, meters: Mapping[int, Meters], done: Done) -> None:
+        """Write the sums, if the last time was long enough ago."""
+        if time.monotonic() < self._due or self._broken:
+            return
+        start = time.monotonic()
+        sums = {name: _states(meter) for name, meter in _named(meters)}
+        try:
+            with written_aside(self.path) as aside:
+                torch.save(dict(done=asdict(done), sums=sums), aside)
+        except (OSError, RuntimeError) as error:  # torch gives the latter for a full disk
+            warn(f'{self.path} cannot be written ({error}): a selection that is killed starts anew')
+            self._broken = True
+        now = time.monotonic()
+        self._due = now + max(SAVE_SECONDS, _SHARE_OF_TIME * (now - start))
+
+    def clear(self) -> None:
+        """Remove the file; there is a result now."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            self.path.parent.rmdir()  # if it was the last one
+
+    def _clear_old(self) -> None:
+        with contextlib.suppress(OSError):
+            clear_leftovers(self.path.parent)
+            for entry in os.scandir(self.path.parent):
+                if entry.name.endswith('.pt') and (
+                    time.time() - entry.stat().st_mtime > _KEPT_SECONDS
+                ):
+                    os.unlink(entry.path)
+
+
+def _named(meters: Mapping[int, Meters]) -> list[tuple[str, Criterion]]:
+    return [
+        (f'{step}/{block}/{feature}/{name}', meter)
+        for step, at_step in meters.items()
+        for ((block, feature), name), meter in at_step.items()
+    ]
+
+
+def _states(meter: Criterion) -> dict[str, Any]:
+    """A criterion's states: tensors, or lists of them, each in one piece to be small."""
+    return {
+        name: value.cpu() if isinstance(value, Tensor) else [tensor.cpu() for tensor in value]
+        for name, value in meter.metric_state.items()
+    } | {'_update_count': meter.update_count}
+
+
+def _restore(meter: Criterion, states: Mapping[str, Any]) -> None:
+    if set(states) != {*meter.metric_state, '_update_count'}:
+        raise ValueError(f'the states of {type(meter).__name__} are others: {sorted(states)}')
+    for name, value in states.items():
+        if isinstance(value, Tensor):
+            value = value.to(meter.device)
+        elif isinstance(value, list):
+            value = [tensor.to(meter.device) for tensor in value]
+        setattr(meter, name, value)
