@@ -280,7 +280,7 @@ class Sweep:
         if self.cache is not None:
             if rank == 0:
                 self.stored_at = self.cache.store(result)
-            if from_rank_zero(self.stored_at) is not None:
+            if from_rank_zero(self.stored_at) is not None and partial is not None:
                 partial.clear()
         return result
 

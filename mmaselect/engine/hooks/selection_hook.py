@@ -88,12 +88,11 @@ class SelectionHook(Hook):
         try_to_write(runner, folder, lambda: set_aside_others(runner, folder, backbone.timestep))
         if result is None:
             return
-        for path, write in (
-            (folder / 'selection.json', result.save),
-            (folder / 'selection.png', lambda path: save_figure(selection_figure(result), path)),
-        ):
-            if try_to_write(runner, path, lambda path=path, write=write: write(path)):
-                runner.logger.info(f'timestep selection: {path}')
+        text, picture = folder / 'selection.json', folder / 'selection.png'
+        if try_to_write(runner, text, lambda: result.save(text)):
+            runner.logger.info(f'timestep selection: {text}')
+        if try_to_write(runner, picture, lambda: save_figure(selection_figure(result), picture)):
+            runner.logger.info(f'timestep selection: {picture}')
         if not runner._resume:  # else the visualizer has it from the first start
             try_to_write(runner, folder, lambda: self._visualize(runner, result))
 
