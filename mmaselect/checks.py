@@ -16,6 +16,8 @@ from typing import Any
 
 #: Seeds of NumPy end here.
 MAX_SEED = 2**32 - 1
+#: Bytes of a file's name, on the file systems there are.
+MAX_NAME = 255
 #: Side of the largest square image that is asked for, in pixels.
 MAX_SIDE = 16384
 
@@ -99,6 +101,10 @@ def path(name: str, value: Any) -> str | Path:
     """A path that is not empty."""
     if not isinstance(value, (str, os.PathLike)) or not str(value) or '\0' in str(value):
         raise ValueError(f'{name} must be a path, as text or a Path; got {shorten(value)}')
+    if any(len(os.fsencode(part)) > MAX_NAME for part in Path(value).parts):
+        raise ValueError(
+            f'{name} must be a path whose names have {MAX_NAME} bytes at most, got {shorten(value)}'
+        )
     return value if isinstance(value, str) else Path(value)
 
 
@@ -134,11 +140,11 @@ def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> d
 def three_numbers(name: str, value: Any, positive: bool = False) -> tuple[float, float, float]:
     """One number for all three channels, or three."""
     values = [value] * 3 if isinstance(value, numbers.Number) else value
-    low = 'greater than 0' if positive else 'finite'
+    low = 'greater than 0, and 1e9 at most' if positive else '-1e9 to 1e9'
     if (
         not is_sequence(values)
         or len(values) != 3
-        or not all(is_number(v) and (v > 0 or not positive) for v in values)
+        or not all(is_number(v) and abs(v) <= 1e9 and (v > 0 or not positive) for v in values)
     ):
         raise ValueError(
             f'{name} must be one number or three (red, green, blue), each {low}; got '

@@ -22,6 +22,16 @@ from torch import Tensor
 
 from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.selection import select_timestep
+from mmaselect.checks import (
+    MAX_SIDE,
+    choice,
+    flag,
+    is_whole_number,
+    path,
+    seed_number,
+    shorten,
+    whole_number,
+)
 from mmaselect.diffusion import TapKey
 from mmaselect.files import write_json, written_aside
 from mmaselect.images import ImageFolder, resize_and_crop
@@ -106,17 +116,21 @@ def save_features(
         >>> stored[0][3, 'query'].shape
         torch.Size([224, 8, 8])
     """
-    if pool not in POOLS:
-        raise ValueError(f'pool must be one of {", ".join(POOLS)}, got {pool!r}')
-    if store not in STORED_DTYPES:
-        raise ValueError(f'store must be one of {", ".join(STORED_DTYPES)}, got {store!r}')
-    if shard_size < 1 or batch_size < 1:
-        raise ValueError(
-            f'shard_size and batch_size must be at least 1, got {shard_size} and {batch_size}'
-        )
-    if isinstance(timestep, str) and timestep != 'auto':
-        raise ValueError(f"timestep must be 'auto' or a whole number, got {timestep!r}")
-    out = Path(out)
+    choice('pool', pool, POOLS)
+    choice('store', store, STORED_DTYPES)
+    shard_size = whole_number('shard_size', shard_size, 1)
+    batch_size = whole_number('batch_size', batch_size, 1)
+    if image_size is not None:
+        image_size = whole_number('image_size', image_size, 1, MAX_SIDE)
+    seed = seed_number('seed', seed)
+    flag('overwrite', overwrite)
+    flag('progress', progress)
+    is_auto = isinstance(timestep, str) and timestep == 'auto'
+    if not isinstance(timestep, SelectionResult) and not is_auto:
+        if not is_whole_number(timestep):
+            raise ValueError(f"timestep must be 'auto' or a whole number, got {shorten(timestep)}")
+        timestep = int(timestep)
+    out = Path(path('out', out))
     folder = ImageFolder(images)
     if folder.folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(

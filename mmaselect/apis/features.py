@@ -32,7 +32,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, AssertionError) as error:
         raise ValueError(
             f"device must be one that PyTorch has here, such as 'cpu' or 'cuda'; got "
             f'{shorten(device)} ({str(error).splitlines()[0]})'
@@ -73,7 +73,7 @@ class FeatureExtractor:
         seed: int = 0,
         **model_kwargs: Any,
     ) -> None:
-        seed_number('seed', seed)
+        seed = seed_number('seed', seed)
         device = pick_device(device)
         self.dit = FrozenDiT.from_pretrained(
             pretrained, blocks=blocks, features=features, dtype=dtype, **model_kwargs

@@ -32,7 +32,7 @@ from mmaselect.selection import (
 
 def select_timestep(
     model: str | Path | FrozenDiT,
-    images: str | Path | Mapping[str, Any] | Sequence[np.ndarray | Image.Image],
+    images: str | Path | Mapping[str, Any] | Sequence[str | Path | np.ndarray | Image.Image],
     *,
     labels: Sequence[int] | None = None,
     blocks: Sequence[int] | int | None = None,
@@ -57,8 +57,8 @@ def select_timestep(
     Args:
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already
             (then ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
-        images: A folder of images, a list of them ((H, W, 3) uint8 RGB arrays or PIL images), or a
-            registered dataset's config.
+        images: A folder of images or a list of folders, a list of images ((H, W, 3) uint8 RGB
+            arrays or PIL images), or a registered dataset's config.
         labels: One class label per image of a list, for label-aware criteria.
         blocks: Blocks to score; the family's default if None.
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
@@ -116,7 +116,8 @@ def select_timestep(
             model, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
         )
         dit.to(device)
-    if isinstance(images, Sequence) and not isinstance(images, str):
+    in_memory = isinstance(images, (Sequence, np.ndarray)) and not isinstance(images, str)
+    if in_memory and not all(isinstance(image, (str, Path)) for image in images):
         source = ImageArrays(images, labels)
     else:
         source = build_image_source(images)

@@ -129,7 +129,8 @@ class FrozenDiT(nn.Module):
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
-        process = family.build_process(source)
+        with source.naming('scheduler'):
+            process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
         transformer = family.load_transformer(source, needed, dtype, **load_kwargs)
@@ -202,7 +203,14 @@ class FrozenDiT(nn.Module):
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         self.family.check_grid(grid, self.stride)
         with self._full_control(images.device):
-            return self.codec(images).float()
+            latent = self.codec(images).float()
+        if latent.shape[1] != self.family.in_channels:
+            raise ValueError(
+                f'{self.family.title} takes latents of {self.family.in_channels} channels, and '
+                f'{type(self.codec).__name__} gives {latent.shape[1]}: the vae/ of the pipeline is '
+                f'missing, or that of another model'
+            )
+        return latent
 
     @torch.no_grad()
     def features(self, latent: Tensor, timestep: int, noise: Tensor) -> dict[TapKey, Tensor]:

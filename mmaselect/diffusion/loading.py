@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,11 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmaselect.checks import keywords, path
+from mmaselect.checks import keywords, path, shorten
 from mmaselect.diffusion.codec import PixelCodec, codec_class
+from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries, weights_problem
+
+logger = logging.getLogger(__name__)
 
 #: Prefix of the models that ship with the package.
 SHIPPED_PREFIX = 'mmaselect://'
@@ -40,11 +42,20 @@ HUB_KWARGS = (
     'revision', 'variant', 'cache_dir', 'token', 'local_files_only', 'force_download', 'proxies'
 )  # fmt: skip
 
+_HUB_TYPES = {
+    'revision': (str,),
+    'variant': (str,),
+    'cache_dir': (str, Path),
+    'token': (str, bool),
+    'local_files_only': (bool,),
+    'force_download': (bool,),
+}
+
 #: What diffusers' ``from_pretrained`` of a model takes beside the entries of its config.
 LOAD_KWARGS = (
     'device_map', 'max_memory', 'quantization_config', 'low_cpu_mem_usage', 'use_safetensors',
     'disable_mmap', 'offload_folder', 'offload_state_dict', 'ignore_mismatched_sizes',
-    'torch_dtype', 'variant',
+    'variant',
 )  # fmt: skip
 
 _DTYPES = {
@@ -171,15 +182,88 @@ class PipelineSource:
 
     def __init__(self, pretrained: str | Path, **hub_kwargs: Any) -> None:
         keywords('hub_kwargs', hub_kwargs, HUB_KWARGS)
+        for name, kinds in _HUB_TYPES.items():
+            value = hub_kwargs.get(name)
+            if value is not None and not isinstance(value, kinds):
+                wanted = ' or '.join(kind.__name__ for kind in kinds)
+                raise ValueError(f'hub_kwargs: {name} must be {wanted}, got {shorten(value)}')
         self.name = str(pretrained)
         self.path = resolve_pretrained(pretrained)
         self.hub_kwargs = hub_kwargs
+        #: Parts that had no weights of the wanted variant.
+        self.without_variant: list[str] = []
 
     @property
     def is_local(self) -> bool:
         return Path(self.path).is_dir()
 
-    def config(self, subfolder: str) -> dict[str, Any]:
+    def place(self, file: str) -> str:
+        """What messages call a file of the pipeline."""
+        return f'pretrained={self.name!r}: {file}'
+
+    @contextlib.contextmanager
+    def naming(
+        self, subfolder: str, load_kwargs: Mapping[str, Any] | None = None
+    ) -> Iterator[None]:
+        """Whatever goes wrong inside is an error that names the part, and the file if it is one.
+
+        Args:
+            subfolder: The part.
+            load_kwargs: What a user added to the arguments of diffusers, which may be the cause.
+
+        Raises:
+            ValueError: In place of what was raised; memory that ran out stays what it is.
+        """
+        try:
+            yield
+        except (MemoryError, ImportError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, (ValueError, FileNotFoundError)) and self.name in str(error):
+                raise  # it names the file already
+            problem = None
+            if self.is_local and subfolder in ('transformer', 'vae'):
+                problem = weights_problem(Path(self.path) / subfolder)
+            if problem is not None:
+                raise ValueError(f'pretrained={self.name!r}: {problem}. {REPAIR}') from error
+            given = f', or load_kwargs={shorten(load_kwargs)} does not fit' if load_kwargs else ''
+            raise ValueError(
+                f'{self.place(subfolder)} cannot be built: {type(error).__name__}: {error}. Its '
+                f'config and its weights do not belong together{given}. {REPAIR}'
+            ) from error
+
+    def read(
+        self, cls: type[nn.Module], subfolder: str, **kwargs: Any
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A part with its weights, and what diffusers says of how it loaded them.
+
+        As diffusers' own pipelines do it, a part that has no files of the wanted ``variant`` is
+        read without.
+
+        Args:
+            cls: Class of the part.
+            subfolder: The part.
+            kwargs: Of diffusers' ``from_pretrained``.
+        """
+        variant = kwargs.get('variant')
+        try:
+            return cls.from_pretrained(
+                self.path, subfolder=subfolder, output_loading_info=True, **kwargs
+            )
+        except OSError:
+            if variant is None or subfolder in self.without_variant:
+                raise
+            self.without_variant.append(subfolder)
+            kwargs = {**kwargs, 'variant': None}
+            loaded = self.read(cls, subfolder, **kwargs)
+            logger.warning(
+                '%s has no weights of variant=%r: those without a variant are read',
+                self.place(subfolder),
+                variant,
+            )
+            return loaded
+
+    def config(self, subfolder: str) -> PartConfig:
         """The config of one part.
 
         Raises:
@@ -192,8 +276,9 @@ class PipelineSource:
 
         kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
         try:
-            return dict(Reader.load_config(self.path, subfolder=subfolder, **kwargs))
-        except (OSError, json.JSONDecodeError) as error:
+            entries = Reader.load_config(self.path, subfolder=subfolder, **kwargs)
+            return PartConfig(dict(entries), self.place(f'{subfolder}/{name}'))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             hint = (
                 LAYOUT_HELP
                 if self.is_local
@@ -208,11 +293,20 @@ class PipelineSource:
     def has_vae(self) -> bool:
         """Whether the pipeline works on latents."""
         if self.is_local:
-            return (Path(self.path) / 'vae').is_dir()
+            if (Path(self.path) / 'vae').is_dir():
+                return True
+            if not (Path(self.path) / 'model_index.json').is_file():
+                return False
+            if _names_a_part(self.index().get('vae')):
+                raise FileNotFoundError(
+                    f'pretrained={self.name!r}: model_index.json names a vae, and there is no '
+                    f'folder vae/. {REPAIR}'
+                )
+            return False
         index = self.index()
-        return bool(index.get('vae') and index['vae'][0])
+        return _names_a_part(index.get('vae'))
 
-    def index(self) -> dict[str, Any]:
+    def index(self) -> PartConfig:
         """The pipeline's ``model_index.json``: its class, and library and class of each part.
 
         Raises:
@@ -220,8 +314,9 @@ class PipelineSource:
         """
         kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
         try:
-            return dict(diffusers.DiffusionPipeline.load_config(self.path, **kwargs))
-        except (OSError, json.JSONDecodeError) as error:
+            entries = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
+            return PartConfig(dict(entries), self.place('model_index.json'))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise FileNotFoundError(
                 f'pretrained={self.name!r}: cannot read model_index.json, which names the parts '
                 f'of a pipeline ({error})'
@@ -251,24 +346,22 @@ class PipelineSource:
         keywords('load_kwargs', load_kwargs, [*LOAD_KWARGS, *config_entries])
         cls = _trimmed(getattr(diffusers, class_name), trim)
         kwargs = {'torch_dtype': dtype, **self.hub_kwargs, **load_kwargs}
-        with _quiet_about_unused_weights():
-            model, info = cls.from_pretrained(
-                self.path,
-                subfolder='transformer',
-                output_loading_info=True,
-                **overrides,
-                **kwargs,
-            )
+        with _quiet_about_unused_weights(), self.naming('transformer', load_kwargs):
+            model, info = self.read(cls, 'transformer', **overrides, **kwargs)
         model.__class__ = cls.__base__
+        self._check_whole('transformer', model, info)
+        return model
+
+    def _check_whole(self, subfolder: str, model: nn.Module, info: Mapping[str, Any]) -> None:
+        """Raise a RuntimeError if weights were missing, and are random now."""
         # Buffers are computed by the constructor; older checkpoints hold fewer of them.
         lost = sorted({*info['missing_keys']} & {name for name, _ in model.named_parameters()})
         if lost:
             raise RuntimeError(
-                f'pretrained={self.name!r}: the checkpoint lacks {len(lost)} weights of the needed '
-                f'blocks (first: {lost[:3]}), so features would come from random weights. The '
-                f'config and the weights do not belong together, or the download is incomplete'
+                f'pretrained={self.name!r}: {subfolder}: the checkpoint lacks {len(lost)} weights '
+                f'that are needed (first: {lost[:3]}), so features would come from random weights. '
+                f'The config and the weights do not belong together, or the download is incomplete'
             )
-        return model
 
     def codec(self, dtype: torch.dtype) -> nn.Module:
         """The pipeline's image encoder, or a ``PixelCodec`` where it has no VAE."""
@@ -276,11 +369,29 @@ class PipelineSource:
             return PixelCodec()
         config = self.config('vae')
         name = config['_class_name']
-        wrap = codec_class(name)
+        try:
+            wrap = codec_class(name)
+        except ValueError as error:
+            raise ValueError(f'{config.where}: {error}') from error
+        check_entries(config, getattr(diffusers, name))
         # Some VAEs overflow in half precision and say so.
         if config.get('force_upcast') and dtype == torch.float16:
             dtype = torch.float32
-        vae = getattr(diffusers, name).from_pretrained(
-            self.path, subfolder='vae', torch_dtype=dtype, **self.hub_kwargs
-        )
-        return wrap(vae)
+        with self.naming('vae'):
+            vae, info = self.read(
+                getattr(diffusers, name), 'vae', torch_dtype=dtype, **self.hub_kwargs
+            )
+            codec = wrap(vae)
+        self._check_whole('vae', vae, info)
+        if len(self.without_variant) == 2:
+            raise ValueError(
+                f'pretrained={self.name!r}: no part has weights of '
+                f'variant={self.hub_kwargs.get("variant")!r}: leave it out, or give one that there '
+                f'is'
+            )
+        return codec
+
+
+def _names_a_part(entry: Any) -> bool:
+    """Whether an entry of a ``model_index.json``, (library, class), is one of a part."""
+    return isinstance(entry, (list, tuple)) and bool(entry) and bool(entry[0])

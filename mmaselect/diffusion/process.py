@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmaselect.checks import is_whole_number
+from mmaselect.checks import is_whole_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ForwardProcess(ABC):
     """
 
     def __init__(self, num_train_timesteps: int) -> None:
-        self.num_train_timesteps = num_train_timesteps
+        self.num_train_timesteps = whole_number('num_train_timesteps', num_train_timesteps, 1)
 
     def check_timestep(self, timestep: int) -> int:
         """Return ``timestep`` as an int, or raise a ValueError that names the range."""

@@ -8,6 +8,7 @@ MMEngine, and are imported by those who use them.
 
 from mmaselect.images.calibration import CalibrationBatch, CalibrationSet
 from mmaselect.images.reading import (
+    CANVAS,
     UnreadableImageError,
     as_rgb,
     load_rgb,
@@ -23,6 +24,7 @@ from mmaselect.images.sources import (
 )
 
 __all__ = [
+    'CANVAS',
     'IMAGE_SUFFIXES',
     'CalibrationBatch',
     'CalibrationSet',

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmaselect.images.calibration import CalibrationSet
-from mmaselect.images.datasets import DatasetImages
+from mmaselect.images.datasets import DatasetImages, build_dataset
 from mmaselect.images.reading import resize_and_crop
 
 #: Value of a label map for "no class", in MMSegmentation and here.
@@ -61,7 +60,8 @@ class DatasetLabels(DatasetImages):
         Raises:
             ValueError: If the dataset gives none.
         """
-        info = dict(self.dataset.get_data_info(index))
+        entry, loading = self.entry(index)
+        info = dict(entry)
         if 'gt_seg_map' not in info:
             if 'seg_map_path' not in info:
                 raise ValueError(
@@ -69,7 +69,9 @@ class DatasetLabels(DatasetImages):
                     f'{type(self.dataset).__name__} have neither gt_seg_map nor seg_map_path'
                 )
             info['seg_fields'] = []
-            info = self._load_annotations(info)
+            # The config's own, if it has one: it may state a backend or reduce_zero_label.
+            for transform in loading.label_transforms() or [self._load_annotations]:
+                info = transform(info)
         return np.asarray(info['gt_seg_map'])
 
 
@@ -150,7 +152,9 @@ def build_labelled_images(
         seed: See there.
         array_order: See :class:`DatasetLabels`.
     """
-    config = {key: value for key, value in deepcopy(dict(dataset)).items() if key != 'pipeline'}
     return LabelledImages(
-        DatasetLabels(DATASETS.build(config), task, array_order), image_size, num_images, seed
+        DatasetLabels(build_dataset(deepcopy(dict(dataset))), task, array_order),
+        image_size,
+        num_images,
+        seed,
     )

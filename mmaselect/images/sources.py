@@ -3,25 +3,93 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mmaselect.checks import is_sequence, is_whole_number, shorten
+from mmaselect.checks import path as checked_path
 from mmaselect.images.reading import as_rgb, load_rgb
 
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+logger = logging.getLogger(__name__)
+
+#: What image files are told by.
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 def find_image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, in the order of their paths."""
-    return sorted(
-        path
-        for path in folder.rglob('*')
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    """All image files below a folder, in the order of their paths.
+
+    Links are followed. Hidden files and folders are left out (``._x.jpg``, ``.ipynb_checkpoints``),
+    as are files of other suffixes, links into nothing and what is no regular file; a line of the
+    log says how many.
+
+    Args:
+        folder: Searched recursively.
+
+    Raises:
+        OSError: If a sub-folder cannot be read; the message names it.
+    """
+    files: list[Path] = []
+    skipped: Counter[str] = Counter()
+    _search(folder, frozenset(), files, skipped)
+    if skipped:
+        reasons = ', '.join(f'{count} {reason}' for reason, count in sorted(skipped.items()))
+        logger.warning(
+            'image folder %r: %d images; skipped %d: %s',
+            str(folder),
+            len(files),
+            skipped.total(),
+            reasons,
+        )
+    return sorted(files)
+
+
+def _search(
+    folder: Path, above: frozenset[tuple[int, int]], files: list[Path], skipped: Counter[str]
+) -> None:
+    """Add the image files below a folder.
+
+    Args:
+        folder: Where to look.
+        above: (device, inode) of the folders that led here.
+        files: Gets the files.
+        skipped: Gets what was left out, and why.
+    """
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f'{error.strerror}: the folder of images cannot be read. Make it readable, or move it '
+            f'elsewhere: no image is skipped silently',
+            str(folder),
+        ) from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        skipped['links to a folder that they lie in'] += 1
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith('.'):
+            skipped['hidden'] += 1
+        elif entry.is_dir():
+            _search(path, above | {identity}, files, skipped)
+        elif path.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped['of other suffixes'] += 1
+        elif entry.is_file():
+            files.append(path)
+        elif not path.exists():
+            skipped['links into nothing'] += 1
+        else:
+            skipped['pipes, sockets or devices'] += 1
 
 
 class ImageSource(ABC):
@@ -48,26 +116,39 @@ class ImageFolder(ImageSource):
     """All images below a folder, in the order of their paths.
 
     Args:
-        folder: Searched recursively; the suffixes are those of ``IMAGE_SUFFIXES``.
+        folder: Searched recursively, see :func:`find_image_files`; the suffixes are those of
+            ``IMAGE_SUFFIXES``. Several folders give their images one after the other.
+
+    Attributes:
+        folder (Path): The folder; the first of several.
+        folders (list[Path]): All of them.
+        paths (list[Path]): The files.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no image.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise FileNotFoundError(
-                f'image folder {str(folder)!r} does not exist. Give a folder of images, or the '
-                f'config of a registered dataset'
-            )
-        self.paths = find_image_files(self.folder)
-        if not self.paths:
-            raise ValueError(
-                f'image folder {str(folder)!r} holds no images ({", ".join(IMAGE_SUFFIXES)}): '
-                f'at least one is needed'
-            )
+    def __init__(self, folder: str | Path | Sequence[str | Path]) -> None:
+        several = folder if is_sequence(folder) else [folder]
+        if len(several) == 0:
+            raise ValueError('the list of image folders is empty: give at least one folder')
+        self.folders = [Path(checked_path('image folder', one)).expanduser() for one in several]
+        self.folder = self.folders[0]
+        self.paths: list[Path] = []
+        for one in self.folders:
+            if not one.is_dir():
+                raise FileNotFoundError(
+                    f'image folder {str(one)!r} does not exist. Give a folder of images, a list of '
+                    f'folders, or the config of a registered dataset'
+                )
+            found = find_image_files(one)
+            if not found:
+                raise ValueError(
+                    f'image folder {str(one)!r} holds no images ({", ".join(IMAGE_SUFFIXES)}): '
+                    f'at least one is needed'
+                )
+            self.paths += found
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,7 +164,8 @@ class ImageArrays(ImageSource):
     """Images that are in memory already.
 
     Args:
-        images: Each (H, W, 3) uint8 RGB, or a PIL image.
+        images: What :func:`~mmaselect.images.reading.as_rgb` takes: (H, W, 3) uint8 RGB arrays,
+            grey ones, PIL images.
         labels: One class label per image, for label-aware criteria.
     """
 
@@ -92,6 +174,20 @@ class ImageArrays(ImageSource):
     ) -> None:
         if len(images) == 0:
             raise ValueError('the calibration set is empty: timestep selection needs images')
+        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (1, 3, 4):
+            raise ValueError(
+                f'images is one image, {images.shape}: give a list of images, or an array '
+                f'(number, height, width, 3)'
+            )
+        if labels is not None and (
+            not is_sequence(labels)
+            or len(labels) != len(images)
+            or not all(is_whole_number(label) for label in labels)
+        ):
+            raise ValueError(
+                f'labels must be a whole number for each of the {len(images)} images, got '
+                f'{shorten(labels)}'
+            )
         self.images = images
         self.labels = labels
 

@@ -71,7 +71,11 @@ class SelectionOptions:
         given = given if is_sequence(given) else (given,)
         others = tuple(criterion_config('others', spec) for spec in given)
         # Built once to see that they are known and take their arguments.
-        build_criteria([criterion, *others])
+        for name, configs in (('criterion', [criterion]), ('others', others)):
+            try:
+                build_criteria(configs)
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
         timesteps = self.timesteps
         if not isinstance(timesteps, str):
             timesteps = tuple(read_grid(timesteps))

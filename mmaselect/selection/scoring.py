@@ -37,7 +37,7 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
         kind = arguments.pop('type', None)
         # Not CRITERIA.build: under a toolbox's default scope it would warn that the toolbox has no
         # criteria of its own.
-        cls = CRITERIA.get(kind) if isinstance(kind, str) else kind
+        cls = _find(kind) if isinstance(kind, str) else kind
         if not (isinstance(cls, type) and issubclass(cls, Criterion)):
             CRITERIA.import_from_location()
             raise ValueError(
@@ -59,6 +59,15 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
             name = f'{base}-{number}'
         criteria[name] = criterion
     return criteria
+
+
+def _find(name: str) -> Any:
+    """What the registry has by a name; None where it has nothing."""
+    try:
+        return CRITERIA.get(name)
+    except (ImportError, RuntimeError, TypeError, ValueError, AttributeError):
+        # A name with a dot in it is imported, and may be no name at all.
+        return None
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def test_bad_arguments(tiny_dit, images, tmp_path):
     for options, message in (
         (dict(pool='max'), 'pool must be one of none, mean'),
         (dict(store='int8'), 'store must be one of fp32, fp16'),
-        (dict(shard_size=0), 'shard_size and batch_size must be at least 1, got 0'),
+        (dict(shard_size=0), 'shard_size must be at least 1, got 0'),
         (dict(timestep='soon'), "timestep must be 'auto' or a whole number, got 'soon'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -211,7 +211,7 @@ def test_errors_of_selection(tiny_dit, photos, tmp_path):
         (dict(noise='none'), 'auto, fresh, fixed'),
         (dict(num_draws=0), 'from 1 to 4096'),
         (dict(channel_order='gbr'), 'rgb, bgr'),
-        (dict(input_std=[1, 1, 0]), 'input_std must be .*greater than 0; got'),
+        (dict(input_std=[1, 1, 0]), 'input_std must be .*greater than 0'),
         (dict(input_mean=[1]), r'input_mean must be one number or three .*got \[1\]'),
         (dict(blocks=[17]), 'block 17 is out of range'),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmaselect.checks import is_whole_number, shorten
 from mmaselect.diffusion.families.base import Family, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import usual_taps
@@ -32,12 +33,12 @@ class DiTFamily(Family):
     ) -> dict[str, Tensor]:
         if spec is None:
             spec = self.num_classes
-        if isinstance(spec, bool) or not isinstance(spec, int) or not 0 <= spec <= self.num_classes:
+        if not is_whole_number(spec) or not 0 <= spec <= self.num_classes:
             raise ValueError(
-                f'condition {spec!r} does not fit a DiT: give a class label from 0 to '
+                f'condition {shorten(spec)} does not fit a DiT: give a class label from 0 to '
                 f'{self.num_classes - 1}, or None for the null class ({self.num_classes})'
             )
-        return {'class_labels': torch.tensor([spec])}
+        return {'class_labels': torch.tensor([int(spec)])}
 
     def run(
         self,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import diffusers
 from packaging.version import Version
 
+from mmaselect.diffusion.damage import check_entries
 from mmaselect.diffusion.families.base import Family
 from mmaselect.diffusion.families.refused import REFUSED
 from mmaselect.diffusion.loading import PipelineSource
@@ -43,8 +44,8 @@ def family_of(source: PipelineSource) -> Family:
         ImportError: If the installed diffusers is too old for it.
     """
     config = source.config('transformer')
-    name = config.get('_class_name')
-    name = _LEGACY_CLASSES.get((name, config.get('norm_type')), name)
+    name = str(config.get('_class_name'))
+    name = _LEGACY_CLASSES.get((name, str(config.get('norm_type'))), name)
     if name not in _FAMILIES:
         reason = f': {REFUSED[name]}' if name in REFUSED else ''
         raise ValueError(
@@ -53,13 +54,20 @@ def family_of(source: PipelineSource) -> Family:
             f'write a subclass of mmaselect.diffusion.families.Family and decorate it with '
             f'@register_family'
         )
-    family = _FAMILIES[name](config)
+    cls = _FAMILIES[name]
     # Builds from diffusers' main branch, '0.38.0.dev0', count as the release they become.
     installed = Version(diffusers.__version__)
-    if Version(installed.base_version) < Version(family.min_diffusers):
+    if Version(installed.base_version) < Version(cls.min_diffusers):
         raise ImportError(
-            f'pretrained={source.name!r}: {family.title} ({name}) needs diffusers >= '
-            f'{family.min_diffusers}, and {installed} is installed: '
-            f"`pip install -U 'diffusers>={family.min_diffusers}'`"
+            f'pretrained={source.name!r}: {cls.title} ({name}) needs diffusers >= '
+            f'{cls.min_diffusers}, and {installed} is installed: '
+            f"`pip install -U 'diffusers>={cls.min_diffusers}'`"
         )
+    check_entries(config, getattr(diffusers, name))
+    with source.naming('transformer/config.json'):
+        family = cls(config)
+        if family.num_blocks < 1 or min(family.stack_lengths) < 0:
+            raise ValueError(f'it has {family.stack_lengths} blocks, and at least one is needed')
+        # All that a family reads of a config, so that what it lacks is said here.
+        _ = family.width, family.patch_size, family.in_channels
     return family

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor
 
 from mmaselect.checks import (
@@ -56,6 +57,22 @@ class _Frozen:
 
     def __deepcopy__(self, memo: dict) -> _Frozen:
         return self
+
+
+def check_init_cfg(init_cfg: Any) -> None:
+    """See that ``init_cfg`` is what MMEngine's ``BaseModule`` takes.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    configs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    for config in [] if init_cfg is None else configs:
+        kind = config.get('type') if isinstance(config, Mapping) else None
+        if not isinstance(kind, str) or WEIGHT_INITIALIZERS.get(kind) is None:
+            raise ValueError(
+                f'init_cfg must be None, or one or more dicts with the type of an initializer of '
+                f'MMEngine; got {shorten(init_cfg)}'
+            )
 
 
 @MODELS.register_module()
@@ -158,6 +175,7 @@ class ASelecTDiT(BaseModule):
         noise_seed = seed_number('noise_seed', noise_seed)
         input_mean = three_numbers('input_mean', input_mean)
         input_std = three_numbers('input_std', input_std, positive=True)
+        check_init_cfg(init_cfg)
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
         if not (isinstance(timestep, str) and timestep == 'auto'):
