@@ -42,7 +42,7 @@ JUNK: list[Any] = [
     'xyz', '4', 'a:b', b'12', [], {}, (), [None], [1.5], ['xyz'], [[1]], (1, 2), (1, 2, 3),
     {'a': 1}, {'type': 'NoSuch'}, {'type': 5}, {1: 2}, set(), object(), len, np.int64(3),
     np.float32(2.5), np.array([1, 2]), np.zeros((2, 2)), np.array(5), torch.tensor(3),
-    Path('no/such'), '../x', '\0', range(3), 'ä' * 300,
+    Path('no/such/folder'), '../x', '\0', range(3), 'ä' * 300,
 ]  # fmt: skip
 
 #: A field to values that are right, or nearly.
