@@ -27,6 +27,7 @@ MISTAKES = {
     ),
     'analysis_tools/probe_timesteps.py': ('nowhere.py', FileNotFoundError, 'no config file'),
     'analysis_tools/criteria_benchmark.py': ('nowhere.py', FileNotFoundError, 'nowhere.py'),
+    'analysis_tools/get_flops.py': ('nowhere.py', FileNotFoundError, 'no config file'),
     **{
         f'analysis_tools/{name}.py': ('nowhere.py --probe p', FileNotFoundError, 'nowhere|p')
         for name in STUDIES
