@@ -2,7 +2,7 @@
 """CamVid with the eleven classes that segmentation papers report."""
 
 import os.path as osp
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mmengine.fileio as fileio
 from mmseg.datasets import BaseSegDataset
@@ -86,7 +86,7 @@ class CamVidDataset(BaseSegDataset):
     )
 
     def __init__(
-        self, data_root: str, data_prefix: dict, img_suffix: str | None = None, **kwargs
+        self, data_root: str, data_prefix: dict, img_suffix: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(
             data_root=data_root, data_prefix=data_prefix, img_suffix=img_suffix, **kwargs

@@ -1,6 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """A validation set cut from the training images of a data set that has only train and test."""
 
+from typing import Any
+
 import numpy as np
 from mmengine.dataset import BaseDataset
 
@@ -61,7 +63,7 @@ def hold_out_indices(
 
 @DATASETS.register_module(name='HoldOut')
 def hold_out(
-    dataset: dict, part: str, num_val: int | float, seed: int = 0, **kwargs
+    dataset: dict, part: str, num_val: int | float, seed: int = 0, **kwargs: Any
 ) -> BaseDataset:
     """Build a data set and keep one part: most of its images, or those held out for validation.
 

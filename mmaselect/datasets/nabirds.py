@@ -2,6 +2,7 @@
 """NABirds: 555 kinds of North American birds, 23,929 training and 24,633 test images."""
 
 import os.path as osp
+from typing import Any
 
 from mmengine import list_from_file
 from mmpretrain.datasets import BaseDataset
@@ -57,7 +58,7 @@ class NABirds(BaseDataset):
     SPLITS = ('train', 'test')
     FILES = ('images.txt', 'image_class_labels.txt', 'train_test_split.txt', 'classes.txt')
 
-    def __init__(self, data_root: str, split: str = 'train', **kwargs) -> None:
+    def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
         check_choice('NABirds', 'split', split, self.SPLITS)
         self.split = split
         kwargs.setdefault('test_mode', split == 'test')

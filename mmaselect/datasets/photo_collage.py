@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Photo collages: a segmentation task made of data that comes inside pip packages."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -70,7 +70,7 @@ class PhotoCollageDataset(BaseSegDataset):
         num_collages: int = 1000,
         size: int = 64,
         seed: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         check_choice('PhotoCollageDataset', 'split', split, self.SPLITS)
         for name, value, least in (('num_collages', num_collages, 1), ('size', size, 16)):

@@ -2,6 +2,7 @@
 """Stanford Dogs: 120 breeds, 12,000 training and 8,580 test images."""
 
 import os.path as osp
+from typing import Any
 
 import mat4py
 from mmpretrain.datasets import BaseDataset
@@ -52,7 +53,7 @@ class StanfordDogs(BaseDataset):
 
     SPLITS = ('train', 'test')
 
-    def __init__(self, data_root: str, split: str = 'train', **kwargs) -> None:
+    def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
         check_choice('StanfordDogs', 'split', split, self.SPLITS)
         self.split = split
         kwargs.setdefault('test_mode', split == 'test')

@@ -2,6 +2,7 @@
 """Classification by attention pooling: the trained head of A-SelecT's reference code."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmpretrain.models.heads import ClsHead
@@ -61,7 +62,7 @@ class AttentionPoolClsHead(ClsHead):
         drop_rate: float = 0.0,
         final_norm: bool = False,
         init_cfg: dict | list | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if init_cfg is None:
             init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02)
