@@ -14,6 +14,13 @@ from pathlib import Path
 DEBUG_FLAG = '--debug'
 
 
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """``--debug``."""
+    parser.add_argument(
+        DEBUG_FLAG, action='store_true', help='show the traceback of an error, not one line of it'
+    )
+
+
 def make_tool_parser(
     description: str | None,
     examples: str = '',
@@ -29,9 +36,7 @@ def make_tool_parser(
     parser = argparse.ArgumentParser(
         description=description, epilog=examples, formatter_class=formatter
     )
-    parser.add_argument(
-        DEBUG_FLAG, action='store_true', help='show the traceback of an error, not one line of it'
-    )
+    add_debug(parser)
     return parser
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,18 @@ from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.analysis.figures import make_figure, panel_grid
 from mmaselect.analysis.linear_probe import PROBE_VERSION, ProbeOptions
 from mmaselect.analysis.result_folder import ResultFolder
+from mmaselect.analysis.scores import score_timestep
 from mmaselect.analysis.search import SEARCHES, mean_iou
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images.corruptions import corrupt
+from mmaselect.images.datasets import build_dataset
 from mmaselect.images.labelled import DatasetLabels, LabelledImages
 from mmaselect.images.views import ViewOptions
+from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.selection.scoring import (
     build_criteria,
     finite_or_none,
-    read_meters,
-    score_step,
-    start_meters,
 )
-from mmaselect.selection.sweep import weights_fingerprint
 from mmaselect.utils.progress import progress_bar
 
 TOOLBOXES = {'classification': 'mmpretrain', 'segmentation': 'mmseg'}
@@ -192,13 +190,11 @@ def load_cases(path: str | Path, options: Mapping[str, Any] | None = None) -> tu
 
 
 def _images(case: Case, dataset: Mapping[str, Any], size: Any, number: int, seed: int) -> Any:
-    from mmengine.registry import DATASETS
-
-    entry = {key: value for key, value in dataset.items() if key != 'pipeline'}
-    source = CorruptedLabels(DATASETS.build(entry), case.task)
+    source = CorruptedLabels(build_dataset(dataset), case.task)
     source.corruption, source.severity = case.corruption, case.severity
     # Test images must not have the noise of training images.
-    source.seed = case.seed + zlib.crc32(repr(sorted(entry.items(), key=str)).encode()) % 1000
+    entry = sorted((item for item in dataset.items() if item[0] != 'pipeline'), key=str)
+    source.seed = case.seed + zlib.crc32(repr(entry).encode()) % 1000
     return LabelledImages(source, size, number, seed)
 
 
@@ -250,8 +246,7 @@ def run_case(
         groups = list(group_by_views(criteria, case.flip))
         encoded = []
         for views, _ in groups:
-            viewed = copy(calibration)
-            viewed.views = views
+            viewed = calibration if views is None else calibration.with_views(views)
             encoded.append(EncodedImages(dit, viewed, 64, case.seed, first=2 * len(every)))
         with progress_bar('timesteps') as bar:
             task = bar.add_task(case.name, total=len(todo))
@@ -302,14 +297,10 @@ def score_criteria(
 ) -> dict[str, dict[str, float | None]]:
     """Scores by criterion and block (as text, for JSON)."""
     built = {name: next(iter(build_criteria([c]).values())) for name, c in configs.items()}
-    dit = images.dit
-    meters = start_meters(built, dit.keys, dit.device)
-    for batch in images.batches(max(criterion.draws for criterion in built.values())):
-        score_step(dit, batch, timestep, meters)
-    scores = read_meters(meters, dit, timestep, images.num_tokens)
-    return {
-        name: {str(tap[0]): scores.value(tap, name, 'score') for tap in dit.keys} for name in built
-    }
+    scores: dict[str, dict[str, float | None]] = {name: {} for name in built}
+    for row in score_timestep(images, timestep, built):
+        scores[row['criterion']][str(row['block'])] = row['score']
+    return scores
 
 
 def read_case(case: Case, folder: ResultFolder, blocks: Sequence[int]) -> list[BlockResult]:
@@ -327,7 +318,7 @@ def read_case(case: Case, folder: ResultFolder, blocks: Sequence[int]) -> list[B
         else:
             metric = mean_iou(outcomes.sum(1))
             sums = np.einsum('rn,tnak->rtak', weights, outcomes, optimize=True)
-            draws = np.stack([mean_iou(part) for part in sums])
+            draws = mean_iou(sums)
         scores = {
             name: [step['scores'][name][str(block)] for step in steps]
             for name in steps[0]['scores']

@@ -24,8 +24,8 @@ from mmaselect.selection import (
     Criterion,
     SelectionOptions,
 )
+from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.selection.scoring import build_criteria
-from mmaselect.selection.sweep import weights_fingerprint
 from mmaselect.tool import make_tool_parser
 from mmaselect.utils import get_toolbox, load_config
 from mmaselect.utils.flags import add_cfg_options, add_device

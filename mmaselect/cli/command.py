@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mmaselect.cli import features, models, select
-from mmaselect.tool import in_one_line
+from mmaselect.tool import add_debug, in_one_line
 from mmaselect.version import __version__
 
 EXAMPLES = """
@@ -37,11 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for module in (models, select, features):
         command = module.add_parser(commands)
-        command.add_argument(
-            '--debug',
-            action='store_true',
-            help='after an error, show where it came from, not its message alone',
-        )
+        add_debug(command)
         command.set_defaults(run=module.run)
     return parser
 

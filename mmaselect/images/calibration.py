@@ -16,7 +16,14 @@ from mmaselect.checks import image_size as checked_size
 from mmaselect.checks import seed_number, whole_number
 from mmaselect.images.reading import resize_and_crop, to_model_range
 from mmaselect.images.sources import ImageSource
-from mmaselect.images.views import ImageViews, ViewBatch, ViewBoxes, ViewOptions, make_views
+from mmaselect.images.views import (
+    NUM_VIEWS,
+    ImageViews,
+    ViewBatch,
+    ViewOptions,
+    batch_views,
+    make_views,
+)
 
 #: Memory for images between the two times that a sweep needs them: 170 images of 1024 x 1024.
 KEPT_BYTES = 512 * 2**20
@@ -37,6 +44,19 @@ class CalibrationBatch:
     indices: list[int]
     labels: Tensor | None = None
     views: ViewBatch | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a set gives out of one image.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB, at the set's size.
+        views: Its views, where the set has any.
+    """
+
+    pixels: np.ndarray
+    views: ImageViews | None
 
 
 class CalibrationSet:
@@ -80,8 +100,7 @@ class CalibrationSet:
         self.views = views
         order = np.random.default_rng(seed).permutation(len(source))
         self.chosen = sorted(int(i) for i in order[:num_images])
-        self._kept: dict[int, np.ndarray] = {}
-        self._kept_views: dict[int, ImageViews] = {}
+        self._kept: dict[int, Prepared] = {}
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -107,15 +126,18 @@ class CalibrationSet:
         positions = list(range(rank, len(self), world_size))
         for start in range(0, len(positions), batch_size):
             part = positions[start : start + batch_size]
-            pixels = np.stack([self._take(position) for position in part])
+            prepared = [self._take(position) for position in part]
+            pixels = np.stack([one.pixels for one in prepared])
             images = to_model_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-            views = None if self.views is None else self._view_batch(part)
-            yield CalibrationBatch(images, part, self.labels(part), views)
+            views = [one.views for one in prepared if one.views is not None]
+            yield CalibrationBatch(
+                images, part, self.labels(part), batch_views(views) if views else None
+            )
 
     def with_views(self, views: ViewOptions) -> CalibrationSet:
         """The same images, with views."""
         viewed = copy(self)
-        viewed.views, viewed._kept, viewed._kept_views = views, {}, {}
+        viewed.views, viewed._kept = views, {}
         return viewed
 
     def image_views(self, position: int) -> ImageViews:
@@ -132,19 +154,18 @@ class CalibrationSet:
         seed = (self.seed, self.chosen[position])
         return make_views(decoded, self.image_size, self.views, seed)
 
-    def _view_batch(self, positions: list[int]) -> ViewBatch:
-        made = [
-            self._kept_views.pop(position, None) or self.image_views(position)
-            for position in positions
-        ]
-        pixels = torch.from_numpy(np.stack([views.pixels for views in made]))
-        return ViewBatch(
-            to_model_range(pixels.permute(0, 1, 4, 2, 3)),
-            ViewBoxes(
-                torch.from_numpy(np.stack([views.boxes for views in made])),
-                torch.from_numpy(np.stack([views.flipped for views in made])),
-            ),
-        )
+    def hash_image(self, position: int) -> str:
+        """Hash of the decoded pixels of the image at a position.
+
+        Raises:
+            ValueError: If the image cannot be read.
+        """
+        decoded = self._decode(position)
+        if position not in self._kept and len(self._kept) < self._num_kept:
+            self._kept[position] = self._prepare(position, decoded)
+        digest = hashlib.sha256(str(decoded.shape).encode())
+        digest.update(np.ascontiguousarray(decoded).data)
+        return digest.hexdigest()
 
     def hashes(self, rank: int = 0, world_size: int = 1) -> dict[int, str]:
         """Hash of the decoded pixels of each image in this rank's share, by position.
@@ -152,24 +173,9 @@ class CalibrationSet:
         Raises:
             ValueError: If an image cannot be read.
         """
-        hashes = {}
-        room = self.kept_bytes - sum(image.nbytes for image in self._kept.values())
-        room -= sum(views.pixels.nbytes for views in self._kept_views.values())
-        for position in range(rank, len(self), world_size):
-            decoded = self._decode(position)
-            digest = hashlib.sha256(str(decoded.shape).encode())
-            digest.update(np.ascontiguousarray(decoded).data)
-            hashes[position] = digest.hexdigest()
-            image = self._fit(decoded)
-            if position not in self._kept and image.nbytes <= room:
-                self._kept[position] = image
-                room -= image.nbytes
-            if self.views is not None and position not in self._kept_views:
-                views = self._make_views(position, decoded)
-                if views.pixels.nbytes <= room:
-                    self._kept_views[position] = views
-                    room -= views.pixels.nbytes
-        return hashes
+        return {
+            position: self.hash_image(position) for position in range(rank, len(self), world_size)
+        }
 
     def fingerprint(self, hashes: Mapping[int, str] | None = None) -> str:
         """Hash of every image in the set and of its size, so that a stored result can be trusted.
@@ -188,6 +194,14 @@ class CalibrationSet:
             digest.update(hashes[position].encode())
         return digest.hexdigest()
 
+    @property
+    def _num_kept(self) -> int:
+        """How many prepared images fit into the memory for them."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        each = 3 * height * width * (1 + (0 if self.views is None else NUM_VIEWS))
+        return self.kept_bytes // each
+
     def _decode(self, position: int) -> np.ndarray:
         """(H, W, 3) uint8, as large as the source has it."""
         return self.source.load(self.chosen[position])
@@ -196,7 +210,12 @@ class CalibrationSet:
         """What the set gives out of a decoded image."""
         return resize_and_crop(decoded, self.image_size)
 
-    def _take(self, position: int) -> np.ndarray:
-        """The image, which is not kept any longer."""
+    def _prepare(self, position: int, decoded: np.ndarray) -> Prepared:
+        """Image and views, from one decoding."""
+        views = None if self.views is None else self._make_views(position, decoded)
+        return Prepared(self._fit(decoded), views)
+
+    def _take(self, position: int) -> Prepared:
+        """Image and views, which are not kept any longer."""
         kept = self._kept.pop(position, None)
-        return self.image(position) if kept is None else kept
+        return self._prepare(position, self._decode(position)) if kept is None else kept

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from mmaselect.checks import choice, flag, is_number, is_sequence, keywords, shorten
+from mmaselect.images.reading import to_model_range
 
 #: Views of one image that a criterion compares.
 NUM_VIEWS = 2
@@ -207,3 +208,15 @@ def make_views(
         flips.append(flip)
     pixels = torch.stack(views).permute(0, 2, 3, 1).contiguous().numpy()
     return ImageViews(pixels, np.array(boxes), np.array(flips))
+
+
+def batch_views(views: Sequence[ImageViews]) -> ViewBatch:
+    """Views of several images, of one size, as one batch."""
+    pixels = torch.from_numpy(np.stack([one.pixels for one in views]))
+    return ViewBatch(
+        to_model_range(pixels.permute(0, 1, 4, 2, 3)),
+        ViewBoxes(
+            torch.from_numpy(np.stack([one.boxes for one in views])),
+            torch.from_numpy(np.stack([one.flipped for one in views])),
+        ),
+    )

@@ -18,6 +18,7 @@ from mmaselect.checks import (
     shorten,
     whole_number,
 )
+from mmaselect.images.datasets import ARRAY_ORDERS
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection.defaults import (
     DEFAULT_CRITERION,
@@ -28,8 +29,6 @@ from mmaselect.selection.defaults import (
 from mmaselect.selection.grid import DEFAULT_GRID, read_grid
 from mmaselect.selection.scoring import build_criteria
 
-#: Channel orders of images in memory.
-ARRAY_ORDERS = ('rgb', 'bgr')
 #: A criterion by its name, or by a config with its arguments.
 CriterionSpec = str | Mapping[str, Any]
 

@@ -13,15 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_dist_info
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationBatch, CalibrationSet
@@ -29,7 +20,7 @@ from mmaselect.images.views import ViewOptions
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
-from mmaselect.selection.identity import code_identity, model_identity, weights_fingerprint
+from mmaselect.selection.identity import code_identity, model_identity
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import Done, PartialSums
 from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers
@@ -54,8 +45,7 @@ from mmaselect.selection.scoring import (
     start_meters,
     view_readings,
 )
-
-__all__ = ['Sweep', 'weights_fingerprint']
+from mmaselect.utils.progress import progress_bar
 
 
 class Sweep:
@@ -199,7 +189,7 @@ class Sweep:
             'the number of images': len(images.source),
             'the names of the images': hashlib.sha256('\n'.join(names).encode()).hexdigest()[:12],
             'the pixels of the first and the last image': [
-                images.hashes(position, len(images))[position][:12] for position in sorted(ends)
+                images.hash_image(position)[:12] for position in sorted(ends)
             ],
             'the size of the images': images.image_size,
             'the timestep grid': self.timesteps,
@@ -215,7 +205,7 @@ class Sweep:
         hashes = {}
         for position in range(rank, count, world_size):
             tell(f'reading {self.calibration.source.name(self.calibration.chosen[position])}')
-            (image,) = self.calibration.hashes(position, count).values()
+            image = self.calibration.hash_image(position)
             label = ''
             if any(prototype.needs_labels for prototype in self.prototypes.values()):
                 values = self.calibration.labels([position])
@@ -297,16 +287,7 @@ class Sweep:
         rank, world_size = get_dist_info()
         share = len(range(rank, len(self.calibration), world_size))
         before, earlier = (done.batches, done.steps), done.seconds
-        with Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn('images x timesteps'),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not (progress and rank == 0),
-        ) as bar:
+        with progress_bar('images x timesteps', disable=not (progress and rank == 0)) as bar:
             task = bar.add_task('selecting timestep', total=share * len(self.timesteps))
             batches = self.calibration.batches(self.batch_size, rank, world_size)
             for number, batch in enumerate(batches):

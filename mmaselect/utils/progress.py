@@ -18,8 +18,13 @@ from rich.progress import (
 
 
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Progress]:
-    """A progress bar on stderr."""
+def progress_bar(unit: str, disable: bool = False) -> Iterator[Progress]:
+    """A progress bar on stderr.
+
+    Args:
+        unit: What is counted.
+        disable: Draw nothing.
+    """
     with Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -28,5 +33,6 @@ def progress_bar(unit: str) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=disable,
     ) as bar:
         yield bar

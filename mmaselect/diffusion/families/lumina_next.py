@@ -7,13 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
 from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
-from mmaselect.diffusion.families.text import TextFamily, require_prompt_cleaners
+from mmaselect.diffusion.families.text import TextFamily, embed_cleaned
 from mmaselect.diffusion.families.tokens import usual_taps
 
 # Of its pipeline: pixels per latent pixel, and rows and columns of rotary positions.
@@ -61,13 +60,7 @@ class LuminaNextFamily(TextFamily):
             )
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        require_prompt_cleaners(self.title)
-        states, mask, *_ = pipeline.encode_prompt(
-            prompt,
-            do_classifier_free_guidance=False,
-            device=torch.device('cpu'),
-            clean_caption=True,
-        )
+        states, mask = embed_cleaned(pipeline, prompt, self.title)
         return {'encoder_hidden_states': states, 'encoder_mask': mask}
 
     def run(

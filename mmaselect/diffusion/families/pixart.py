@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
-from mmaselect.diffusion.families.text import TextFamily, require_prompt_cleaners
+from mmaselect.diffusion.families.text import TextFamily, embed_cleaned
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 
@@ -42,13 +42,7 @@ class PixArtFamily(TextFamily):
         return source.index()['_class_name']
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        require_prompt_cleaners(self.title)
-        states, mask, *_ = pipeline.encode_prompt(
-            prompt,
-            do_classifier_free_guidance=False,
-            device=torch.device('cpu'),
-            clean_caption=True,
-        )
+        states, mask = embed_cleaned(pipeline, prompt, self.title)
         return {'encoder_hidden_states': states, 'encoder_attention_mask': mask}
 
     def prepare_condition(

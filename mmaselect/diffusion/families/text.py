@@ -38,6 +38,22 @@ def require_prompt_cleaners(title: str) -> None:
             )
 
 
+def embed_cleaned(pipeline: Any, prompt: str, title: str) -> tuple[Tensor, Tensor]:
+    """Embedding and mask of a prompt, cleaned of markup and links as the pipeline's call does it.
+
+    Raises:
+        ImportError: If a package that cleans prompts is missing.
+    """
+    require_prompt_cleaners(title)
+    states, mask, *_ = pipeline.encode_prompt(
+        prompt,
+        do_classifier_free_guidance=False,
+        device=torch.device('cpu'),
+        clean_caption=True,
+    )
+    return states, mask
+
+
 class TextFamily(Family):
     """A transformer that a prompt conditions.
 

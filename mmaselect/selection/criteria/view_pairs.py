@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +51,28 @@ def whiten_pairs(first: Tensor, second: Tensor, ridge: float = 0.1) -> tuple[Ten
     return F.normalize(white, dim=1).tensor_split(2)
 
 
+def mean_over_directions(
+    first: Tensor, second: Tensor, worth: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """What each row's match with its partner is worth among all rows of the other set.
+
+    Args:
+        first: (N, D).
+        second: (N, D).
+        worth: Takes inner products (n, N) of some rows with all of the other set, those with their
+            partners (n,), and the partners' columns (n,); gives (n,).
+
+    Returns:
+        (N,), float64: the mean over both directions.
+    """
+    matching = (first * second).sum(1)
+    terms = torch.zeros(len(first), dtype=torch.float64, device=first.device)
+    for ours, others in ((first, second), (second, first)):
+        for rows in torch.arange(len(ours), device=first.device).split(_CHUNK):
+            terms[rows] += worth(ours[rows] @ others.mT, matching[rows], rows) / 2
+    return terms
+
+
 def retrieval_hits(first: Tensor, second: Tensor) -> Tensor:
     """Whether each row finds its partner among all rows of the other set, by inner product.
 
@@ -60,17 +83,13 @@ def retrieval_hits(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (N,), float64: 0, 0.5 or 1, the mean over both directions. A tie with another row is a miss.
     """
-    matching = (first * second).sum(1)
-    hits = torch.zeros(len(first), dtype=torch.float64, device=first.device)
-    for ours, others in ((first, second), (second, first)):
-        for start in range(0, len(ours), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            similar = ours[part] @ others.mT
-            index = torch.arange(len(similar), device=first.device)
-            similar[index, start + index] = -torch.inf
-            # Where there is one image only, there is nothing to confuse it with.
-            hits[part] += (matching[part] > similar.amax(1)).double() / 2
-    return hits
+
+    def hit(similar: Tensor, matching: Tensor, partners: Tensor) -> Tensor:
+        # Where there is one image only, there is nothing to confuse it with.
+        others = similar.scatter(1, partners[:, None], -torch.inf)
+        return (matching > others.amax(1)).double()
+
+    return mean_over_directions(first, second, hit)
 
 
 def standardized_match(first: Tensor, second: Tensor) -> Tensor:
@@ -83,15 +102,12 @@ def standardized_match(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (N,), float64: the mean over both directions; 0 where all rows are alike.
     """
-    matching = (first * second).sum(1)
-    terms = torch.zeros_like(matching)
-    for ours, others in ((first, second), (second, first)):
-        for start in range(0, len(ours), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            similar = ours[part] @ others.mT
-            std, mean = torch.std_mean(similar, 1, correction=0)
-            terms[part] += torch.where(std > 0, (matching[part] - mean) / std, 0.0) / 2
-    return terms
+
+    def standardized(similar: Tensor, matching: Tensor, partners: Tensor) -> Tensor:
+        std, mean = torch.std_mean(similar, 1, correction=0)
+        return torch.where(std > 0, (matching - mean) / std, 0.0)
+
+    return mean_over_directions(first, second, standardized)
 
 
 def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -105,14 +121,11 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     Returns:
         (N,), float64, at most 0: the mean over both directions.
     """
-    matching = (first * second).sum(1) / temperature
-    terms = torch.zeros_like(matching)
-    for ours, others in ((first, second), (second, first)):
-        for start in range(0, len(ours), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            similar = ours[part] @ others.mT / temperature
-            terms[part] += (matching[part] - similar.logsumexp(1)) / 2
-    return terms
+
+    def log_probability(similar: Tensor, matching: Tensor, partners: Tensor) -> Tensor:
+        return matching / temperature - (similar / temperature).logsumexp(1)
+
+    return mean_over_directions(first, second, log_probability)
 
 
 class ViewPairCriterion(Criterion):

@@ -6,13 +6,10 @@ import doctest
 import importlib
 import math
 import pickle
-import sys
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing
+from two_processes import member_of_two, run_two
 
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria import Criterion, PerImageCriterion
@@ -221,37 +218,25 @@ def test_users_criterion_can_be_registered_and_built():
 
 def score_share(rank, folder, shares):
     """One of two processes: score a share of the images, write what compute() says."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo',
-        init_method=f'file://{folder}/rendezvous',
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    results = []
-    for start, stop in (shares[rank], ((0, 24), (24, 24))[rank]):
-        for config in CONFIGS:
-            draws, labels = images(config)
-            criterion = CRITERIA.build(config)
-            part = slice(start, stop)
-            results.append(run(criterion, [draw[part] for draw in draws], labels[part], batch=4))
-            # Sums go back to the rank's own, so that it can go on.
-            own = criterion.counts.sum() if 'num_classes' in config else criterion.moments[0, 0]
-            assert own <= stop - start
-    torch.save(results, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
+    with member_of_two(rank, folder):
+        results = []
+        for start, stop in (shares[rank], ((0, 24), (24, 24))[rank]):
+            for config in CONFIGS:
+                draws, labels = images(config)
+                criterion = CRITERIA.build(config)
+                part = slice(start, stop)
+                results.append(
+                    run(criterion, [draw[part] for draw in draws], labels[part], batch=4)
+                )
+                # Sums go back to the rank's own, so that it can go on.
+                own = criterion.counts.sum() if 'num_classes' in config else criterion.moments[0, 0]
+                assert own <= stop - start
+        torch.save(results, f'{folder}/{rank}.pt')
 
 
 def test_two_processes_score_as_one(tmp_path):
     # Unequal shares, and then none at all for the second process.
-    # Forked as data loader workers are, where that is safe: importing torch again takes long.
-    multiprocessing.start_processes(
-        score_share,
-        args=(str(tmp_path), ((0, 9), (9, 24))),
-        nprocs=2,
-        start_method='fork' if sys.platform == 'linux' else 'spawn',
-    )
+    run_two(score_share, tmp_path, ((0, 9), (9, 24)))
     expected = [run(CRITERIA.build(config), *images(config)) for config in CONFIGS] * 2
     for rank in range(2):
         for result, single in zip(torch.load(tmp_path / f'{rank}.pt'), expected, strict=True):

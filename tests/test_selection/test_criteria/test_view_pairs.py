@@ -1,15 +1,11 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-import sys
-from datetime import timedelta
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from scipy.linalg import fractional_matrix_power
 from sklearn.neighbors import NearestNeighbors
-from torch import multiprocessing
 from torch.nn import functional as F
+from two_processes import member_of_two, run_two
 
 from mmaselect.images.views import ViewBoxes, ViewOptions, make_views
 from mmaselect.registry import CRITERIA
@@ -212,37 +208,24 @@ def test_views_without_a_common_part_are_an_error():
 
 
 def score_share(rank, folder, shares):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        'gloo',
-        init_method=f'file://{folder}/rendezvous',
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    results = []
-    for start, stop in shares[rank]:
-        for name in NAMES:
-            criterion = CRITERIA.build(dict(type=name))
-            first, second, where = (part[start:stop] for part in make_pairs())
-            if stop > start:
-                results.append(score(criterion, first, second, where, batch=4))
-            else:
-                results.append(criterion.compute())
-    torch.save(results, f'{folder}/{rank}.pt')
-    dist.destroy_process_group()
+    with member_of_two(rank, folder):
+        results = []
+        for start, stop in shares[rank]:
+            for name in NAMES:
+                criterion = CRITERIA.build(dict(type=name))
+                first, second, where = (part[start:stop] for part in make_pairs())
+                if stop > start:
+                    results.append(score(criterion, first, second, where, batch=4))
+                else:
+                    results.append(criterion.compute())
+        torch.save(results, f'{folder}/{rank}.pt')
 
 
 @pytest.mark.filterwarnings('ignore:The ``compute`` method of metric')
 def test_two_processes_score_as_one(tmp_path):
     # Unequal shares, and then none at all for the second process.
     shares = (((0, 9), (0, 40)), ((9, 40), (40, 40)))
-    multiprocessing.start_processes(
-        score_share,
-        args=(str(tmp_path), shares),
-        nprocs=2,
-        start_method='fork' if sys.platform == 'linux' else 'spawn',
-    )
+    run_two(score_share, tmp_path, shares)
     expected = [score(CRITERIA.build(dict(type=name)), *make_pairs()) for name in NAMES] * 2
     for rank in range(2):
         found = torch.load(tmp_path / f'{rank}.pt')
