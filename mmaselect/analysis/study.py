@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmaselect.analysis.encoded import EncodedImages
+from mmaselect.apis.features import pick_device
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
@@ -136,7 +137,7 @@ def build_frozen(
     backbone: Mapping[str, Any],
     blocks: Sequence[int] | None,
     features: Sequence[str] | None,
-    device: str,
+    device: torch.device,
 ) -> FrozenDiT:
     """The frozen model of a backbone's config, at other blocks and features.
 
@@ -303,7 +304,7 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     toolbox = get_toolbox(config)
     init_default_scope(toolbox)
     backbone = find_backbone(config, args.config)
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = pick_device(args.device)
     blocks = parse_blocks(args.blocks, backbone)
     features = args.features or [backbone.get('feature', 'query')]
     if blocks == 'all' or list(features) == ['all']:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 
+from mmaselect.apis.features import pick_device
 from mmaselect.images import to_model_range
 from mmaselect.pretraining.attention import attention_backend
 from mmaselect.pretraining.clean import load_vae
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.control_timesteps,
         args.train,
         args.test,
-        torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu')),
+        pick_device(args.device),
     )
     print(to_markdown(scores))
 
