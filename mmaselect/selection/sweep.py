@@ -70,6 +70,7 @@ class Sweep:
 
     Attributes:
         stored_at (Path | None): Where the result of the last run is kept, on rank 0.
+        was_stored (bool): Whether the last run found its result there, and computed nothing.
 
     Raises:
         ValueError: If the grid is out of range, or a criterion needs labels that the calibration
@@ -105,6 +106,7 @@ class Sweep:
         self.batch_size = options.batch_size
         self.cache = cache
         self.stored_at: Path | None = None
+        self.was_stored = False
         for name, prototype in self.prototypes.items():
             if prototype.needs_labels and not calibration.labels_available:
                 raise ValueError(
@@ -241,6 +243,7 @@ class Sweep:
         found = gather_answers(
             lambda tell: self.cache.find(key) if self.cache and rank == 0 else None
         )[0]
+        self.was_stored = found is not None
         if found is not None:
             self.stored_at = self.cache.path(key) if self.cache else None
             return found

@@ -144,26 +144,33 @@ def command_to_go_on(launcher: str) -> str:
 def build_runner(config: Config) -> Runner:
     """Build the runner of a config, ready for any launcher on any device.
 
-    It gets the hooks that make a run safe to stop and exact to resume, unless the config has them.
+    It gets the hooks that make a run safe to stop and exact to resume, and, if an ASelecTDiT is in
+    the model, the one that writes its selection; unless the config has them.
     """
     from mmaselect.engine.hooks import (
         ActivationCheckpointingHook,
         IterationSeedHook,
         PlainCheckpointHook,
         SaveOnStopHook,
+        SelectionHook,
     )
+    from mmaselect.models import ASelecTDiT
 
     on_cpus = prepare_cpu_launch(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     if on_cpus:
         runner.register_hook(AverageNormStatistics())
     present = {type(hook) for hook in runner.hooks}
-    for hook in (
+    hooks = [
         ActivationCheckpointingHook(),
         IterationSeedHook(),
         PlainCheckpointHook(),
         SaveOnStopHook(command_to_go_on(config.get('launcher', 'none'))),
-    ):
+    ]
+    # A config of an installed toolbox, with our backbone put into it, names no hook of ours.
+    if any(isinstance(module, ASelecTDiT) for module in runner.model.modules()):
+        hooks.append(SelectionHook())
+    for hook in hooks:
         if type(hook) not in present:
             runner.register_hook(hook)
     return runner

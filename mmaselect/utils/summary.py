@@ -8,12 +8,13 @@ from mmengine.runner import Runner
 
 from mmaselect.models import ASelecTDiT
 from mmaselect.selection import SelectionResult
+from mmaselect.utils.boxes import boxed
 
 
 def print_summary(runner: Runner) -> None:
-    """Print :func:`summarize`'s lines, once for all processes of a run."""
+    """Print :func:`summarize`'s lines in a box, once for all processes of a run."""
     if is_main_process():
-        print(summarize(runner), flush=True)
+        print(boxed(summarize(runner).splitlines(), 'mmaselect'), flush=True)
 
 
 def summarize(runner: Runner) -> str:

@@ -472,3 +472,17 @@ def test_a_compiled_model_gives_equal_features(tiny_dit):
     whole = torch.compile(Summed(), backend='aot_eager')(images)
     whole.backward()
     assert torch.allclose(whole, sum(each.mean() for each in expected) * 2)
+
+
+def test_one_line_says_what_is_frozen(tiny_dit):
+    model = ASelecTDiT(tiny_dit, blocks=[1, 3], timestep=50, dtype='bf16')
+    (line,) = str(model).splitlines()
+    count = sum(p.numel() for p in model.dit.transformer.parameters())
+    for part in (
+        'frozen=DiTTransformer2DModel',
+        'blocks=[1, 3] of 6',
+        'timestep=50',
+        f'parameters={count / 1e6:.1f}M',
+        'dtype=bfloat16',
+    ):
+        assert part in line

@@ -1,6 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """What the toolboxes offer around a model works with ours."""
 
+import json
 import os
 import re
 import runpy
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
+from mmseg.visualization import SegLocalVisualizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,3 +165,42 @@ def test_the_advice_on_layer_decay_works(demo, tmp_path):
         '    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0))\n'
     )
     assert weights(child, tmp_path / 'run')
+
+
+def fresh(name, *arguments):
+    """A tool in this process, with the log and the visualizer of a new one."""
+    MMLogger._instance_dict.clear()
+    SegLocalVisualizer._instance_dict.clear()
+    tool(name, *arguments)
+
+
+def test_a_child_config_without_our_hook_shows_its_pick(demo, photos, tmp_path, capsys):
+    """As the README's own: a config of a toolbox, with our backbone put into it."""
+    demo.write_text(
+        demo.read_text().replace(
+            'timestep=100',
+            f"timestep='auto', calibration={photos!r}, "
+            'selection=dict(_delete_=True, timesteps=[0, 400], num_images=4, image_size=32)',
+        )
+        + 'custom_hooks = []\n'
+    )
+    work = tmp_path / 'work'
+    fresh('train', demo, '--work-dir', work, '--no-validate')
+    out = capsys.readouterr().out
+    result = json.loads((work / 'selection.json').read_text())
+    assert (work / 'selection.png').is_file()
+    (scalars,) = work.glob('*/vis_data/scalars.json')
+    assert 'selection/InstanceSensitivity' in scalars.read_text()
+    assert re.search(rf'^\|A-SelecT picked timestep {result["timestep"]} .*\|$', out, re.M)
+    assert re.search(r'^\|selected now: \d+ model evaluations, \d+\.\d s *\|$', out, re.M)
+    closing = out[out.rindex('- mmaselect -') :]
+    assert f'picked timestep: {result["timestep"]} ' in closing
+    assert str(work / 'selection.png') in closing and 'iter_2.pth' in closing
+
+    fresh('train', demo, '--work-dir', tmp_path / 'second', '--no-validate')
+    cost = f'it took {result["model_evaluations"]} model evaluations, {result["seconds"]:.1f} s'
+    assert f'found in the cache; {cost} then' in capsys.readouterr().out
+    fresh('train', demo, '--work-dir', work, '--no-validate', '--resume', '--cfg-options',
+          'train_cfg.max_iters=3')  # fmt: skip
+    out = capsys.readouterr().out
+    assert f'found in the checkpoint; {cost} then' in out and 'selected now' not in out

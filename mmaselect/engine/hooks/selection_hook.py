@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmaselect.models.backbones import ASelecTDiT
 from mmaselect.registry import HOOKS
 from mmaselect.selection import SelectionResult
+from mmaselect.selection.notice import pick_notice
 from mmaselect.selection.plot import figure_pixels, save_figure, selection_figure
 
 #: Where a checkpoint keeps the results of its backbones, by their names in the model.
@@ -68,6 +69,13 @@ class SelectionHook(Hook):
             backbone.settle_timestep()
             if backbone.selection_result is None:
                 backbone.selection_result = self._carried_result(runner, name, backbone.timestep)
+                if backbone.selection_result is not None:
+                    notice = pick_notice(
+                        backbone.selection_result,
+                        backbone.dit.num_train_timesteps,
+                        found='the checkpoint',
+                    )
+                    runner.logger.info(f'\n{notice}')
             self._publish(runner, backbone)
 
     def _carried_result(self, runner: Runner, name: str, timestep: int) -> SelectionResult | None:

@@ -39,6 +39,7 @@ from mmaselect.selection import (
     SelectionResult,
     Sweep,
 )
+from mmaselect.selection.notice import pick_notice
 
 NOISE_MODES = ('auto', 'fresh', 'fixed')
 CHANNEL_ORDERS = ('rgb', 'bgr')
@@ -318,14 +319,13 @@ class ASelecTDiT(BaseModule):
         self._awaits_checkpoint = False
         self.timestep = result.timestep
         self.selection_result = result
-        stored = '' if sweep.stored_at is None else f'. Stored in {sweep.stored_at}'
-        print_log(
-            f'A-SelecT picked timestep {result} of {self.dit.num_train_timesteps} '
-            f'(sigma {result.noise_level:.3f}) by {result.criterion} of {result.feature} in block '
-            f'{", ".join(map(str, dict.fromkeys(result.blocks)))}, on {result.num_images} images: '
-            f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s{stored}',
-            logger='current',
+        notice = pick_notice(
+            result,
+            self.dit.num_train_timesteps,
+            sweep.stored_at,
+            'the cache' if sweep.was_stored else None,
         )
+        print_log(f'\n{notice}', logger='current')
         for warning in result.warnings:
             print_log(f'A-SelecT: {warning}', logger='current', level=30)
         return result
@@ -428,8 +428,10 @@ class ASelecTDiT(BaseModule):
 
     def extra_repr(self) -> str:
         picked = int(self.picked_timestep)
+        count = sum(parameter.numel() for parameter in self.dit.transformer.parameters())
         return (
-            f'pretrained={self.pretrained!r}, blocks={list(self.blocks)}, '
-            f'feature={self.feature!r}, timestep={picked if picked >= 0 else "auto"}, '
-            f'dtype={self.dit.dtype}, stride={self.stride}'
+            f'pretrained={self.pretrained!r}, frozen={self.dit.family.transformer_class}, '
+            f'blocks={list(self.blocks)} of {self.dit.num_blocks}, feature={self.feature!r}, '
+            f'timestep={picked if picked >= 0 else "auto"}, parameters={count / 1e6:.1f}M, '
+            f'dtype={str(self.dit.dtype).removeprefix("torch.")}, stride={self.stride}'
         )
