@@ -62,6 +62,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
     from mmaselect.apis import select_timestep
+    from mmaselect.selection import save_selection
     from mmaselect.selection.report import print_selection
 
     given = {name: getattr(args, name) for name in ('timesteps', 'criterion', 'num_images')}
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         dtype=args.dtype,
         device=args.device,
-        out=args.out,
         cache=not args.no_cache,
         **{name: value for name, value in given.items() if value is not None},
         **model_kwargs(args),
     )
     print_selection(result)
     if args.out is not None:
-        print(f'{args.out}/selection.json\n{args.out}/selection.png')
+        for written in save_selection(result, args.out):
+            print(written)

@@ -276,8 +276,7 @@ class PipelineSource:
 
         kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
         try:
-            entries = Reader.load_config(self.path, subfolder=subfolder, **kwargs)
-            return PartConfig(dict(entries), self.place(f'{subfolder}/{name}'))
+            entries = dict(Reader.load_config(self.path, subfolder=subfolder, **kwargs))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             hint = (
                 LAYOUT_HELP
@@ -289,6 +288,9 @@ class PipelineSource:
             raise FileNotFoundError(
                 f'pretrained={self.name!r}: cannot read {subfolder}/{name} ({error}). {hint}'
             ) from error
+        config = PartConfig(entries, self.place(f'{subfolder}/{name}'))
+        config['_class_name']  # says so if there is none
+        return config
 
     def has_vae(self) -> bool:
         """Whether the pipeline works on latents."""

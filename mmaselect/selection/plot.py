@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmaselect.files import written_aside
-from mmaselect.selection.result import Curve, SelectionResult
+from mmaselect.selection.result import Curve, SelectionResult, warn
 
 COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f', '#b08900')
 
@@ -132,8 +132,18 @@ def figure_pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def save_selection(result: SelectionResult, folder: str | Path) -> tuple[Path, Path]:
-    """Write ``selection.json`` and ``selection.png`` into a folder, and return their paths."""
-    folder = Path(folder)
-    picture = save_figure(selection_figure(result), folder / 'selection.png')
-    return result.save(folder / 'selection.json'), picture
+def save_selection(result: SelectionResult, folder: str | Path) -> list[Path]:
+    """Write ``selection.json`` and ``selection.png`` into a folder, and return their paths.
+
+    A file that cannot be written is left out, with a warning: the selection cost more than it.
+    """
+    folder, written = Path(folder), []
+    for path, write in (
+        (folder / 'selection.json', result.save),
+        (folder / 'selection.png', lambda path: save_figure(selection_figure(result), path)),
+    ):
+        try:
+            written.append(write(path))
+        except OSError as error:
+            warn(f'{path} cannot be written ({error})')
+    return written

@@ -155,6 +155,9 @@ class SelectionResult:
 
         data = dict(data)
         name = data['criterion']
+        for part, kind in (('others', Mapping), ('per_tap', Sequence), ('curve', Sequence)):
+            if not isinstance(data[part], kind):
+                raise ValueError(f'{part} is {data[part]!r}')
         others = {key: curve(key, part) for key, part in data.pop('others').items()}
         per_tap = [curve(name, part) for part in data.pop('per_tap')]
         interval = data.pop('interval', None)
@@ -279,7 +282,10 @@ class SelectionCache:
                 raise ValueError(f'its key is {result.key}')
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            *(OSError, ValueError, TypeError, KeyError, AttributeError),
+            RecursionError,  # brackets, thousands deep
+        ) as error:
             warn(f'the stored result {path} cannot be used ({error!r}): selecting again')
             return None
         return result

@@ -196,6 +196,7 @@ def test_bad_arguments(tiny_dit, photos):
 def test_result_round_trip_and_documented_keys(tiny_dit, photos, tmp_path):
     result = make_sweep(tiny_dit, photos).run(progress=False)
     path, picture = save_selection(result, tmp_path)
+    assert (path.name, picture.name) == ('selection.json', 'selection.png')
     data = json.loads(path.read_text())
     for key in ('timestep', 'noise_level', 'criterion', 'feature', 'blocks', 'num_images',
                 'seconds', 'model_evaluations', 'warnings', 'others', 'curve'):  # fmt: skip
