@@ -83,6 +83,9 @@ NEAR: dict[str, list[Any]] = {
         dict(foo=1),
         'abc',
     ],
+    'base': [None, 'mmaselect://dit_cifar10', 'mmaselect://nope', './none', 'x.pt'],
+    'vae': [None, './none', 'x.safetensors', 'mmaselect://dit_cifar10'],
+    'original': [None, 'dit', 'sit', 'lightning', dict(model='dit'), dict(heads=2)],
     'init_cfg': [dict(type='Kaiming'), [dict(type='Constant', val=0)], dict(layer='Conv2d')],
     'selection': ['paper', dict(preset='paper'), dict(preset='book'), dict(num_image=3), 'book'],
     'calibration': [

@@ -34,8 +34,9 @@ from mmaselect.utils.progress import progress_bar
 
 #: Toolbox to what its heads do.
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
-#: Arguments of ASelecTDiT that the frozen model is built from.
-MODEL_KEYS = ('pretrained', 'dtype', 'condition', 'load_kwargs')
+#: Arguments of ASelecTDiT that say where the frozen model is read, and all that it is built from.
+SOURCE_KEYS = ('pretrained', 'base', 'vae', 'original')
+MODEL_KEYS = (*SOURCE_KEYS, 'dtype', 'condition', 'load_kwargs')
 
 
 def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -308,7 +309,8 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     blocks = parse_blocks(args.blocks, backbone)
     features = args.features or [backbone.get('feature', 'query')]
     if blocks == 'all' or list(features) == ['all']:
-        source = PipelineSource(backbone.pretrained, **(backbone.get('hub_kwargs') or {}))
+        where = {key: backbone[key] for key in SOURCE_KEYS if backbone.get(key) is not None}
+        source = PipelineSource(**where, **(backbone.get('hub_kwargs') or {}))
         family = family_of(source)
         if blocks == 'all':
             blocks = list(range(family.num_blocks))

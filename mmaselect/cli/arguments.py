@@ -27,7 +27,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         '--pretrained',
         required=True,
         metavar='MODEL',
-        help="hub id, folder in diffusers' pipeline layout, or mmaselect://dit_cifar10; "
+        help="hub id, folder in diffusers' pipeline layout, file of weights, or "
+        'mmaselect://dit_cifar10; '
         '`mmaselect list` has names',
     )
     group.add_argument(
@@ -50,6 +51,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--dtype', default='fp32', help='fp32, fp16 or bf16; default: fp32')
     group.add_argument('--device', help='default: cuda if there is one, else cpu')
+    group.add_argument(
+        '--base',
+        metavar='PIPELINE',
+        help='what scheduler and VAE come from, where MODEL is a transformer alone',
+    )
+    group.add_argument('--vae', metavar='VAE', help="hub id or folder, in place of the model's own")
+    group.add_argument(
+        '--original', help='dit, sit or repa: what a file of weights holds, where it does not say'
+    )
     group.add_argument('--revision', help='branch, tag or commit on the hub')
     group.add_argument('--variant', help="such as fp16, of the hub's weight files")
 
@@ -72,5 +82,6 @@ def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     condition = args.condition
     if condition is not None and condition.isdecimal():
         condition = int(condition)
-    given = {'condition': condition, 'revision': args.revision, 'variant': args.variant}
+    names = ('base', 'vae', 'original', 'revision', 'variant')
+    given = {'condition': condition, **{name: getattr(args, name) for name in names}}
     return {name: value for name, value in given.items() if value is not None}

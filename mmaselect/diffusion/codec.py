@@ -15,6 +15,8 @@ class PixelCodec(nn.Module):
     """
 
     stride = 1
+    #: Channels of its latents.
+    channels = 3
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) images in [-1, 1] as they are."""
@@ -41,6 +43,12 @@ class KLCodec(nn.Module):
         self.scale = float(vae.config.get('scaling_factor') or 1.0)
         self.shift = float(vae.config.get('shift_factor') or 0.0)
         self.stride = self._stride()
+
+    @property
+    def channels(self) -> int:
+        """Channels of its latents."""
+        config = self.vae.config
+        return int(config.get('latent_channels') or config.z_dim)
 
     def _stride(self) -> int:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -117,6 +125,10 @@ class Flux2Codec(KLCodec):
         super().__init__(vae)
         self.eps = float(vae.config.batch_norm_eps)
 
+    @property
+    def channels(self) -> int:
+        return super().channels * self._patch**2
+
     def _stride(self) -> int:
         return super()._stride() * self._patch
 
@@ -154,6 +166,46 @@ def codec_class(vae_class: str) -> type[KLCodec]:
             f'{", ".join(sorted(CODECS))}. A pipeline folder without a vae/ is read in pixel space.'
         )
     return CODECS[vae_class]
+
+
+def check_replacement(codec: KLCodec, own: KLCodec, place: str) -> None:
+    """See that latents of a VAE are of the kind that a model was trained on.
+
+    Args:
+        codec: Codec of the VAE that a user put in the place of the model's own.
+        own: Codec of the model's own, which may be on the meta device.
+        place: What messages call the replacement.
+
+    Raises:
+        ValueError: If class, stride, channels, scale or shift do not agree.
+    """
+    tiny = type(codec) is TinyCodec and type(own) is KLCodec
+    # TAESD gives latents that are scaled already.
+    wanted = {
+        'class': 'AutoencoderTiny' if tiny else type(own.vae).__name__,
+        'stride': own.stride,
+        'channels': own.channels,
+        'scaling_factor': 1.0 if tiny else own.scale,
+        'shift_factor': 0.0 if tiny else own.shift,
+    }
+    came = {
+        'class': type(codec.vae).__name__,
+        'stride': codec.stride,
+        'channels': codec.channels,
+        'scaling_factor': codec.scale,
+        'shift_factor': codec.shift,
+    }
+    wrong = [
+        f'{name} {came[name]!r} instead of {value!r}'
+        for name, value in wanted.items()
+        if came[name] != value
+    ]
+    if wrong:
+        raise ValueError(
+            f'{place} does not fit the model, whose own VAE is an {type(own.vae).__name__}: it has '
+            f'{", ".join(wrong)}. Give a fine-tuned version of the same VAE, or, where that is an '
+            f'AutoencoderKL, its TAESD (an AutoencoderTiny)'
+        )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

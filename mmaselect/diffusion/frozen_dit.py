@@ -101,12 +101,16 @@ class FrozenDiT(nn.Module):
         dtype: str | torch.dtype = torch.float32,
         condition: Any = None,
         load_kwargs: Mapping[str, Any] | None = None,
+        base: str | Path | None = None,
+        vae: str | Path | None = None,
+        original: str | Mapping[str, Any] | None = None,
         **hub_kwargs: Any,
     ) -> FrozenDiT:
         """Build the needed part of a pipeline.
 
         Args:
-            pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME``.
+            pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME``;
+                or a transformer alone, in a folder or a file: see ``docs/checkpoints.md``.
             blocks: Blocks to read, negative ones counted from the end; the family's default block
                 if None. Only the blocks up to the deepest of them are built.
             features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
@@ -116,6 +120,12 @@ class FrozenDiT(nn.Module):
             condition: None for the empty condition; a class label or a prompt otherwise.
             load_kwargs: More arguments for the transformer's ``from_pretrained``, for example
                 ``quantization_config`` or ``device_map``.
+            base: Pipeline that all but the transformer comes from, where ``pretrained`` is one
+                alone.
+            vae: Hub id or local folder of a VAE in place of the model's own: a fine-tuned version
+                of the same, or its TAESD.
+            original: What a file of the DiT kind holds, where that cannot be told: ``'dit'``,
+                ``'sit'`` or ``'repa'``, or a dict of ``model`` and ``num_heads``.
             hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
 
         Raises:
@@ -125,7 +135,7 @@ class FrozenDiT(nn.Module):
         """
         dtype = parse_dtype(dtype)
         load_kwargs = keywords('load_kwargs', load_kwargs)
-        source = PipelineSource(pretrained, **hub_kwargs)
+        source = PipelineSource(pretrained, base=base, vae=vae, original=original, **hub_kwargs)
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
@@ -135,6 +145,11 @@ class FrozenDiT(nn.Module):
         needed = max(resolved) + 1
         transformer = family.load_transformer(source, needed, dtype, **load_kwargs)
         codec = family.codec(source, dtype)
+        if vae is not None and codec.channels != family.in_channels:
+            raise ValueError(
+                f'vae={str(vae)!r} gives latents of {codec.channels} channels, and {family.title} '
+                f'takes {family.in_channels}: it is the VAE of another model'
+            )
         return cls(transformer, family, process, codec, prepared, resolved, features)
 
     # -- facts ------------------------------------------------------------------------------------

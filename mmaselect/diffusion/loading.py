@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Reading a diffusers pipeline, hub id or local folder, part by part.
+"""Reading a model, part by part, from diffusers' pipeline layout or from a file of weights.
 
 Nothing here builds a whole pipeline: a transformer's first blocks, a VAE's encoder and two configs
 are all that feature extraction needs.
@@ -10,32 +10,22 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmaselect.checks import keywords, path, shorten
-from mmaselect.diffusion.codec import PixelCodec, codec_class
-from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries, weights_problem
-
-logger = logging.getLogger(__name__)
-
-#: Prefix of the models that ship with the package.
-SHIPPED_PREFIX = 'mmaselect://'
-WEIGHTS_DIR = Path(__file__).resolve().parents[1] / 'weights'
-
-LAYOUT_HELP = (
-    "expected diffusers' pipeline layout: transformer/config.json with its weights, "
-    'scheduler/scheduler_config.json and, for a model that works on latents, '
-    'vae/config.json with its weights'
-)
+from mmaselect.checks import keywords, shorten
+from mmaselect.diffusion.codec import PixelCodec, check_replacement, codec_class
+from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries
+from mmaselect.diffusion.originals import OriginalFile
+from mmaselect.diffusion.parts import Part, naming_part
+from mmaselect.diffusion.weight_files import open_weights
+from mmaselect.diffusion.where import resolve_folder, resolve_pretrained, weights_file
 
 #: What says where files are found on the hub.
 HUB_KWARGS = (
@@ -58,6 +48,14 @@ LOAD_KWARGS = (
     'variant',
 )  # fmt: skip
 
+#: The VAE that DiT, SiT and REPA were trained on, as their training scripts name it.
+DEFAULT_VAE = 'stabilityai/sd-vae-ft-ema'
+
+_NO_VAE = (
+    '. A file of weights holds no VAE, and this one is what DiT, SiT and REPA were trained on: '
+    'give a local copy of it, or another, as vae=FOLDER'
+)
+
 _DTYPES = {
     'fp32': torch.float32,
     'float32': torch.float32,
@@ -76,50 +74,6 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     elif str(dtype).removeprefix('torch.') in _DTYPES:
         return _DTYPES[str(dtype).removeprefix('torch.')]
     raise ValueError(f"dtype {dtype!r} is not supported: use 'fp32', 'fp16' or 'bf16'")
-
-
-def resolve_pretrained(pretrained: str | Path) -> str:
-    """A local folder (checked) or a hub id from what the user wrote.
-
-    Raises:
-        FileNotFoundError: If it reads like a path and there is no such folder.
-        ValueError: If it is a folder without a ``transformer/config.json``.
-    """
-    name = str(path('pretrained', pretrained))
-    if name.startswith(SHIPPED_PREFIX):
-        shipped_name = name.removeprefix(SHIPPED_PREFIX)
-        folder = WEIGHTS_DIR / shipped_name
-        # A name, not a path: '../x' and '/x' would leave the package.
-        if (
-            not re.fullmatch(r'[\w-]+', shipped_name)
-            or not (folder / 'transformer' / 'config.json').is_file()
-        ):
-            shipped = sorted(
-                p.parents[1].name for p in WEIGHTS_DIR.glob('*/transformer/config.json')
-            )
-            raise FileNotFoundError(
-                f'pretrained={name!r} does not ship with mmaselect. Shipped models: '
-                f'{", ".join(SHIPPED_PREFIX + s for s in shipped) or "none"}'
-            )
-        return str(folder)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / 'transformer' / 'config.json').is_file():
-            found = sorted(p.name for p in folder.iterdir())[:10]
-            raise ValueError(
-                f'pretrained={name!r} is not a pipeline folder: it has no transformer/config.json '
-                f'(found: {", ".join(found) or "nothing"}); {LAYOUT_HELP}'
-            )
-        return str(folder)
-    # A hub id is 'name' or 'organization/name'; anything else can only be meant as a path.
-    looks_like_path = name.startswith(('/', '.', '~')) or name.count('/') != 1 or '\\' in name
-    if looks_like_path:
-        raise FileNotFoundError(
-            f'pretrained={name!r}: there is no such folder. Give a hub id such as '
-            f"'facebook/DiT-XL-2-256', a model that ships with mmaselect such as "
-            f"'{SHIPPED_PREFIX}dit_cifar10', or a local folder; {LAYOUT_HELP}"
-        )
-    return name
 
 
 def sample_values(tensor: Tensor, count: int) -> Tensor:
@@ -169,18 +123,33 @@ def _trimmed(cls: type[nn.Module], trim: Callable[[nn.Module], None]) -> type[nn
 
 
 class PipelineSource:
-    """A pipeline on disk or on the hub, whose parts are read one at a time.
+    """A model, whose parts are read one at a time.
+
+    A pipeline on disk or on the hub has all of them. A transformer alone, in a folder or a file,
+    takes the others from ``base``.
 
     Args:
-        pretrained: Hub id, local folder, or ``mmaselect://NAME``.
-        hub_kwargs: What diffusers' ``from_pretrained`` takes to find files: ``revision``,
-            ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+        pretrained: Hub id, local folder, or ``mmaselect://NAME``; or a file of weights.
+        base: Pipeline (hub id, local folder, ``mmaselect://NAME``) that all parts but the
+            transformer come from.
+        vae: Hub id or local folder of a VAE, in place of the pipeline's own.
+        original: What a file of the DiT kind holds: see :class:`OriginalFile`.
+        hub_kwargs: What diffusers' ``from_pretrained`` takes to find files: ``revision`` (of
+            ``pretrained``), ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
 
     Raises:
-        FileNotFoundError, ValueError: See :func:`resolve_pretrained`.
+        FileNotFoundError, ValueError: If ``pretrained`` is nothing that can be read: see
+            :func:`resolve_pretrained` and :func:`open_weights`.
     """
 
-    def __init__(self, pretrained: str | Path, **hub_kwargs: Any) -> None:
+    def __init__(
+        self,
+        pretrained: str | Path,
+        base: str | Path | None = None,
+        vae: str | Path | None = None,
+        original: str | Mapping[str, Any] | None = None,
+        **hub_kwargs: Any,
+    ) -> None:
         keywords('hub_kwargs', hub_kwargs, HUB_KWARGS)
         for name, kinds in _HUB_TYPES.items():
             value = hub_kwargs.get(name)
@@ -188,125 +157,121 @@ class PipelineSource:
                 wanted = ' or '.join(kind.__name__ for kind in kinds)
                 raise ValueError(f'hub_kwargs: {name} must be {wanted}, got {shorten(value)}')
         self.name = str(pretrained)
-        self.path = resolve_pretrained(pretrained)
+        self.argument = 'pretrained'
         self.hub_kwargs = hub_kwargs
-        #: Parts that had no weights of the wanted variant.
-        self.without_variant: list[str] = []
+        file = weights_file('pretrained', pretrained)
+        # A revision is one of the repository that it was given for.
+        elsewhere = {key: value for key, value in hub_kwargs.items() if key != 'revision'}
+        self.base = None if base is None else self._open_base(base, elsewhere)
+        self.file = None
+        if file is not None:
+            self.path = str(file)
+            self.file = open_weights(
+                file, self.name, None if self.base is None else self.base.config, original
+            )
+        elif original is not None:
+            raise ValueError(
+                f'original={shorten(original)} says what a file of weights holds, and '
+                f'pretrained={self.name!r} is none'
+            )
+        elif self.base is None:
+            self.path = resolve_pretrained(pretrained)
+        else:
+            self.path = resolve_folder('pretrained', pretrained)
+        self._vae = None if vae is None else _find_vae(vae, elsewhere)
+        self._parts: dict[str, Part] = {}
+
+    @staticmethod
+    def _open_base(base: str | Path, hub_kwargs: dict[str, Any]) -> PipelineSource:
+        if weights_file('base', base) is not None:
+            raise ValueError(
+                f'base={str(base)!r} is a file of weights: give the hub id or the folder of a '
+                f'whole pipeline, which scheduler and VAE are read from'
+            )
+        resolve_pretrained(base, 'base')
+        source = PipelineSource(base, **hub_kwargs)
+        source.argument = 'base'
+        return source
 
     @property
     def is_local(self) -> bool:
         return Path(self.path).is_dir()
 
-    def place(self, file: str) -> str:
-        """What messages call a file of the pipeline."""
-        return f'pretrained={self.name!r}: {file}'
+    @property
+    def pipeline(self) -> PipelineSource:
+        """The pipeline that scheduler, VAE and text encoders come from: ``base``, or itself."""
+        return self.base or self
 
-    @contextlib.contextmanager
+    # -- where parts are --------------------------------------------------------------------------
+    def part(self, kind: str) -> Part:
+        """A part that is in diffusers' layout: ``'transformer'``, ``'vae'``, ``'scheduler'``."""
+        if kind not in self._parts:
+            self._parts[kind] = self._find(kind)
+        return self._parts[kind]
+
+    def _find(self, kind: str) -> Part:
+        if kind == 'vae' and self._vae is not None:
+            return self._vae
+        if kind != 'transformer' and self.base is not None:
+            return self.base.part(kind)
+        if isinstance(self.file, OriginalFile) and kind == 'vae':
+            return Part('vae', DEFAULT_VAE, DEFAULT_VAE, kind, None, self.hub_kwargs, _NO_VAE)
+        found = self._usual(kind)
+        if kind == 'transformer' and self.base is not None:
+            return self._find_transformer(found)
+        return found
+
+    def _usual(self, kind: str) -> Part:
+        return Part(self.argument, self.name, self.path, kind, kind, self.hub_kwargs)
+
+    def _own_vae(self) -> Part:
+        """The pipeline's own VAE, be it replaced or not."""
+        return self._usual('vae') if self.base is None else self.base.part('vae')
+
+    def _find_transformer(self, usual: Part) -> Part:
+        """The transformer beside a ``base``: in its folder, or all that there is."""
+        alone = Part(self.argument, self.name, self.path, usual.kind, None, self.hub_kwargs)
+        if self.is_local:
+            for found in (usual, alone):
+                if (found.folder / 'config.json').is_file():
+                    return found
+            # Says what is there instead, as for a pipeline.
+            resolve_pretrained(self.path)
+        try:
+            usual.config()
+        except FileNotFoundError:
+            return alone
+        return usual
+
     def naming(
-        self, subfolder: str, load_kwargs: Mapping[str, Any] | None = None
-    ) -> Iterator[None]:
+        self, part: str, load_kwargs: Mapping[str, Any] | None = None
+    ) -> contextlib.AbstractContextManager[None]:
         """Whatever goes wrong inside is an error that names the part, and the file if it is one.
 
         Args:
-            subfolder: The part.
+            part: The part, or a file of it, such as ``'transformer/config.json'``.
             load_kwargs: What a user added to the arguments of diffusers, which may be the cause.
-
-        Raises:
-            ValueError: In place of what was raised; memory that ran out stays what it is.
         """
-        try:
-            yield
-        except (MemoryError, ImportError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            if isinstance(error, (ValueError, FileNotFoundError)) and self.name in str(error):
-                raise  # it names the file already
-            problem = None
-            if self.is_local and subfolder in ('transformer', 'vae'):
-                problem = weights_problem(Path(self.path) / subfolder)
-            if problem is not None:
-                raise ValueError(f'pretrained={self.name!r}: {problem}. {REPAIR}') from error
-            given = f', or load_kwargs={shorten(load_kwargs)} does not fit' if load_kwargs else ''
-            raise ValueError(
-                f'{self.place(subfolder)} cannot be built: {type(error).__name__}: {error}. Its '
-                f'config and its weights do not belong together{given}. {REPAIR}'
-            ) from error
+        kind, _, file = part.partition('/')
+        if self.file is not None and (kind == 'transformer' or self.base is None):
+            return naming_part(f'pretrained={self.name!r}: {part}', self.name, load_kwargs)
+        found = self.part(kind)
+        if file:
+            return naming_part(found.place(part), found.name, load_kwargs)
+        return found.naming(load_kwargs)
 
-    def read(
-        self, cls: type[nn.Module], subfolder: str, **kwargs: Any
-    ) -> tuple[nn.Module, dict[str, Any]]:
-        """A part with its weights, and what diffusers says of how it loaded them.
-
-        As diffusers' own pipelines do it, a part that has no files of the wanted ``variant`` is
-        read without.
-
-        Args:
-            cls: Class of the part.
-            subfolder: The part.
-            kwargs: Of diffusers' ``from_pretrained``.
-        """
-        variant = kwargs.get('variant')
-        try:
-            return cls.from_pretrained(
-                self.path, subfolder=subfolder, output_loading_info=True, **kwargs
-            )
-        except OSError:
-            if variant is None or subfolder in self.without_variant:
-                raise
-            self.without_variant.append(subfolder)
-            kwargs = {**kwargs, 'variant': None}
-            loaded = self.read(cls, subfolder, **kwargs)
-            logger.warning(
-                '%s has no weights of variant=%r: those without a variant are read',
-                self.place(subfolder),
-                variant,
-            )
-            return loaded
-
-    def config(self, subfolder: str) -> PartConfig:
+    def config(self, kind: str) -> PartConfig:
         """The config of one part.
 
         Raises:
             FileNotFoundError: If it cannot be read; the message says what was tried and what to do.
         """
-        name = 'scheduler_config.json' if subfolder == 'scheduler' else 'config.json'
-
-        class Reader(ConfigMixin):
-            config_name = name
-
-        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
-        try:
-            entries = dict(Reader.load_config(self.path, subfolder=subfolder, **kwargs))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            hint = (
-                LAYOUT_HELP
-                if self.is_local
-                else 'the hub could not be reached, the id is wrong, or the model is gated: accept '
-                'its license on its page and run `hf auth login`, or download it once and give '
-                'the local folder'
-            )
-            raise FileNotFoundError(
-                f'pretrained={self.name!r}: cannot read {subfolder}/{name} ({error}). {hint}'
-            ) from error
-        config = PartConfig(entries, self.place(f'{subfolder}/{name}'))
-        config['_class_name']  # says so if there is none
-        return config
-
-    def has_vae(self) -> bool:
-        """Whether the pipeline works on latents."""
-        if self.is_local:
-            if (Path(self.path) / 'vae').is_dir():
-                return True
-            if not (Path(self.path) / 'model_index.json').is_file():
-                return False
-            if _names_a_part(self.index().get('vae')):
-                raise FileNotFoundError(
-                    f'pretrained={self.name!r}: model_index.json names a vae, and there is no '
-                    f'folder vae/. {REPAIR}'
-                )
-            return False
-        index = self.index()
-        return _names_a_part(index.get('vae'))
+        if self.file is not None:
+            if kind == 'transformer':
+                return self.file.config
+            if kind == 'scheduler' and isinstance(self.file, OriginalFile):
+                return self.file.scheduler
+        return self.part(kind).config()
 
     def index(self) -> PartConfig:
         """The pipeline's ``model_index.json``: its class, and library and class of each part.
@@ -314,16 +279,42 @@ class PipelineSource:
         Raises:
             FileNotFoundError: If it cannot be read.
         """
+        if self.base is not None:
+            return self.base.index()
         kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
+        place = f'{self.argument}={self.name!r}'
         try:
             entries = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
-            return PartConfig(dict(entries), self.place('model_index.json'))
+            return PartConfig(dict(entries), f'{place}: model_index.json')
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise FileNotFoundError(
-                f'pretrained={self.name!r}: cannot read model_index.json, which names the parts '
+                f'{place}: cannot read model_index.json, which names the parts '
                 f'of a pipeline ({error})'
             ) from error
 
+    def has_vae(self) -> bool:
+        """Whether the model works on latents."""
+        return self._vae is not None or self._has_own_vae()
+
+    def _has_own_vae(self) -> bool:
+        if self.base is not None:
+            return self.base.has_vae()
+        if isinstance(self.file, OriginalFile):
+            return not self.file.in_pixels
+        if self.is_local:
+            if (Path(self.path) / 'vae').is_dir():
+                return True
+            if not (Path(self.path) / 'model_index.json').is_file():
+                return False
+            if _names_a_part(self.index().get('vae')):
+                raise FileNotFoundError(
+                    f'{self.argument}={self.name!r}: model_index.json names a vae, and there is '
+                    f'no folder vae/. {REPAIR}'
+                )
+            return False
+        return _names_a_part(self.index().get('vae'))
+
+    # -- reading ----------------------------------------------------------------------------------
     def transformer(
         self,
         class_name: str,
@@ -347,29 +338,23 @@ class PipelineSource:
         config_entries = list(inspect.signature(getattr(diffusers, class_name)).parameters)
         keywords('load_kwargs', load_kwargs, [*LOAD_KWARGS, *config_entries])
         cls = _trimmed(getattr(diffusers, class_name), trim)
-        kwargs = {'torch_dtype': dtype, **self.hub_kwargs, **load_kwargs}
         with _quiet_about_unused_weights(), self.naming('transformer', load_kwargs):
-            model, info = self.read(cls, 'transformer', **overrides, **kwargs)
+            if self.file is not None:
+                model = self.file.load(cls, overrides, dtype, load_kwargs)
+            else:
+                part = self.part('transformer')
+                model, info = part.read(cls, torch_dtype=dtype, **overrides, **load_kwargs)
         model.__class__ = cls.__base__
-        self._check_whole('transformer', model, info)
+        if self.file is None:
+            part.check_whole(model, info)
         return model
 
-    def _check_whole(self, subfolder: str, model: nn.Module, info: Mapping[str, Any]) -> None:
-        """Raise a RuntimeError if weights were missing, and are random now."""
-        # Buffers are computed by the constructor; older checkpoints hold fewer of them.
-        lost = sorted({*info['missing_keys']} & {name for name, _ in model.named_parameters()})
-        if lost:
-            raise RuntimeError(
-                f'pretrained={self.name!r}: {subfolder}: the checkpoint lacks {len(lost)} weights '
-                f'that are needed (first: {lost[:3]}), so features would come from random weights. '
-                f'The config and the weights do not belong together, or the download is incomplete'
-            )
-
     def codec(self, dtype: torch.dtype) -> nn.Module:
-        """The pipeline's image encoder, or a ``PixelCodec`` where it has no VAE."""
+        """The image encoder, or a ``PixelCodec`` where there is no VAE."""
         if not self.has_vae():
             return PixelCodec()
-        config = self.config('vae')
+        part = self.part('vae')
+        config = part.config()
         name = config['_class_name']
         try:
             wrap = codec_class(name)
@@ -379,19 +364,55 @@ class PipelineSource:
         # Some VAEs overflow in half precision and say so.
         if config.get('force_upcast') and dtype == torch.float16:
             dtype = torch.float32
-        with self.naming('vae'):
-            vae, info = self.read(
-                getattr(diffusers, name), 'vae', torch_dtype=dtype, **self.hub_kwargs
-            )
+        with part.naming():
+            vae, info = part.read(getattr(diffusers, name), torch_dtype=dtype)
             codec = wrap(vae)
-        self._check_whole('vae', vae, info)
-        if len(self.without_variant) == 2:
+        part.check_whole(vae, info)
+        if self._vae is not None and self._has_own_vae():
+            self._check_vae(codec)
+        if self.file is None and part.lacks_variant and self.part('transformer').lacks_variant:
             raise ValueError(
                 f'pretrained={self.name!r}: no part has weights of '
                 f'variant={self.hub_kwargs.get("variant")!r}: leave it out, or give one that there '
                 f'is'
             )
         return codec
+
+    def _check_vae(self, codec: nn.Module) -> None:
+        """See that latents of a replacement are those of the pipeline's own VAE."""
+        if self.base is None and self.file is not None:
+            return  # of a file of the DiT kind, all that is known is the number of channels
+        config = self._own_vae().config()
+        cls = getattr(diffusers, config['_class_name'])
+        with torch.device('meta'):
+            own = codec_class(config['_class_name'])(cls.from_config(dict(config)))
+        check_replacement(codec, own, self.part('vae').place())
+
+
+def _find_vae(vae: str | Path, hub_kwargs: dict[str, Any]) -> Part:
+    """Where the VAE lies that a user named: alone, or in a pipeline."""
+    if weights_file('vae', vae) is not None:
+        raise ValueError(
+            f'vae={str(vae)!r} is a file of weights, and has no config: convert it once by '
+            f"diffusers' `AutoencoderKL.from_single_file(FILE).save_pretrained(FOLDER)`, and give "
+            f'that folder'
+        )
+    where = resolve_folder('vae', vae)
+    alone, inside = (
+        Part('vae', str(vae), where, 'vae', subfolder, hub_kwargs) for subfolder in (None, 'vae')
+    )
+    if not alone.is_local:
+        try:
+            names_a_vae = alone.config().get('_class_name', '').startswith('Autoencoder')
+        except (FileNotFoundError, ValueError):
+            names_a_vae = False
+        return alone if names_a_vae else inside
+    for found in (alone, inside):
+        if (found.folder / 'config.json').is_file():
+            return found
+    raise ValueError(
+        f'vae={str(vae)!r} holds no VAE: there is neither a config.json nor a vae/config.json'
+    )
 
 
 def _names_a_part(entry: Any) -> bool:

@@ -64,7 +64,7 @@ def test_a_start_without_transformers_reads_the_cache(sd3):
     """No trace of the encoders: the library that implements them cannot even be imported."""
     FrozenDiT.from_pretrained(sd3)
     code = (
-        'import sys; sys.modules["transformers"] = None\n'
+        'import sys; sys.modules["transformers"] = sys.modules["peft"] = None\n'
         'from mmaselect.diffusion import FrozenDiT\n'
         f'print(FrozenDiT.from_pretrained({str(sd3)!r}).condition_prompt_embeds.shape)\n'
     )

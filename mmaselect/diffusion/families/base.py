@@ -69,6 +69,9 @@ class Family(ABC):
     transformer_class: ClassVar[str]
     #: Name in messages and tables.
     title: ClassVar[str]
+    #: The kind of original checkpoint that alone it reads (see ``originals.py``); None for a family
+    #: that reads its class wherever it comes from.
+    original: ClassVar[str | None] = None
     #: First release of diffusers that has the class, called as the family calls it.
     min_diffusers: ClassVar[str] = '0.32'
     #: Whether a prompt conditions the model (otherwise a class label, or nothing, does).

@@ -47,7 +47,15 @@ class DiTFamily(Family):
         model_time: Tensor,
         condition: Mapping[str, Tensor],
     ) -> None:
-        transformer(latent, timestep=model_time.long(), class_labels=condition['class_labels'])
+        transformer(
+            latent,
+            timestep=self.time_input(model_time),
+            class_labels=condition['class_labels'],
+        )
+
+    def time_input(self, model_time: Tensor) -> Tensor:
+        """What the transformer is told of the time: the timestep, a whole number."""
+        return model_time.long()
 
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)

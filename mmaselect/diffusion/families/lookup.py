@@ -18,10 +18,14 @@ _LEGACY_CLASSES = {
 }
 
 _FAMILIES: dict[str, type[Family]] = {}
+_ORIGINALS: dict[str, type[Family]] = {}
 
 
 def register_family(cls: type[Family]) -> type[Family]:
     """Class decorator: make a family known under its transformer class."""
+    if cls.original is not None:
+        _ORIGINALS[cls.original] = cls
+        return cls
     if cls.transformer_class in _FAMILIES:
         raise KeyError(
             f'{cls.transformer_class} has a family already: {_FAMILIES[cls.transformer_class]}'
@@ -54,7 +58,7 @@ def family_of(source: PipelineSource) -> Family:
             f'write a subclass of mmaselect.diffusion.families.Family and decorate it with '
             f'@register_family'
         )
-    cls = _FAMILIES[name]
+    cls = _ORIGINALS.get(str(config.get('original')), _FAMILIES[name])
     # Builds from diffusers' main branch, '0.38.0.dev0', count as the release they become.
     installed = Version(diffusers.__version__)
     if Version(installed.base_version) < Version(cls.min_diffusers):

@@ -140,6 +140,7 @@ class TextFamily(Family):
         self, spec: Any, source: PipelineSource, dtype: torch.dtype
     ) -> dict[str, Tensor]:
         prompt, options = self.parse_condition(spec)
+        source = source.pipeline
         name = self.pipeline_name(source)
         index = source.index()
         present = [key for key, value in index.items() if isinstance(value, list) and value[0]]

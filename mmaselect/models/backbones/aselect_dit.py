@@ -86,7 +86,8 @@ class ASelecTDiT(BaseModule):
 
     Args:
         pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME`` for
-            a model that ships with the package.
+            a model that ships with the package; or a transformer alone, in a folder or a file of
+            weights: see ``docs/checkpoints.md``.
         blocks: Indices of the transformer blocks to read, one feature map each; negative ones count
             from the end, repeats are allowed. The family's default (a middle block) if None.
         feature: What to read in a block. Defaults to ``'query'``.
@@ -123,6 +124,13 @@ class ASelecTDiT(BaseModule):
         load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
             example ``quantization_config`` or ``device_map``.
         hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+        base: Pipeline (hub id, local folder, ``mmaselect://NAME``) that scheduler, VAE and text
+            encoders come from, where ``pretrained`` is a transformer alone.
+        vae: Hub id or local folder of a VAE in place of the model's own: a fine-tuned version of
+            the same, or its TAESD.
+        original: What a file of the DiT kind holds, where neither its name nor its content tells:
+            ``'dit'``, ``'sit'`` or ``'repa'``, or a dict of ``model`` (one of them) and
+            ``num_heads`` (for sizes that are not published).
         timestep_from: Which timestep holds where a checkpoint brings one: ``'checkpoint'``, the one
             that its heads were trained at (nothing is selected then, be it a resumed run,
             ``load_from`` or ``init_model``), or ``'config'``, the one that ``timestep`` gives or
@@ -165,6 +173,9 @@ class ASelecTDiT(BaseModule):
         num_draws: int = 1,
         load_kwargs: Mapping[str, Any] | None = None,
         hub_kwargs: Mapping[str, Any] | None = None,
+        base: str | Path | None = None,
+        vae: str | Path | None = None,
+        original: str | Mapping[str, Any] | None = None,
         timestep_from: str = 'checkpoint',
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
@@ -204,6 +215,9 @@ class ASelecTDiT(BaseModule):
                 dtype=dtype,
                 condition=condition,
                 load_kwargs=load_kwargs,
+                base=base,
+                vae=vae,
+                original=original,
                 **keywords('hub_kwargs', hub_kwargs, HUB_KWARGS),
             )
         )

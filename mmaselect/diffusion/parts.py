@@ -1,0 +1,185 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""One part of a pipeline: where it lies, its config, its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from torch import nn
+
+from mmaselect.checks import shorten
+from mmaselect.diffusion.damage import REPAIR, PartConfig, weights_problem
+from mmaselect.diffusion.where import LAYOUT_HELP
+
+logger = logging.getLogger(__name__)
+
+
+class MissingWeights(RuntimeError):
+    """Weights that are needed are not there."""
+
+
+@contextlib.contextmanager
+def naming_part(
+    title: str, name: str, load_kwargs: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> Iterator[None]:
+    """Whatever goes wrong inside is an error that names the part, and the file if it is one.
+
+    Args:
+        title: What messages call the part.
+        name: What the user called the model.
+        load_kwargs: What a user added to the arguments of diffusers, which may be the cause.
+        folder: Local folder of the part's weights, to be looked through for damage.
+
+    Raises:
+        ValueError: In place of what was raised; memory that ran out stays what it is.
+    """
+    try:
+        yield
+    except (MemoryError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        named = isinstance(error, (ValueError, FileNotFoundError, MissingWeights))
+        if named and name in str(error):
+            raise  # it names the file already
+        problem = None if folder is None else weights_problem(folder)
+        if problem is not None:
+            raise ValueError(f'{title.partition(": ")[0]}: {problem}. {REPAIR}') from error
+        given = f', or load_kwargs={shorten(load_kwargs)} does not fit' if load_kwargs else ''
+        raise ValueError(
+            f'{title} cannot be built: {type(error).__name__}: {error}. Its '
+            f'config and its weights do not belong together{given}. {REPAIR}'
+        ) from error
+
+
+@dataclass
+class Part:
+    """A part in diffusers' layout, in a local folder or on the hub.
+
+    Attributes:
+        argument: The argument that named it, for messages.
+        name: What the user wrote there.
+        path: Local folder or hub id.
+        kind: ``'transformer'``, ``'vae'`` or ``'scheduler'``.
+        subfolder: Where it lies; None if the part is all that there is.
+        hub_kwargs: What diffusers' ``from_pretrained`` takes to find files.
+        advice: What to do if it cannot be read, beside the usual.
+        lacks_variant: Whether it had no weights of the wanted variant.
+    """
+
+    argument: str
+    name: str
+    path: str
+    kind: str
+    subfolder: str | None
+    hub_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ''
+    lacks_variant: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, if that is a local folder."""
+        return Path(self.path, self.subfolder or '')
+
+    def place(self, file: str | None = None) -> str:
+        """What messages call it, or a file of it."""
+        return f'{self.argument}={self.name!r}: {self.kind if file is None else file}'
+
+    def naming(
+        self, load_kwargs: Mapping[str, Any] | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """See :func:`naming_part`."""
+        weights = self.folder if self.is_local and self.kind != 'scheduler' else None
+        return naming_part(self.place(), self.name, load_kwargs, weights)
+
+    def config(self) -> PartConfig:
+        """Its config.
+
+        Raises:
+            FileNotFoundError: If it cannot be read; the message says what was tried and what to do.
+        """
+        name = 'scheduler_config.json' if self.kind == 'scheduler' else 'config.json'
+        file = name if self.subfolder is None else f'{self.subfolder}/{name}'
+
+        class Reader(ConfigMixin):
+            config_name = name
+
+        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
+        try:
+            entries = dict(Reader.load_config(self.path, subfolder=self.subfolder, **kwargs))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            hint = (
+                LAYOUT_HELP
+                if self.is_local
+                else 'the hub could not be reached, the id is wrong, or the model is gated: accept '
+                'its license on its page and run `hf auth login`, or download it once and give '
+                'the local folder'
+            )
+            raise FileNotFoundError(
+                f'{self.argument}={self.name!r}: cannot read {file} ({error}). {hint}{self.advice}'
+            ) from error
+        config = PartConfig(entries, self.place(file))
+        config['_class_name']  # says so if there is none
+        return config
+
+    def read(self, cls: type[nn.Module], **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+        """It with its weights, and what diffusers says of how it loaded them.
+
+        As diffusers' own pipelines do it, a part that has no files of the wanted ``variant`` is
+        read without.
+
+        Args:
+            cls: Class of the part.
+            kwargs: Of diffusers' ``from_pretrained``, beside those that find files.
+        """
+        kwargs = {**self.hub_kwargs, **kwargs}
+        variant = kwargs.get('variant')
+        try:
+            return self._read(cls, **kwargs)
+        except OSError:
+            if variant is None:
+                raise
+            self.lacks_variant = True
+            loaded = self._read(cls, **{**kwargs, 'variant': None})
+            logger.warning(
+                '%s has no weights of variant=%r: those without a variant are read',
+                self.place(),
+                variant,
+            )
+            return loaded
+
+    def _read(self, cls: type[nn.Module], **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+        return cls.from_pretrained(
+            self.path, subfolder=self.subfolder, output_loading_info=True, **kwargs
+        )
+
+    def check_whole(self, model: nn.Module, info: Mapping[str, Any]) -> None:
+        """Raise a RuntimeError if weights were missing, and are random now."""
+        # Buffers are computed by the constructor; older checkpoints hold fewer of them.
+        lost = sorted({*info['missing_keys']} & {name for name, _ in model.named_parameters()})
+        refuse_missing(self.place(), lost)
+
+
+def refuse_missing(place: str, lost: list[str]) -> None:
+    """Raise :class:`MissingWeights` if needed weights are missing.
+
+    Args:
+        place: What messages call the part.
+        lost: Names of the missing weights.
+    """
+    if lost:
+        raise MissingWeights(
+            f'{place}: the checkpoint lacks {len(lost)} weights '
+            f'that are needed (first: {lost[:3]}), so features would come from random weights. '
+            f'The config and the weights do not belong together, or the download is incomplete'
+        )
