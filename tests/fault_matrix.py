@@ -1341,6 +1341,8 @@ def _forked(action: Callable[[], Any]) -> int:
         code = 1
         try:
             torch.set_num_threads(1)
+            # A shell that starts this in the background has it ignore Ctrl-C.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             action()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,7 @@ def check_checkpoint_file(path: str | os.PathLike) -> None:
         path: A file of this machine.
 
     Raises:
-        ValueError: If it is empty or cut off, or names objects that could run code.
+        ValueError: If it is empty, cut off or something else, or names objects that could run code.
     """
     path = Path(path)
     if path.stat().st_size == 0:
@@ -109,7 +110,13 @@ def check_checkpoint_file(path: str | os.PathLike) -> None:
                 f'{path} is cut off: it was not written to its end (a full disk, or a run that was '
                 f'killed). Use another checkpoint'
             )
-        return  # torch.save of before 1.6; torch.load says what it thinks of others
+        # torch.save of before 1.6 wrote plain pickles; torch.load says what it thinks of those.
+        if start[:1] != pickle.PROTO:
+            raise ValueError(
+                f'{path} is no checkpoint of PyTorch: it begins with {start!r}. Give the .pth file '
+                f'that training wrote'
+            )
+        return
     if os.environ.get(ONLY_WEIGHTS) != '1':
         return
     refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)

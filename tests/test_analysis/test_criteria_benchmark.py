@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def result(metric, scores, case='one', block=1, spread=0.0):
     metric = np.array(metric, float)
     shake = np.random.default_rng(0).normal(0, 1, (1000, len(metric))) * spread
-    return BlockResult(case, block, [0, 25, 50, 100], metric, metric + shake, scores)
+    halves = np.broadcast_to(metric, (3, 2, len(metric)))
+    return BlockResult(case, block, [0, 25, 50, 100], metric, metric + shake, halves, scores)
 
 
 def test_a_row_says_what_a_pick_costs():
@@ -34,6 +35,7 @@ def test_a_row_says_what_a_pick_costs():
     row = measured.row('good')
     assert (row['pick'], row['best'], row['regret']) == (50, 25, 2.0)
     assert row['within'] is False
+    assert row['cross_fitted'] == 2.0, 'both halves agree'
     assert row['rank_correlation'] == pytest.approx(
         spearmanr([1, 2, 4, 0], [50, 60, 58, 40]).statistic
     )
@@ -47,6 +49,24 @@ def test_a_row_says_what_a_pick_costs():
 def test_a_difference_that_resampling_turns_round_is_within_the_noise():
     assert result([50.0, 60.0, 58.0, 40.0], {'a': [1, 2, 4, 0]}, spread=3).row('a')['within']
     assert not result([50.0, 60.0, 58.0, 40.0], {'a': [1, 2, 4, 0]}, spread=0.3).row('a')['within']
+
+
+def test_the_best_of_equal_timesteps_is_no_better_where_it_was_not_chosen():
+    """400 images, eight timesteps of equal accuracy: the highest is above each of them by luck."""
+    rng = np.random.default_rng(0)
+    regrets, fair = [], []
+    for _ in range(40):
+        outcomes = rng.random((8, 400)) < 0.5
+        halves = np.empty((50, 2, 8))
+        for split in halves:
+            order = rng.permutation(400)
+            split[:] = [100 * outcomes[:, part].mean(1) for part in (order[:200], order[200:])]
+        metric = 100 * outcomes.mean(1)
+        block = BlockResult('one', 1, list(range(8)), metric, metric[None], halves, {})
+        regrets.append(metric.max() - metric[3])
+        fair.append(block.cross_fitted_regret(3))
+    assert np.mean(regrets) > 2
+    assert abs(np.mean(fair)) < 4 * np.std(fair) / 40**0.5 < 2
 
 
 def test_a_case_counts_once_however_many_blocks_it_has():

@@ -112,6 +112,13 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(b'')
     with pytest.raises(ValueError, match=r'a\.pth is empty'):
         check_checkpoint_file(path)
+    path.write_text('<html>404</html>')
+    with pytest.raises(
+        ValueError, match=r"a\.pth is no checkpoint of PyTorch: it begins with b'<h'"
+    ):
+        check_checkpoint_file(path)
+    torch.save(dict(a=1), path, _use_new_zipfile_serialization=False)
+    check_checkpoint_file(path)
 
 
 def test_only_names_that_could_run_code_are_refused(tmp_path):
