@@ -312,5 +312,7 @@ class FrozenDiT(nn.Module):
 
         A pick made in one precision must not be read in another because training uses AMP.
         """
-        with torch.autocast(device_type=device.type, enabled=False):
+        # The meta device, where shapes and FLOPs are counted, knows no autocast.
+        kind = 'cpu' if device.type == 'meta' else device.type
+        with torch.autocast(device_type=kind, enabled=False):
             yield

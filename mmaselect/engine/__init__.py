@@ -1,6 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 from mmaselect.engine.hooks import (
     ActivationCheckpointingHook,
+    FrozenCacheHook,
     IterationSeedHook,
     PlainCheckpointHook,
     SaveOnStopHook,
@@ -9,6 +10,7 @@ from mmaselect.engine.hooks import (
 
 __all__ = [
     'ActivationCheckpointingHook',
+    'FrozenCacheHook',
     'IterationSeedHook',
     'PlainCheckpointHook',
     'SaveOnStopHook',

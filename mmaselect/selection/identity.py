@@ -24,7 +24,7 @@ from mmaselect.diffusion import FrozenDiT
 _VERSIONED = ('mmaselect', 'torch', 'torchmetrics', 'diffusers', 'abc', 'builtins', 'typing')
 
 
-def weights_fingerprint(dit: FrozenDiT) -> str:
+def weights_fingerprint(dit: nn.Module) -> str:
     """Hash of name, shape, precision and every byte of every tensor of the frozen model.
 
     The transformer's built part, the VAE's encoder and the condition. What is hashed are the

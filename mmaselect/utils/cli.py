@@ -149,6 +149,7 @@ def build_runner(config: Config) -> Runner:
     """
     from mmaselect.engine.hooks import (
         ActivationCheckpointingHook,
+        FrozenCacheHook,
         IterationSeedHook,
         PlainCheckpointHook,
         SaveOnStopHook,
@@ -163,6 +164,7 @@ def build_runner(config: Config) -> Runner:
     present = {type(hook) for hook in runner.hooks}
     hooks = [
         ActivationCheckpointingHook(),
+        FrozenCacheHook(),
         IterationSeedHook(),
         PlainCheckpointHook(),
         SaveOnStopHook(command_to_go_on(config.get('launcher', 'none'))),

@@ -68,16 +68,16 @@ class Flux2Family(TextFamily):
         condition: Mapping[str, Tensor],
     ) -> None:
         embeds = condition['prompt_embeds']
-        zero = torch.zeros(1, dtype=torch.long)
-        rows, columns = (torch.arange(side) for side in self.grid(latent))
-        places = torch.arange(embeds.shape[1])
+        rows, columns = (torch.arange(side, device=latent.device) for side in self.grid(latent))
+        places = torch.arange(embeds.shape[1], device=latent.device)
+        zero = places.new_zeros(1)
         transformer(
             latent.flatten(2).transpose(1, 2),
             timestep=model_time.to(latent.dtype) / 1000,
             guidance=condition.get('guidance'),
             encoder_hidden_states=embeds,
-            txt_ids=torch.cartesian_prod(zero, zero, zero, places).to(latent.device),
-            img_ids=torch.cartesian_prod(zero, rows, columns, zero).to(latent.device),
+            txt_ids=torch.cartesian_prod(zero, zero, zero, places),
+            img_ids=torch.cartesian_prod(zero, rows, columns, zero),
         )
 
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:

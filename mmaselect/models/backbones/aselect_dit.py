@@ -32,6 +32,7 @@ from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.fresh_noise import FreshNoise
+from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     SelectionCache,
@@ -121,6 +122,15 @@ class ASelecTDiT(BaseModule):
             evaluation.
         noise_seed: Seed of fixed noise.
         num_draws: Noise draws whose features are averaged, at one transformer pass each.
+        cache: What the frozen part gives for an image is computed once and kept on disk, for later
+            epochs, ranks and runs. None by default: nothing is kept.
+
+            - ``'features'``: the maps. Needs ``noise='fixed'``, and images that come back: no
+              augmentation, or one with few outcomes, such as a flip.
+            - ``'latents'``: what the VAE's encoder gives; the transformer runs, on any noise.
+            - A dict of ``kind`` (one of the two) and any of ``dtype`` of the files (``'fp32'``,
+              ``'fp16'``, ``'bf16'``; by default one that loses nothing), ``folder``
+              (``$MMASELECT_CACHE/frozen``) and ``max_gb``, the bound of its size (50).
         load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
             example ``quantization_config`` or ``device_map``.
         hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
@@ -171,6 +181,7 @@ class ASelecTDiT(BaseModule):
         noise: str = 'auto',
         noise_seed: int = 0,
         num_draws: int = 1,
+        cache: str | Mapping[str, Any] | None = None,
         load_kwargs: Mapping[str, Any] | None = None,
         hub_kwargs: Mapping[str, Any] | None = None,
         base: str | Path | None = None,
@@ -187,6 +198,13 @@ class ASelecTDiT(BaseModule):
         noise_seed = seed_number('noise_seed', noise_seed)
         input_mean = three_numbers('input_mean', input_mean)
         input_std = three_numbers('input_std', input_std, positive=True)
+        cache_options = CacheOptions.parse(cache)
+        if cache_options is not None and cache_options.kind == 'features' and noise != 'fixed':
+            raise ValueError(
+                f"cache='features' keeps one result for each image, and with noise={noise!r} an "
+                f"image never gives the same twice. Set noise='fixed', or keep what comes before "
+                f"the noise: cache='latents'"
+            )
         check_init_cfg(init_cfg)
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
@@ -244,6 +262,9 @@ class ASelecTDiT(BaseModule):
         self._range_checked = False
         self._fresh_noise = FreshNoise()
         self._finite_watch = FiniteWatch()
+        self.cache: FrozenCache | None = None
+        if cache_options is not None:
+            self.cache = FrozenCache(self.dit, feature, cache_options, (noise_seed, num_draws))
 
     # -- the frozen part --------------------------------------------------------------------------
     @property
@@ -345,6 +366,12 @@ class ASelecTDiT(BaseModule):
         return result
 
     # -- features ---------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> ASelecTDiT:
+        """Switch between training and evaluation; a cache writes what it still holds in memory."""
+        if self.cache is not None:
+            self.cache.flush()  # MMEngine's loops call this once an epoch
+        return super().train(mode)
+
     def _restore(self, inputs: Tensor) -> Tensor:
         """Undo the ``data_preprocessor``: RGB in [-1, 1]."""
         images = inputs.float() * self.input_scale + self.input_shift
@@ -382,20 +409,34 @@ class ASelecTDiT(BaseModule):
         timestep = self.timestep
         self._fresh_noise.begin()
         images = self._restore(inputs)
-        latent = self.dit.encode(images)
-        maps = [
+        if self.cache is not None and self.cache.kind == 'features':
+            maps = self.cache.fetch(images, timestep, lambda missing: self._maps(missing, timestep))
+        else:
+            maps = self._maps(images, timestep)
+        floats = {name: value.float() for name, value in maps.items()}
+        return tuple(floats[str(block)] for block in self.blocks)
+
+    def _maps(self, images: Tensor, timestep: int) -> dict[str, Tensor]:
+        """Map of each block, by its number as text, as precise as the frozen part gives it."""
+        if self.cache is not None and self.cache.kind == 'latents':
+            latent = self.cache.fetch(
+                images, timestep, lambda missing: {'latent': self.dit.encode(missing)}
+            )['latent'].float()
+        else:
+            latent = self.dit.encode(images)
+        drawn = [
             self.dit.features(latent, timestep, self._draw_noise(latent, draw))
             for draw in range(self.num_draws)
         ]
-        features = tuple(
-            torch.stack([drawn[block, self.feature].float() for drawn in maps]).mean(0)
-            if self.num_draws > 1
-            else maps[0][block, self.feature].float()
-            for block in self.blocks
-        )
+        maps = {
+            str(block): drawn[0][block, self.feature]
+            if self.num_draws == 1
+            else torch.stack([each[block, self.feature].float() for each in drawn]).mean(0)
+            for block in dict.fromkeys(self.blocks)
+        }
         if not torch.jit.is_tracing():
-            self._finite_watch.check(features, self.dit, images, timestep)
-        return features
+            self._finite_watch.check(list(maps.values()), self.dit, images, timestep)
+        return maps
 
     # -- checkpoints ------------------------------------------------------------------------------
     def _load_from_state_dict(

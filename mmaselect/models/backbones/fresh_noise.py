@@ -36,7 +36,8 @@ class FreshNoise:
             number: Which of the draws of this pass.
         """
         if self._place is None:
-            return torch.randn_like(latent)
+            # Not randn_like, whose draws depend on how the latent lies in memory.
+            return torch.randn(latent.shape, dtype=latent.dtype, device=latent.device)
         sequence = np.random.SeedSequence([*self._place, self._passes, number])
         seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
         generator = torch.Generator(latent.device).manual_seed(seed)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.models.heads import AttentionPoolClsHead
 
@@ -69,6 +70,35 @@ def test_pooling_sees_every_token_and_no_order():
     assert (feature.grad.abs().sum(1) > 0).all()
 
 
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('num_layers', [1, 3])
+def test_computes_nothing_but_the_class_token_at_the_end(training, num_layers):
+    """The same logits and gradients as whole blocks, for fewer multiplications."""
+    head = build(num_layers=num_layers, final_norm=True).train(training)
+    feature = torch.rand(3, 6, 4, 5)
+
+    def whole(feature):
+        tokens = head.project(feature.flatten(2).mT)
+        tokens = torch.cat([head.cls_token.expand(3, -1, -1), tokens], 1)
+        for block in head.blocks:
+            tokens = block(tokens)
+        return head.fc(head.norm(tokens[:, 0]))
+
+    def run(call):
+        one = feature.clone().requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            logits = call(one)
+        head.zero_grad()
+        logits.square().sum().backward()
+        return logits, one.grad, [p.grad for p in head.parameters()], counter.get_total_flops()
+
+    ours, theirs = run(lambda one: head((one,))), run(whole)
+    torch.testing.assert_close(ours[:3], theirs[:3], atol=1e-6, rtol=1e-4)
+    assert ours[3] < (0.6 if num_layers == 1 else 0.9) * theirs[3]
+    with torch.no_grad():  # PyTorch's fast path of whole blocks in evaluation
+        torch.testing.assert_close(head((feature,)), whole(feature), atol=1e-6, rtol=1e-4)
+
+
 def test_learns_a_task_that_average_pooling_cannot():
     """The class is where the two channels agree in sign; their means over the map say nothing."""
     torch.manual_seed(0)
@@ -113,6 +143,7 @@ def test_in_an_image_classifier():
     'kwargs, message',
     [
         (dict(num_classes=0), 'num_classes is 0; it must be at least 1'),
+        (dict(num_layers=0), 'num_layers is 0; it must be at least 1'),
         (dict(embed_dims=15), 'embed_dims is 15; it must be a multiple of num_heads, 2'),
         (dict(in_channels=[6, 6]), r'picks 1 map\(s\)'),
     ],
