@@ -50,7 +50,10 @@ def test_errors_are_one_line(capsys):
 
 
 def test_help_teaches(capsys):
-    for arguments in (['--help'], *([name, '--help'] for name in ('list', 'select', 'features'))):
+    for arguments in (
+        ['--help'],
+        *([name, '--help'] for name in ('list', 'select', 'look', 'features')),
+    ):
         with pytest.raises(SystemExit) as leave:
             main(arguments)
         assert leave.value.code == 0
@@ -106,3 +109,48 @@ def test_list_imports_no_torch():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.count('Sana_') == 2 and done.stdout.splitlines()[-1] == 'False'
+
+
+def test_look(tiny_dit, photos, tmp_path, capsys):
+    page = tmp_path / 'look.html'
+    options = ['--pretrained', tiny_dit, '--out', str(page), '--timesteps', '0:900:300']
+    few = ['look', f'{photos}/00.png', f'{photos}/01.png', *options, '--image-size', '32']
+    assert main([*few, '--blocks', '2', '--feature', 'query', 'key']) == 0
+    assert capsys.readouterr().out.startswith('2 images at timesteps 0, 300, 600\n')
+    html = page.read_text()
+    assert '2 images are too few' in html and 'block 2, key' in html
+    assert 'How the timestep was picked' not in html
+    # Of a folder, some are shown, and all are selected on.
+    assert main(['look', photos, *options, '--max-images', '3', '--blocks', '2']) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('3 images at timesteps 0, ') and ', picked: ' in out
+    assert 'own 32 pixels; shown are 128' in page.read_text()
+    # A selection that is there already.
+    selected = ['--timesteps', '0,450', '--num-images', '4', '--out', str(tmp_path)]
+    assert main(['select', photos, '--pretrained', tiny_dit, *selected]) == 0
+    assert (tmp_path / 'selection.html').is_file()
+    assert main([*few, '--selection', str(tmp_path / 'selection.json')]) == 0
+    assert 'How the timestep was picked' in page.read_text()
+    assert main([*few, '--calibration', photos, '--no-selection']) == 0
+    assert 'How the timestep was picked' not in page.read_text()
+
+
+def test_look_from_a_config(tiny_dit, photos, tmp_path, capsys):
+    config = tmp_path / 'config.py'
+    backbone = dict(
+        type='ASelecTDiT', pretrained=tiny_dit, blocks=[1, 3], calibration=photos,
+        selection=dict(timesteps=[0, 400], num_images=4, image_size=32),
+    )  # fmt: skip
+    config.write_text(f'model = dict(backbone={backbone!r})\n')
+    command = ['look', f'{photos}/00.png', '--config', str(config)]
+    page = ['--out', str(tmp_path / 'look.html'), '--timesteps', '200']
+    assert main([*command, *page]) == 0
+    (pick,) = re.findall(r', picked: (\d+)', capsys.readouterr().out)
+    assert int(pick) in (0, 400) and 'block 3, query' in (tmp_path / 'look.html').read_text()
+    assert main([*command, *page, '--pretrained', tiny_dit]) == 1
+    assert 'give either --pretrained MODEL or --config FILE' in capsys.readouterr().err
+    assert main(['look', 'no/such.png', '--pretrained', tiny_dit, *page]) == 1
+    assert "there is no image 'no/such.png'" in capsys.readouterr().err
+    config.write_text("model = dict(backbone=dict(type='ResNet'))\n")
+    assert main([*command, *page]) == 1
+    assert "model.backbone is 'ResNet'" in capsys.readouterr().err

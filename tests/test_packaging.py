@@ -76,7 +76,8 @@ def test_wheel_holds_what_mim_looks_for(wheel):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = wheel.namelist()
     for path in (ROOT / 'mmaselect').rglob('*'):
-        shipped = path.suffix in ('.py', '.typed') or 'weights' in path.relative_to(ROOT).parts
+        kinds = ('.py', '.typed', '.j2')
+        shipped = path.suffix in kinds or 'weights' in path.relative_to(ROOT).parts
         if path.is_file() and shipped and '.mim' not in path.parts:
             assert path.relative_to(ROOT).as_posix() in names
     assert {name.split('/')[0] for name in names} == {

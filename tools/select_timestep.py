@@ -11,7 +11,8 @@ from mmengine.config import ConfigDict, DictAction
 from mmengine.dist import infer_launcher, init_dist, is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
-from mmaselect.selection import save_selection
+from mmaselect.images.thumbnails import try_thumbnails
+from mmaselect.pages import save_report
 from mmaselect.selection.report import print_selection
 from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils import load_config
@@ -21,7 +22,7 @@ from mmaselect.utils.flags import add_cfg_options, add_device, add_launcher, add
 
 EXAMPLES = """
 examples:
-  # the config's own settings; writes work_dirs/CONFIG_NAME/selection.json and selection.png
+  # the config's own settings; writes selection.json, .png and .html to work_dirs/CONFIG_NAME
   python tools/select_timestep.py configs/aselect_dit_ade20k.py
 
   # a finer grid around low noise, other blocks, the paper's plain criterion
@@ -42,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config whose backbone is mmaselect.ASelecTDiT')
     parser.add_argument(
         '--out',
-        help='folder for selection.json and selection.png; default: the work directory of the '
+        help='folder for selection.json, .png and .html; default: the work directory of the '
         'config, else work_dirs/CONFIG_NAME',
     )
     add_timesteps(
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         out = args.out or config.get('work_dir') or Path('work_dirs') / Path(args.config).stem
         print_selection(result)
-        for path in save_selection(result, out):
+        for path in save_report(result, out, try_thumbnails(sweep.calibration)):
             print(path)
     leave_process_group()
 

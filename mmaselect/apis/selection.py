@@ -16,7 +16,9 @@ from mmaselect.checks import flag, path
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet, ImageArrays
 from mmaselect.images.datasets import build_image_source
+from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.images.views import ViewOptions
+from mmaselect.pages import save_report
 from mmaselect.selection import (
     DEFAULT_CRITERION,
     DEFAULT_GRID,
@@ -26,7 +28,6 @@ from mmaselect.selection import (
     SelectionOptions,
     SelectionResult,
     Sweep,
-    save_selection,
 )
 
 
@@ -73,7 +74,8 @@ def select_timestep(
             :class:`~mmaselect.images.views.ViewOptions`.
         dtype: Of the frozen weights.
         device: CUDA if there is one, by default.
-        out: Folder for ``selection.json`` and ``selection.png``; nothing is written if None.
+        out: Folder for ``selection.json``, ``selection.png`` and ``selection.html``; nothing is
+            written if None.
         cache: Whether to look for, and keep, the result in the cache folder.
         progress: Draw a progress bar.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
@@ -128,5 +130,5 @@ def select_timestep(
         progress=progress
     )
     if out is not None:
-        save_selection(result, out)
+        save_report(result, out, try_thumbnails(calibration))
     return result

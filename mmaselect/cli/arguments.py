@@ -20,12 +20,17 @@ def new_parser(
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is read: the model, its blocks and features, and how it computes."""
+def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """What is read: the model, its blocks and features, and how it computes.
+
+    Args:
+        parser: The subcommand's.
+        required: Whether a model must be named. If not, what was not given is None.
+    """
     group = parser.add_argument_group('model')
     group.add_argument(
         '--pretrained',
-        required=True,
+        required=required,
         metavar='MODEL',
         help="hub id, folder in diffusers' pipeline layout, file of weights, or "
         'mmaselect://dit_cifar10; '
@@ -41,7 +46,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--feature',
         nargs='+',
-        default=['query'],
+        default=['query'] if required else None,
         metavar='NAME',
         help='query, key, value, attention or output; query_post and key_post in some families. '
         'Default: query',
@@ -49,7 +54,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--condition', metavar='PROMPT', help='prompt or class label; default: the empty one'
     )
-    group.add_argument('--dtype', default='fp32', help='fp32, fp16 or bf16; default: fp32')
+    group.add_argument(
+        '--dtype', default='fp32' if required else None, help='fp32, fp16 or bf16; default: fp32'
+    )
     group.add_argument('--device', help='default: cuda if there is one, else cpu')
     group.add_argument(
         '--base',

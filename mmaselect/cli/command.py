@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmaselect.cli import features, models, select
+from mmaselect.cli import features, look, models, select
 from mmaselect.tool import add_debug, in_one_line
 from mmaselect.version import __version__
 
@@ -17,6 +17,8 @@ examples:
   mmaselect list
   # the timestep at which a model's features are best, on images of yours; nothing is downloaded
   mmaselect select photos/ --pretrained mmaselect://dit_cifar10 --out work_dirs/photos
+  # what it sees in two of them, as a page in which tokens can be clicked
+  mmaselect look photos/cat.jpg photos/dog.jpg --pretrained mmaselect://dit_cifar10 --out look.html
   # the features of all of them, at a timestep that is picked first
   mmaselect features photos/ --pretrained facebook/DiT-XL-2-256 --timestep auto --out work_dirs/dit
 
@@ -35,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (models, select, features):
+    for module in (models, select, look, features):
         command = module.add_parser(commands)
         add_debug(command)
         command.set_defaults(run=module.run)

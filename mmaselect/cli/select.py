@@ -17,7 +17,7 @@ examples:
   # the DiT that ships with the package: nothing is downloaded, minutes on a CPU
   mmaselect select photos/ --pretrained mmaselect://dit_cifar10
 
-  # a published model in half precision; selection.json and selection.png go to a folder
+  # a published model in half precision; the result, its plot and a page go to a folder
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --dtype fp16 --out work_dirs/photos
 
   # a finer grid around low noise, another block, the paper's plain criterion
@@ -39,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         examples=EXAMPLES,
     )
     parser.add_argument('images', metavar='IMAGES', help='folder of images, searched recursively')
-    parser.add_argument('--out', help='folder for selection.json and selection.png')
+    parser.add_argument('--out', help='folder for selection.json, selection.png and selection.html')
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group('selection')
@@ -62,7 +62,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
     from mmaselect.apis import select_timestep
-    from mmaselect.selection import save_selection
+    from mmaselect.images import CalibrationSet, ImageFolder
+    from mmaselect.images.thumbnails import try_thumbnails
+    from mmaselect.pages import save_report
     from mmaselect.selection.report import print_selection
 
     given = {name: getattr(args, name) for name in ('timesteps', 'criterion', 'num_images')}
@@ -82,5 +84,8 @@ def run(args: argparse.Namespace) -> None:
     )
     print_selection(result)
     if args.out is not None:
-        for written in save_selection(result, args.out):
+        images = CalibrationSet(
+            ImageFolder(args.images), result.settings['image_size'], result.num_images, args.seed
+        )
+        for written in save_report(result, args.out, try_thumbnails(images)):
             print(written)

@@ -61,4 +61,6 @@ def _pick_lines(timestep: int, work_dir: Path) -> list[str]:
         f'picked timestep: {timestep} (criterion {result.criterion}, {result.num_images} images); '
         f'result: {selection}'
     ]
-    return lines + ([f'plot of the pick: {plot}'] if plot.is_file() else [])
+    page = work_dir / 'selection.html'
+    lines += [f'plot of the pick: {plot}'] if plot.is_file() else []
+    return lines + ([f'all of it as a page: {page}'] if page.is_file() else [])

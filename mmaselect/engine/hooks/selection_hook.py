@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmaselect.models.backbones import ASelecTDiT
+from mmaselect.pages import save_selection_page
 from mmaselect.registry import HOOKS
 from mmaselect.selection import SelectionResult
 from mmaselect.selection.notice import pick_notice
@@ -27,8 +28,9 @@ SET_ASIDE = 'selection_of_another_timestep'
 
 @HOOKS.register_module()
 class SelectionHook(Hook):
-    """Writes ``selection.json`` and ``selection.png`` into the work directory before training, and
-    sends the curve and the picture to the visualizer (local files, TensorBoard, W&B, ...).
+    """Writes ``selection.json``, ``selection.png`` and ``selection.html`` into the work directory
+    before training, and sends the curve and the picture to the visualizer (local files,
+    TensorBoard, W&B, ...).
 
     The curve's x axis is the timestep, under ``selection/CRITERION``.
 
@@ -101,6 +103,9 @@ class SelectionHook(Hook):
             runner.logger.info(f'timestep selection: {text}')
         if try_to_write(runner, picture, lambda: save_figure(selection_figure(result), picture)):
             runner.logger.info(f'timestep selection: {picture}')
+        page, seen = folder / 'selection.html', backbone.calibration_thumbnails
+        if try_to_write(runner, page, lambda: save_selection_page(result, folder, seen)):
+            runner.logger.info(f'timestep selection: {page}')
         if not runner._resume:  # else the visualizer has it from the first start
             try_to_write(runner, folder, lambda: self._visualize(runner, result))
 
@@ -144,7 +149,7 @@ def set_aside_others(runner: Runner, folder: Path, timestep: int) -> None:
         found = 'that cannot be read'
     if found == timestep:
         return
-    for suffix in ('.json', '.png'):
+    for suffix in ('.json', '.png', '.html'):
         if (folder / f'selection{suffix}').exists():
             os.replace(folder / f'selection{suffix}', folder / f'{SET_ASIDE}{suffix}')
     runner.logger.warning(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
@@ -28,6 +29,7 @@ from mmaselect.diffusion.loading import HUB_KWARGS
 from mmaselect.diffusion.process import MAX_DRAWS
 from mmaselect.images import CalibrationSet
 from mmaselect.images.datasets import build_image_source
+from mmaselect.images.thumbnails import Thumbnail, try_thumbnails
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
@@ -154,6 +156,7 @@ class ASelecTDiT(BaseModule):
     Attributes:
         timestep (int): The timestep in use; raises if none was picked yet.
         selection_result (SelectionResult | None): Curve and pick, where this process selected.
+        calibration_thumbnails (list[Thumbnail]): Some of the images that it selected on.
 
     Example:
         >>> import torch
@@ -224,6 +227,7 @@ class ASelecTDiT(BaseModule):
         self.num_draws = num_draws
         self.timestep_from = timestep_from
         self.selection_result: SelectionResult | None = None
+        self.calibration_thumbnails: list[Thumbnail] = []
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
@@ -354,6 +358,8 @@ class ASelecTDiT(BaseModule):
         self._awaits_checkpoint = False
         self.timestep = result.timestep
         self.selection_result = result
+        if is_main_process():
+            self.calibration_thumbnails = try_thumbnails(sweep.calibration)
         notice = pick_notice(
             result,
             self.dit.num_train_timesteps,

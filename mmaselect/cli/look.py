@@ -1,0 +1,229 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""``mmaselect look``: a page that shows what a model sees in images of yours."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmaselect.cli.arguments import (
+    add_image_arguments,
+    add_model_arguments,
+    model_kwargs,
+    new_parser,
+)
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion import FrozenDiT
+    from mmaselect.selection import SelectionResult
+
+#: Images of a folder that are shown, unless more are asked for.
+MAX_IMAGES = 8
+#: Fewer are no basis for a pick: criteria that tell images apart are then always right.
+ENOUGH_IMAGES = 16
+EXAMPLES = """
+examples:
+  # the DiT that ships with the package: nothing is downloaded, seconds on a CPU
+  mmaselect look photos/cat.jpg photos/dog.jpg --pretrained mmaselect://dit_cifar10 --out look.html
+
+  # the timestep is picked on a whole folder, two blocks are shown
+  mmaselect look cat.jpg dog.jpg --pretrained facebook/DiT-XL-2-256 --dtype fp16 --blocks 10 14 \\
+      --calibration photos/ --out look.html
+
+  # what a run sees: model, blocks, selection and calibration images of its config
+  mmaselect look street.png --config work_dirs/run/config.py --out look.html
+
+Open the file in a browser, and click a token to see where else it recurs.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The subcommand's parser."""
+    parser = new_parser(
+        commands,
+        'look',
+        help='show what a model sees in images of yours, as a page',
+        description='Write a page with the tokens of images as colors, a row for each timestep and '
+        'a column for each block and feature, with the curve of the selection, and with the '
+        'similarities of a token that is clicked.',
+        examples=EXAMPLES,
+    )
+    parser.add_argument(
+        'images', nargs='+', metavar='IMAGE', help='image files; of a folder, its first images'
+    )
+    parser.add_argument('--out', required=True, metavar='FILE.html', help='page to write')
+    parser.add_argument(
+        '--config',
+        help='take the model, its blocks and its selection from the backbone of this config, in '
+        'place of --pretrained',
+    )
+    add_model_arguments(parser, required=False)
+    add_image_arguments(parser)
+    group = parser.add_argument_group('what is shown')
+    group.add_argument(
+        '--timesteps',
+        metavar='START:STOP:STEP',
+        help='rows, 0 = clean, STOP left out; or a comma-separated list. The pick is shown beside '
+        'them. Default: 0:1000:125',
+    )
+    group.add_argument(
+        '--calibration',
+        metavar='FOLDER',
+        help='images to select the timestep on, as `mmaselect select` does; default: those of the '
+        f'config, else all that are given, if they are {ENOUGH_IMAGES} or more',
+    )
+    group.add_argument(
+        '--selection', metavar='FILE', help='a selection.json: its pick and its curve are shown'
+    )
+    group.add_argument('--no-selection', action='store_true', help='select nothing, show no curve')
+    group.add_argument(
+        '--max-images',
+        type=int,
+        default=MAX_IMAGES,
+        metavar='N',
+        help=f'images to show at most; default: {MAX_IMAGES}',
+    )
+    return parser
+
+
+def find_images(given: list[str]) -> list[Path]:
+    """Files, and those of folders.
+
+    Raises:
+        FileNotFoundError: If something is not there.
+        ValueError: If a folder holds no images.
+    """
+    from mmaselect.images import ImageFolder
+
+    found: list[Path] = []
+    for name in given:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            found += ImageFolder(path).paths
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f'there is no image {name!r}: give files, or folders of images')
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, select if asked to, write the page, and say where it is."""
+    from mmaselect.checks import whole_number
+    from mmaselect.look import look_at, save_look_page
+
+    if (args.config is None) == (args.pretrained is None):
+        raise ValueError('give either --pretrained MODEL or --config FILE')
+    limit = whole_number('--max-images', args.max_images, 1)
+    images = find_images(args.images)
+    dit, name, selection, notes = (from_config if args.config else from_model)(args, images)
+    shown = {} if args.timesteps is None else {'timesteps': args.timesteps}
+    shown_images = images[:limit]
+    look = look_at(
+        shown_images,
+        dit,
+        image_size=args.image_size,
+        selection=selection,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        name=name,
+        **shown,
+    )
+    path = save_look_page(look, args.out, notes=notes)
+    picked = '' if selection is None else f', picked: {selection}'
+    print(f'{len(shown_images)} images at timesteps {", ".join(map(str, look.timesteps))}{picked}')
+    print(path)
+
+
+Found = tuple['FrozenDiT', str, 'SelectionResult | None', list[str]]
+
+
+def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
+    """Model, its name, selection, and what is to be said of it, as the flags have it."""
+    from mmaselect.apis import select_timestep
+    from mmaselect.apis.features import pick_device
+    from mmaselect.diffusion import FrozenDiT
+    from mmaselect.images import load_rgb
+    from mmaselect.look import look_size
+
+    dit = FrozenDiT.from_pretrained(
+        args.pretrained,
+        blocks=args.blocks,
+        features=args.feature or 'query',
+        dtype=args.dtype or 'fp32',
+        **model_kwargs(args),
+    ).to(pick_device(args.device))
+    if args.no_selection:
+        return dit, args.pretrained, None, []
+    selection = stored_selection(args)
+    if selection is not None:
+        return dit, args.pretrained, selection, []
+    if args.calibration is None and len(images) < ENOUGH_IMAGES:
+        note = (
+            f'No timestep was picked: {len(images)} images are too few for it. Give --calibration '
+            f'FOLDER to have one picked on your images.'
+        )
+        return dit, args.pretrained, None, [note]
+    selection = select_timestep(
+        dit,
+        args.calibration or [load_rgb(image) for image in images],
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    notes = []
+    if args.image_size is None and look_size(dit) != dit.native_size:
+        notes = [
+            f"The timestep was picked at the model's own {dit.native_size} pixels; shown are "
+            f'{look_size(dit)}. --image-size sets both.'
+        ]
+    return dit, args.pretrained, selection, notes
+
+
+def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
+    """Model, its name, selection, and what is to be said of it, as a config has it."""
+    from mmengine.registry import init_default_scope
+
+    from mmaselect.apis.features import pick_device
+    from mmaselect.registry import MODELS
+    from mmaselect.utils import load_config
+    from mmaselect.utils.config import type_name
+
+    config = load_config(args.config)
+    backbone = (config.get('model') or {}).get('backbone')
+    if type_name(backbone) != 'ASelecTDiT':
+        raise ValueError(
+            f'{args.config}: model.backbone is {type_name(backbone) or None!r}; `mmaselect look` '
+            f"needs type='mmaselect.ASelecTDiT'"
+        )
+    for flag, key in (('blocks', 'blocks'), ('condition', 'condition'), ('dtype', 'dtype')):
+        if getattr(args, flag) is not None:
+            backbone[key] = getattr(args, flag)
+    if args.feature is not None:
+        if len(args.feature) != 1:
+            raise ValueError('a backbone has one feature: give --feature one name')
+        backbone.feature = args.feature[0]
+    if args.calibration is not None:
+        backbone.update(calibration=args.calibration, timestep='auto')
+    if isinstance(backbone.type, str):
+        backbone.type = 'mmaselect.ASelecTDiT'
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    model = MODELS.build(backbone).to(pick_device(args.device))
+    name = str(model.pretrained)
+    args.image_size = args.image_size or model.selection.image_size
+    if args.no_selection:
+        return model.dit, name, None, []
+    selection = stored_selection(args)
+    if selection is not None:
+        return model.dit, name, selection, []
+    if not model.is_automatic:
+        return model.dit, name, None, [f'The config reads at timestep {model.timestep}.']
+    return model.dit, name, model.select_timestep(), []
+
+
+def stored_selection(args: argparse.Namespace) -> SelectionResult | None:
+    """What ``--selection`` names."""
+    from mmaselect.selection import SelectionResult
+
+    return None if args.selection is None else SelectionResult.load(args.selection)

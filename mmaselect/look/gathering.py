@@ -1,0 +1,206 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Feature maps of a few images at a few timesteps, with what is needed to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmaselect.apis.features import pick_device
+from mmaselect.checks import image_size as checked_size
+from mmaselect.checks import is_sequence, seed_number
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
+from mmaselect.images import as_rgb, load_rgb, resize_and_crop, to_model_range
+from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
+from mmaselect.selection import SelectionResult, parse_timesteps
+from mmaselect.utils.progress import progress_bar
+
+#: Timesteps that are shown where none are named.
+LOOK_GRID = '0:1000:125'
+#: Tokens along each side below which a model is looked at in a larger picture.
+FEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Look:
+    """What :func:`look_at` gathers.
+
+    Attributes:
+        model: Its name, for titles.
+        images: (N, H, W, 3), uint8, RGB: as the model sees them.
+        names: One for each image.
+        stride: Pixels per token.
+        timesteps: In increasing order, the pick among them.
+        noise_levels: Standard deviation of the noise at each.
+        keys: (block, feature) of every map.
+        maps: By timestep and (block, feature): (N, C, h, w), float32, on the CPU.
+        colors: By the same: (N, h, w, 3), uint8. One timestep's are turned towards those of the one
+            before it, so that a thing keeps its color.
+        selection: The selection that the curve is of, if there is one.
+    """
+
+    model: str
+    images: np.ndarray
+    names: tuple[str, ...]
+    stride: int
+    timesteps: tuple[int, ...]
+    noise_levels: tuple[float, ...]
+    keys: tuple[TapKey, ...]
+    maps: dict[tuple[int, TapKey], Tensor]
+    colors: dict[tuple[int, TapKey], np.ndarray]
+    selection: SelectionResult | None = None
+
+    @property
+    def pick(self) -> int | None:
+        """The selected timestep; None without a selection."""
+        return None if self.selection is None else self.selection.timestep
+
+
+def look_at(
+    images: str | Path | np.ndarray | Image.Image | Sequence[Any],
+    model: str | Path | FrozenDiT,
+    *,
+    timesteps: str | int | Sequence[int] = LOOK_GRID,
+    blocks: Sequence[int] | int | None = None,
+    features: str | Sequence[str] = 'query',
+    image_size: int | tuple[int, int] | None = None,
+    selection: SelectionResult | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    dtype: str | torch.dtype = 'fp32',
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    name: str | None = None,
+    **model_kwargs: Any,
+) -> Look:
+    """Read a few images at a grid of timesteps.
+
+    Each image has noise of its own, the same at all timesteps: with one draw for two images, equal
+    noise would look like a correspondence.
+
+    Args:
+        images: One or more paths, (H, W, 3) uint8 RGB arrays or PIL images.
+        model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already (then
+            ``blocks``, ``features``, ``dtype`` and ``model_kwargs`` are not used).
+        timesteps: ``'START:STOP:STEP'`` or a list.
+        blocks: Blocks to read; the family's default if None.
+        features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        image_size: Side of the square that each image is scaled and cropped to, or (height, width),
+            in pixels. If None, the model's own size, or what gives 32 tokens a side where its own
+            gives fewer than 16.
+        selection: Its pick is shown too, and marked.
+        batch_size: Images per pass.
+        seed: Of the noise.
+        dtype: Of the frozen weights.
+        device: CUDA if there is one, by default.
+        progress: Draw a progress bar.
+        name: How titles call the model; what ``model`` says if None.
+        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+
+    Raises:
+        ValueError: If an image cannot be read, or an argument is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmaselect.look import look_at
+        >>> photo = np.zeros((40, 48, 3), np.uint8)
+        >>> look = look_at(photo, 'mmaselect://dit_cifar10', timesteps=[0, 100], progress=False)
+        >>> look.colors[100, (3, 'query')].shape
+        (1, 32, 32, 3)
+    """
+    seed = seed_number('seed', seed)
+    device = pick_device(device)
+    if image_size is not None:
+        image_size = checked_size('image_size', image_size)
+    several = is_sequence(images) or (isinstance(images, np.ndarray) and images.ndim == 4)
+    given = list(images) if several else [images]  # type: ignore[arg-type]
+    if not given:
+        raise ValueError('images is empty: give at least one image')
+    pictures = [_pixels(image, place) for place, image in enumerate(given)]
+    if isinstance(model, FrozenDiT):
+        dit = model
+    else:
+        dit = FrozenDiT.from_pretrained(
+            model, blocks=blocks, features=features, dtype=dtype, **model_kwargs
+        ).to(device)
+    size = image_size or look_size(dit)
+    steps = set(parse_timesteps(timesteps, dit.num_train_timesteps))
+    if selection is not None:
+        steps.add(dit.process.check_timestep(selection.timestep))
+    ordered = sorted(steps)
+    seen = np.stack([resize_and_crop(picture, size) for picture in pictures])
+    maps = _read(dit, seen, ordered, seed, batch_size, progress)
+    height, width = seen.shape[1:3]
+    tokens = -(-height // dit.stride) * -(-width // dit.stride)
+    return Look(
+        model=name or (dit.family.title if isinstance(model, FrozenDiT) else str(model)),
+        images=seen,
+        names=tuple(_name(image, place) for place, image in enumerate(given)),
+        stride=dit.stride,
+        timesteps=tuple(ordered),
+        noise_levels=tuple(float(dit.process.at(step, tokens).sigma) for step in ordered),
+        keys=dit.keys,
+        maps=maps,
+        colors=_colors(maps, ordered, dit.keys),
+        selection=selection,
+    )
+
+
+def _pixels(image: Any, place: int) -> np.ndarray:
+    if isinstance(image, (str, Path)):
+        return load_rgb(image)
+    return as_rgb(image, f'image {place}')
+
+
+def _name(image: Any, place: int) -> str:
+    return Path(image).name if isinstance(image, (str, Path)) else f'image {place}'
+
+
+def look_size(dit: FrozenDiT) -> int:
+    """The model's own image size, or a larger one where that has only a few tokens."""
+    own = dit.native_size
+    return own if own // dit.stride >= FEW_TOKENS else 2 * FEW_TOKENS * dit.stride
+
+
+def _read(
+    dit: FrozenDiT,
+    images: np.ndarray,
+    timesteps: Sequence[int],
+    seed: int,
+    batch_size: int,
+    progress: bool,
+) -> dict[tuple[int, TapKey], Tensor]:
+    parts: dict[tuple[int, TapKey], list[Tensor]] = {}
+    pixels = to_model_range(torch.from_numpy(images).permute(0, 3, 1, 2))
+    with progress_bar('images x timesteps', disable=not progress) as bar:
+        task = bar.add_task('reading features', total=len(images) * len(timesteps))
+        for start in range(0, len(images), batch_size):
+            batch = pixels[start : start + batch_size]
+            latent = dit.encode(batch.to(dit.device))
+            seeds = [noise_seed(seed, start + place) for place in range(len(batch))]
+            noise = draw_noise(tuple(latent.shape[1:]), seeds, latent.device)
+            for step in timesteps:
+                for key, value in dit.features(latent, step, noise).items():
+                    parts.setdefault((step, key), []).append(value.float().cpu())
+                bar.advance(task, len(batch))
+    return {where: torch.cat(found) for where, found in parts.items()}
+
+
+def _colors(
+    maps: dict[tuple[int, TapKey], Tensor], timesteps: Sequence[int], keys: Sequence[TapKey]
+) -> dict[tuple[int, TapKey], np.ndarray]:
+    colors = {}
+    for key in keys:
+        before = None
+        for step in timesteps:
+            scores = token_scores(maps[step, key])
+            before = scores if before is None else turned_to(scores, before)
+            colors[step, key] = scores_to_colors(before)
+    return colors

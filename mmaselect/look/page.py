@@ -1,0 +1,79 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A look as a page: one HTML file, in which tokens can be clicked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from mmaselect.files import write_atomically
+from mmaselect.look.gathering import Look
+from mmaselect.look.similarity import pack_tokens
+from mmaselect.pages.rendering import as_base64, figure_uri, image_uri, render
+from mmaselect.pages.selection_page import advice
+from mmaselect.selection import selection_figure
+
+
+def look_page(look: Look, dimensions: int = 64, notes: Sequence[str] = ()) -> str:
+    """A page with a row for each timestep and a column for each block and feature.
+
+    Args:
+        look: What :func:`look_at` gave.
+        dimensions: Numbers that a token is kept with, for its similarities: more are more exact,
+            and make a larger file.
+        notes: Sentences above the table.
+
+    Returns:
+        str: HTML that needs no other file and no network.
+    """
+    cells: list[list[dict[str, Any]]] = []
+    errors = []
+    for step in look.timesteps:
+        row = []
+        for key in look.keys:
+            packed = pack_tokens(look.maps[step, key], dimensions)
+            errors.append(packed.error)
+            row.append(
+                {
+                    'colors': [as_base64(one.tobytes()) for one in look.colors[step, key]],
+                    'tokens': [as_base64(one.tobytes()) for one in packed.values],
+                    'dimensions': packed.values.shape[-1],
+                    'scale': packed.scale,
+                }
+            )
+        cells.append(row)
+    height, width = next(iter(look.colors.values())).shape[1:3]
+    selection = look.selection
+    scores: dict[int, float | None] = {}
+    if selection is not None:
+        scores = {point.timestep: point.score for point in selection.curve.points}
+    palette = (matplotlib.colormaps['viridis'](np.arange(256))[:, :3] * 255).round()
+    return render(
+        'look.html.j2',
+        look=look,
+        notes=list(notes),
+        figure=None if selection is None else figure_uri(selection_figure(selection)),
+        warnings=[]
+        if selection is None
+        else [(warning, advice(warning)) for warning in selection.warnings],
+        scores=scores,
+        error=max(errors),
+        data={
+            'width': width,
+            'height': height,
+            'images': [image_uri(image, 'jpeg') for image in look.images],
+            'palette': as_base64(palette.astype(np.uint8).tobytes()),
+            'cells': cells,
+        },
+    )
+
+
+def save_look_page(
+    look: Look, path: str | Path, dimensions: int = 64, notes: Sequence[str] = ()
+) -> Path:
+    """Write :func:`look_page` to a file, and return its path."""
+    return write_atomically(path, look_page(look, dimensions, notes))
