@@ -47,6 +47,7 @@ from mmaselect.images import CalibrationSet, ImageFolder
 from mmaselect.images.datasets import build_image_source
 from mmaselect.models import ASelecTDiT
 from mmaselect.selection import Sweep, save_selection
+from mmaselect.utils.checkpoints import WholeFileBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = [0, 250, 500, 750]
@@ -1504,6 +1505,28 @@ for _number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
     add('training', f'{_number.name} in the selection', _killed_in_the_selection(int(_number)))
 
 
+def _full_disk_after_the_first_checkpoint(shop: Workshop) -> None:
+    """With one checkpoint kept: the old one must not go before the new one is there."""
+    work = shop.here / 'work'
+    one = ('--no-validate', '--cfg-options', 'default_hooks.checkpoint.max_keep_ckpts=1')
+
+    def run() -> None:
+        written = WholeFileBackend.put
+
+        def full(self: WholeFileBackend, obj: bytes, filepath: str | Path) -> None:
+            if Path(filepath).name == 'iter_6.pth':
+                _full_disk(lambda: written(self, obj, filepath), 100)
+            written(self, obj, filepath)
+
+        WholeFileBackend.put = full
+        _train_here(_demo(shop), '--work-dir', work, *one)
+
+    expect(_forked(run) != 0, 'it ended as if all were well')
+    expect([path.name for path in work.glob('*.pth')] == ['iter_3.pth'], 'the old one is gone')
+    _train(_demo(shop), '--work-dir', work, *one, '--resume')
+    expect([path.name for path in work.glob('*.pth')] == ['iter_6.pth'], 'not one was kept')
+
+
 def _full_disk_in_training(shop: Workshop) -> None:
     work = shop.here / 'work'
     _train(_demo(shop), '--work-dir', work, '--no-validate')
@@ -1541,6 +1564,7 @@ def _nan_weights_in_a_selection(shop: Workshop) -> None:
 
 
 add('training', 'a full disk', _full_disk_in_training)
+add('training', 'a full disk, one kept', _full_disk_after_the_first_checkpoint)
 add('training', 'weights of NaN', _nan_weights, 'not finite')
 add('training', 'weights of NaN in a selection', _nan_weights_in_a_selection, 'finite')
 
@@ -1562,9 +1586,19 @@ def _option(*options: str) -> Callable[[Workshop], None]:
 
 add('toolbox', 'compile=dict(backend=eager)', _option('compile.backend=eager'))
 add('toolbox', 'activation checkpointing', _option('activation_checkpointing=["decode_head"]'))
-add('toolbox', 'EMA', _option('custom_hooks=[dict(type="EMAHook")]'), 'custom_hooks', may=True)
+add('toolbox', 'EMA', lambda s: _with_ema(s))
 add('toolbox', 'a lazy config', lambda s: _lazy(s))
 add('toolbox', 'layer decay of MAE', lambda s: _layer_decay(s), 'layer')
+
+
+def _with_ema(shop: Workshop) -> None:
+    work = shop.here / 'work'
+    _train(_demo(shop, (dict(type='EMAHook'),)), '--work-dir', work, '--no-validate')
+    state = torch.load(work / 'iter_6.pth', weights_only=True)
+    averaged = state['ema_state_dict']
+    for name, value in state['state_dict'].items():
+        if 'backbone' in name:
+            expect(torch.equal(averaged[f'module.{name}'], value), f'{name} is averaged')
 
 
 def _lazy(shop: Workshop) -> None:
@@ -1588,7 +1622,11 @@ def _layer_decay(shop: Workshop) -> None:
     _train(
         *(_demo(shop), '--work-dir', shop.here / 'work', '--no-validate', '--cfg-options'),
         'optim_wrapper.constructor=mmseg.LearningRateDecayOptimizerConstructor',
-        'optim_wrapper.paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.65)',
+        *(
+            'optim_wrapper.paramwise_cfg.num_layers=12',
+            'optim_wrapper.paramwise_cfg.decay_rate=0.65',
+        ),
+        'optim_wrapper.paramwise_cfg.decay_type=layer_wise',
     )
 
 
@@ -1687,9 +1725,14 @@ def main() -> int:
     )
     groups = list(dict.fromkeys(fault.group for fault in FAULTS))
     parser.add_argument('--group', choices=groups, action='append', help='only these; default: all')
+    parser.add_argument('--name', default='', help='only those whose names have this text')
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
-    faults = [fault for fault in FAULTS if not args.group or fault.group in args.group]
+    faults = [
+        fault
+        for fault in FAULTS
+        if args.name in fault.name and (not args.group or fault.group in args.group)
+    ]
     with tempfile.TemporaryDirectory() as name:
         counts = run(faults, Workshop(Path(name)))
     table = defaultdict(Counter)

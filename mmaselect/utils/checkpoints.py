@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -181,13 +181,32 @@ def find_checkpoint(work_dir: str | os.PathLike) -> str | None:
 
 # -- writing --------------------------------------------------------------------------------------
 class WholeFileBackend(LocalBackend):
-    """MMEngine's local files, each there in full or not at all."""
+    """MMEngine's local files, each there in full or not at all.
+
+    MMEngine removes an old checkpoint (``max_keep_ckpts``, ``save_best``) before it writes the new
+    one, so that a full disk or a kill in between could leave none. Here the old one goes when the
+    next one is there.
+    """
+
+    #: Checkpoints that were to be removed, by this process.
+    outdated: ClassVar[list[str]] = []
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with written_aside(filepath) as aside, aside.open('wb') as file:
             file.write(obj)
             file.flush()
             os.fsync(file.fileno())
+        if Path(filepath).suffix == '.pth':
+            while self.outdated:
+                path = self.outdated.pop()
+                if Path(path) != Path(filepath) and Path(path).exists():
+                    super().remove(path)
+
+    def remove(self, filepath: str | Path) -> None:
+        if Path(filepath).suffix == '.pth':
+            self.outdated.append(str(filepath))
+        else:
+            super().remove(filepath)
 
 
 def write_whole_files() -> None:

@@ -165,6 +165,27 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ['iter_1.pth']
 
 
+def test_an_old_checkpoint_goes_when_the_next_is_there(tmp_path):
+    backend, soft_hard = WholeFileBackend(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    old, new = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth'
+    backend.put(b'old', old)
+    get_file_backend(str(old))  # MMEngine's own instance may be another
+    WholeFileBackend().remove(old)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, soft_hard[1]))
+    try:
+        with pytest.raises(OSError, match='too large'):
+            backend.put(bytes(200_000), new)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft_hard)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['iter_1.pth']
+    backend.put(b'new', new)
+    assert [entry.name for entry in tmp_path.iterdir()] == ['iter_2.pth']
+    assert WholeFileBackend.outdated == []
+    (tmp_path / 'a.txt').touch()
+    backend.remove(tmp_path / 'a.txt')
+    assert [entry.name for entry in tmp_path.iterdir()] == ['iter_2.pth']
+
+
 def test_mmengine_writes_through_it(tmp_path):
     write_whole_files()
     assert isinstance(get_file_backend(str(tmp_path / 'a.pth')), WholeFileBackend)
