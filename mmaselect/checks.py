@@ -12,7 +12,7 @@ import numbers
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 #: Seeds of NumPy end here.
 MAX_SEED = 2**32 - 1
@@ -62,7 +62,7 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
 
 def is_number(value: object) -> bool:
     """Whether a value is a finite real number; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def seed_number(name: str, value: Any) -> int:
@@ -108,7 +108,7 @@ def path(name: str, value: Any) -> str | Path:
     return value if isinstance(value, str) else Path(value)
 
 
-def is_sequence(value: object) -> bool:
+def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a list, a tuple, an array or the like; text and bytes are none."""
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         return False
@@ -139,7 +139,7 @@ def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> d
 
 def three_numbers(name: str, value: Any, positive: bool = False) -> tuple[float, float, float]:
     """One number for all three channels, or three."""
-    values = [value] * 3 if isinstance(value, numbers.Number) else value
+    values = [value] * 3 if is_number(value) else value
     low = 'greater than 0, and 1e9 at most' if positive else '-1e9 to 1e9'
     if (
         not is_sequence(values)

@@ -321,7 +321,7 @@ def score_criteria(
 
 def read_case(case: Case, folder: ResultFolder, blocks: Sequence[int]) -> list[BlockResult]:
     """Results of a case by block, with the metric of resampled test images."""
-    steps = [folder.find(step) for step in case.timesteps]
+    steps = [folder.load(step) for step in case.timesteps]
     results = []
     for block in blocks:
         outcomes = np.stack([np.array(step['outcomes'][str(block)], float) for step in steps])
@@ -379,7 +379,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for name in dict.fromkeys(row['criterion'] for row in rows):
         mine = [row for row in rows if row['criterion'] == name]
-        by_case: dict[str, list[Any]] = {}
+        by_case: dict[str, list[tuple[float, float]]] = {}
         for row in mine:
             by_case.setdefault(row['case'], []).append((row['regret'], row['cross_fitted']))
         means = np.array([np.mean(values, axis=0) for values in by_case.values()])

@@ -14,6 +14,7 @@ from mmaselect.images.labelled import LabelledImages
 from mmaselect.images.views import ViewBoxes
 from mmaselect.selection.scoring import (
     EncodedBatch,
+    Reading,
     draw_readings,
     encode_views,
     view_readings,
@@ -69,6 +70,7 @@ class EncodedImages:
         self._views: list[tuple[Tensor, ViewBoxes]] = []
         for batch in images.batches(batch_size):
             latent = dit.encode(batch.images.to(dit.device)).cpu()
+            assert batch.labels is not None  # or `images` had raised an error
             # Label maps as bytes: in int64 they would outweigh the latents.
             labels = batch.labels if batch.labels.ndim == 1 else batch.labels.byte()
             self._batches.append((latent, labels, batch.indices))
@@ -103,6 +105,7 @@ class EncodedImages:
                 self.dit.features(reading.latent, timestep, reading.noise)
                 for reading in batch.draws
             ]
+            assert batch.labels is not None  # see `batches`
             yield FeatureBatch(maps, batch.labels, batch.indices)
 
     def batches(self, draws: int = 1) -> Iterator[EncodedBatch]:
@@ -114,8 +117,9 @@ class EncodedImages:
         for number, (latent, labels, positions) in enumerate(self._batches):
             numbers = [self.first + position for position in positions]
             readings = draw_readings(latent.to(self.dit.device), numbers, draws, self.seed)
-            views, where = (), None
-            if self._views:
+            views: tuple[Reading, ...] = ()
+            where: ViewBoxes | None = None
+            if self.images.views is not None:
                 latents, where = self._views[number]
                 noise = self.images.views.noise
                 views = view_readings(latents.to(self.dit.device), numbers, self.seed, noise)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -16,11 +16,14 @@ from matplotlib.figure import Figure
 
 from mmaselect.selection.plot import COLORS, save_figure
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 #: Of what was measured with labels; criteria take the package's colors.
 METRIC_COLOR = '#222222'
 SUFFIXES = ('.png', '.pdf', '.svg')
 
-STYLE: dict[str, Any] = {
+STYLE: dict[RcKeyType, Any] = {
     'font.size': 8,
     'axes.titlesize': 8,
     'axes.labelsize': 8,
@@ -101,7 +104,7 @@ def draw_overlay(
         curves: Scores by criterion.
         picks: Timestep by criterion.
     """
-    if lows is not None:
+    if lows is not None and highs is not None:
         axis.fill_between(timesteps, lows, highs, color=METRIC_COLOR, alpha=0.12, linewidth=0)
     axis.plot(timesteps, values, color=METRIC_COLOR, marker='o', label=metric)
     bottom, top = min(values), max(values)

@@ -52,8 +52,11 @@ class ResultFolder:
 
     def find(self, timestep: int) -> dict[str, Any] | None:
         """The result of a timestep, or None if it has none yet."""
-        path = self.path(timestep)
-        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else None
+        return self.load(timestep) if self.path(timestep).is_file() else None
+
+    def load(self, timestep: int) -> dict[str, Any]:
+        """The result of a timestep that has one."""
+        return json.loads(self.path(timestep).read_text(encoding='utf-8'))
 
     def save(self, timestep: int, result: dict[str, Any]) -> None:
         write_json(self.path(timestep), result)

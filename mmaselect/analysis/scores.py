@@ -122,7 +122,7 @@ def score_grid(
                     ),
                 )
                 bar.advance(task)
-    return [folder.find(step) for step in timesteps]
+    return [folder.load(step) for step in timesteps]
 
 
 def scores_table(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

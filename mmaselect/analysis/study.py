@@ -137,7 +137,7 @@ def find_backbone(config: Config, path: str | Path) -> ConfigDict:
 def build_frozen(
     backbone: Mapping[str, Any],
     blocks: Sequence[int] | None,
-    features: Sequence[str] | None,
+    features: Sequence[str],
     device: torch.device,
 ) -> FrozenDiT:
     """The frozen model of a backbone's config, at other blocks and features.

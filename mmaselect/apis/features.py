@@ -110,7 +110,8 @@ class FeatureExtractor:
             ValueError: If an image is something else, or the images' sizes differ.
         """
         several = isinstance(images, Sequence) and not isinstance(images, str)
-        pixels = [self._pixels(image) for image in (images if several else [images])]
+        listed: Any = images if several else [images]
+        pixels = [self._pixels(image) for image in listed]
         sizes = {tuple(image.shape[1:]) for image in pixels}
         if len(sizes) != 1:
             raise ValueError(

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from mmaselect.apis.features import pick_device
-from mmaselect.checks import flag, path
+from mmaselect.checks import flag, is_sequence, path
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.images import CalibrationSet, ImageArrays
+from mmaselect.images import CalibrationSet, ImageArrays, ImageSource
 from mmaselect.images.datasets import build_image_source
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.images.views import ViewOptions
@@ -33,7 +33,11 @@ from mmaselect.selection import (
 
 def select_timestep(
     model: str | Path | FrozenDiT,
-    images: str | Path | Mapping[str, Any] | Sequence[str | Path | np.ndarray | Image.Image],
+    images: str
+    | Path
+    | Mapping[str, Any]
+    | Sequence[str | Path | np.ndarray | Image.Image]
+    | np.ndarray,
     *,
     labels: Sequence[int] | None = None,
     blocks: Sequence[int] | int | None = None,
@@ -118,8 +122,10 @@ def select_timestep(
             model, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
         )
         dit.to(device)
-    in_memory = isinstance(images, (Sequence, np.ndarray)) and not isinstance(images, str)
-    if in_memory and not all(isinstance(image, (str, Path)) for image in images):
+    source: ImageSource
+    if (isinstance(images, np.ndarray) or is_sequence(images)) and not all(
+        isinstance(image, (str, Path)) for image in images
+    ):
         source = ImageArrays(images, labels)
     else:
         source = build_image_source(images)

@@ -85,6 +85,8 @@ class CamVidDataset(BaseSegDataset):
         ],
     )
 
+    img_suffix: str | None
+
     def __init__(
         self, data_root: str, data_prefix: dict, img_suffix: str | None = None, **kwargs: Any
     ) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,10 +21,18 @@ from torch.utils.data import Dataset, Sampler
 from mmaselect.registry import DATA_SAMPLERS, DATASETS
 
 
+class MapDataset(Protocol):
+    """A data set of a known number of samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
 class Place(NamedTuple):
     """Index of a sample, and what seeds its augmentation."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # not tuple.index, which nobody calls here
     entropy: tuple[int, ...]
 
 
@@ -67,7 +75,7 @@ class SeededDataset(Dataset):
         dataset: A data set, or the config of one.
     """
 
-    def __init__(self, dataset: Dataset | Mapping[str, Any]) -> None:
+    def __init__(self, dataset: MapDataset | Mapping[str, Any]) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
 
     def __len__(self) -> int:

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 class PixelCodec(nn.Module):
@@ -33,7 +38,7 @@ class KLCodec(nn.Module):
         vae: A diffusers autoencoder; its decoder is dropped.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: ModelMixin) -> None:
         super().__init__()
         # A third to a half of a VAE, never called here. An Identity, as some encoders look at it.
         for name in ('decoder', 'post_quant_conv'):
@@ -91,7 +96,10 @@ class QwenImageCodec(KLCodec):
     Its config states a mean and a standard deviation for each channel.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, vae: ModelMixin) -> None:
         super().__init__(vae)
         for name in ('latents_mean', 'latents_std'):
             value = torch.tensor(vae.config[name], dtype=torch.float32).view(1, -1, 1, 1)
@@ -121,7 +129,7 @@ class Flux2Codec(KLCodec):
     Packing is thus the codec's part: latents have 4 times the VAE's channels.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: ModelMixin) -> None:
         super().__init__(vae)
         self.eps = float(vae.config.batch_norm_eps)
 
@@ -142,6 +150,9 @@ class Flux2Codec(KLCodec):
         mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
         return (latent - mean) / torch.sqrt(var + self.eps)
 
+
+#: What turns images into latents.
+Codec = PixelCodec | KLCodec
 
 #: VAE class, as its config names it, to the codec that knows how to call it.
 CODECS: dict[str, type[KLCodec]] = {

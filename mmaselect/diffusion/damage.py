@@ -56,7 +56,7 @@ def check_entries(config: PartConfig, cls: type[nn.Module]) -> None:
         hints = {}  # annotated with what is imported for type checkers only
     for name, value in config.items():
         hint = hints.get(name)
-        kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+        kinds: set[Any] = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
         if value is None or not kinds <= {int, float, bool, str, NoneType}:
             continue
         if float in kinds:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mmaselect.checks import is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
-from mmaselect.diffusion.codec import pad_to_multiple
+from mmaselect.diffusion.codec import Codec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.process import ForwardProcess
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 #: (block, feature), the key of a feature map.
 TapKey = tuple[int, str]
@@ -71,10 +74,10 @@ class FrozenDiT(nn.Module):
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformer: ModelMixin,
         family: Family,
         process: ForwardProcess,
-        codec: nn.Module,
+        codec: Codec,
         condition: Mapping[str, Tensor],
         blocks: Sequence[int] | None = None,
         features: str | Sequence[str] = ('query',),

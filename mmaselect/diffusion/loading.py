@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -20,12 +20,21 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmaselect.checks import keywords, shorten
-from mmaselect.diffusion.codec import PixelCodec, check_replacement, codec_class
+from mmaselect.diffusion.codec import (
+    Codec,
+    KLCodec,
+    PixelCodec,
+    check_replacement,
+    codec_class,
+)
 from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries
 from mmaselect.diffusion.originals import OriginalFile
 from mmaselect.diffusion.parts import Part, naming_part
 from mmaselect.diffusion.weight_files import open_weights
 from mmaselect.diffusion.where import resolve_folder, resolve_pretrained, weights_file
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 #: What says where files are found on the hub.
 HUB_KWARGS = (
@@ -76,6 +85,13 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     raise ValueError(f"dtype {dtype!r} is not supported: use 'fp32', 'fp16' or 'bf16'")
 
 
+def dequantized(weight: Tensor) -> Tensor:
+    """The values that a quantized weight stands for; any other weight as it is."""
+    # Not as a condition: type checkers take no tensor for such a subclass.
+    is_quantized: bool = is_traceable_wrapper_subclass(weight)
+    return weight.dequantize() if is_quantized else weight
+
+
 def sample_values(tensor: Tensor, count: int) -> Tensor:
     """At least ``count`` values from all over a weight (all of a smaller one), float32, on the CPU.
 
@@ -85,9 +101,7 @@ def sample_values(tensor: Tensor, count: int) -> Tensor:
     tensor = tensor.detach()
     if tensor.is_meta:
         return torch.empty(0)
-    if is_traceable_wrapper_subclass(tensor):
-        tensor = tensor.dequantize()
-    flat = tensor.reshape(-1)
+    flat = dequantized(tensor).reshape(-1)
     return flat[:: max(1, flat.numel() // count)].float().cpu()
 
 
@@ -103,7 +117,7 @@ def _quiet_about_unused_weights() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _trimmed(cls: type[nn.Module], trim: Callable[[nn.Module], None]) -> type[nn.Module]:
+def _trimmed(cls: type[ModelMixin], trim: Callable[[nn.Module], None]) -> type[ModelMixin]:
     """A subclass that is without its superfluous blocks before any weight is read.
 
     ``from_pretrained`` builds with ``from_config`` and then reads weights for what is there, so
@@ -349,7 +363,7 @@ class PipelineSource:
             part.check_whole(model, info)
         return model
 
-    def codec(self, dtype: torch.dtype) -> nn.Module:
+    def codec(self, dtype: torch.dtype) -> Codec:
         """The image encoder, or a ``PixelCodec`` where there is no VAE."""
         if not self.has_vae():
             return PixelCodec()
@@ -378,7 +392,7 @@ class PipelineSource:
             )
         return codec
 
-    def _check_vae(self, codec: nn.Module) -> None:
+    def _check_vae(self, codec: KLCodec) -> None:
         """See that latents of a replacement are those of the pipeline's own VAE."""
         if self.base is None and self.file is not None:
             return  # of a file of the DiT kind, all that is known is the number of channels

@@ -277,7 +277,7 @@ class OriginalFile:
     # -- the weights ------------------------------------------------------------------------------
     def load(
         self,
-        cls: type[nn.Module],
+        cls: type[ModelMixin],
         overrides: Mapping[str, Any],
         dtype: torch.dtype,
         load_kwargs: Mapping[str, Any],

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -17,6 +17,9 @@ from torch import nn
 from mmaselect.checks import shorten
 from mmaselect.diffusion.damage import REPAIR, PartConfig, weights_problem
 from mmaselect.diffusion.where import LAYOUT_HELP
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +135,7 @@ class Part:
         config['_class_name']  # says so if there is none
         return config
 
-    def read(self, cls: type[nn.Module], **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def read(self, cls: type[ModelMixin], **kwargs: Any) -> tuple[ModelMixin, dict[str, Any]]:
         """It with its weights, and what diffusers says of how it loaded them.
 
         As diffusers' own pipelines do it, a part that has no files of the wanted ``variant`` is
@@ -158,7 +161,7 @@ class Part:
             )
             return loaded
 
-    def _read(self, cls: type[nn.Module], **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def _read(self, cls: type[ModelMixin], **kwargs: Any) -> tuple[ModelMixin, dict[str, Any]]:
         return cls.from_pretrained(
             self.path, subfolder=self.subfolder, output_loading_info=True, **kwargs
         )

@@ -58,7 +58,7 @@ class ForwardProcess(ABC):
     def __init__(self, num_train_timesteps: int) -> None:
         self.num_train_timesteps = whole_number('num_train_timesteps', num_train_timesteps, 1)
 
-    def check_timestep(self, timestep: int) -> int:
+    def check_timestep(self, timestep: Any) -> int:
         """Return ``timestep`` as an int, or raise a ValueError that names the range."""
         if not is_whole_number(timestep):
             raise ValueError(f'timestep must be a whole number, got {timestep!r}')

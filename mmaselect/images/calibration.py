@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class CalibrationSet:
                 images, part, self.labels(part), batch_views(views) if views else None
             )
 
-    def with_views(self, views: ViewOptions) -> CalibrationSet:
+    def with_views(self, views: ViewOptions) -> Self:
         """The same images, with views."""
         viewed = copy(self)
         viewed.views, viewed._kept = views, {}

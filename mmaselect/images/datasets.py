@@ -256,9 +256,9 @@ def build_image_source(
         )
     if isinstance(calibration, ImageSource):
         return calibration
-    if isinstance(calibration, (str, Path)) or (
-        is_sequence(calibration) and all(isinstance(one, (str, Path)) for one in calibration)
-    ):
+    if isinstance(calibration, (str, Path)):
+        return ImageFolder(calibration)
+    if is_sequence(calibration) and all(isinstance(one, (str, Path)) for one in calibration):
         return ImageFolder(calibration)
     if isinstance(calibration, Mapping) and isinstance(calibration.get('type'), (str, type)):
         calibration = build_dataset(calibration)

@@ -170,7 +170,9 @@ class ImageArrays(ImageSource):
     """
 
     def __init__(
-        self, images: Sequence[np.ndarray | Image.Image], labels: Sequence[int] | None = None
+        self,
+        images: Sequence[np.ndarray | Image.Image] | np.ndarray,
+        labels: Sequence[int] | None = None,
     ) -> None:
         if len(images) == 0:
             raise ValueError('the calibration set is empty: timestep selection needs images')

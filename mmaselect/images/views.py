@@ -177,7 +177,7 @@ def make_views(
     sources = split_pixels(image) if options.pixels == 'disjoint' else (image, image)
     views, boxes, flips = [], [], []
     for source in sources:
-        pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1)
+        whole = torch.from_numpy(np.array(source)).permute(2, 0, 1)
         side = rng.uniform(*options.scale)
         rows = max(1, min(image.shape[0], round(side * frame_height)))
         columns = max(1, min(image.shape[1], round(side * frame_width)))
@@ -187,7 +187,7 @@ def make_views(
         left = max(0, min(left, image.shape[1] - columns))
         flip = bool(rng.uniform() < 0.5) and options.flip
         view = F.resized_crop(
-            pixels,
+            whole,
             top,
             left,
             rows,

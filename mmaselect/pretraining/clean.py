@@ -7,7 +7,8 @@ from pathlib import Path
 
 import diffusers
 import torch
-from torch import Tensor, nn
+from diffusers import ModelMixin
+from torch import Tensor
 
 from mmaselect.images import to_model_range
 
@@ -57,7 +58,7 @@ class LatentSource:
 
     def __init__(
         self,
-        vae: nn.Module,
+        vae: ModelMixin,
         images: Tensor,
         device: torch.device,
         mirror: bool = True,
@@ -82,7 +83,7 @@ class LatentSource:
 
     @staticmethod
     @torch.no_grad()
-    def _encode(vae: nn.Module, images: Tensor, device: torch.device, flip: bool) -> Tensor:
+    def _encode(vae: ModelMixin, images: Tensor, device: torch.device, flip: bool) -> Tensor:
         images = to_model_range(images.to(device))
         encoded = vae.encode((images.flip(-1) if flip else images).to(vae.dtype))
         if hasattr(encoded, 'latent_dist'):
@@ -100,7 +101,7 @@ class LatentSource:
         return (mean + std * draw) * self.scale
 
 
-def load_vae(folder: str | Path) -> nn.Module:
+def load_vae(folder: str | Path) -> ModelMixin:
     """Load a VAE, whatever its class.
 
     Args:

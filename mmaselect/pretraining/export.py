@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from diffusers import DiTPipeline, DiTTransformer2DModel
+from diffusers import DiTPipeline, DiTTransformer2DModel, ModelMixin
 from diffusers.utils import logging
-from torch import nn
 
 from mmaselect.pretraining.objective import Objective
 
@@ -36,7 +35,7 @@ def save_pipeline(
     model: DiTTransformer2DModel,
     objective: Objective,
     classes: Sequence[str],
-    vae: nn.Module | None = None,
+    vae: ModelMixin | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Save a ``DiTPipeline`` folder in place of what is there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -44,6 +45,12 @@ class Float32Muon(Muon):
     (https://kellerjordan.github.io/posts/muon/) and Liu et al. (arXiv 2502.16982) for the scale of
     the update.
     """
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from diffusers import DiTTransformer2DModel
-from torch import Tensor, nn
+from diffusers import DiTTransformer2DModel, ModelMixin
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mmaselect.pretraining.clean import LatentSource, PixelSource
@@ -87,7 +87,7 @@ class TrainParts:
     labels: Tensor
     classes: Sequence[str]
     folder: RunFolder
-    vae: nn.Module | None = None
+    vae: ModelMixin | None = None
     probe_images: ProbeImages | None = None
 
     @property

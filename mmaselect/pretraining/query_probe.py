@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiTTransformer2DModel
-from torch import Tensor, nn
+from diffusers import DiTTransformer2DModel, ModelMixin
+from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, build_process
 from mmaselect.diffusion.codec import PixelCodec
@@ -42,7 +42,7 @@ class ProbeImages:
         test: ImageSet,
         num_fit: int,
         num_test: int,
-        vae: nn.Module | None = None,
+        vae: ModelMixin | None = None,
     ) -> ProbeImages:
         """Draw a fixed part of two sets (all, where a set is smaller).
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from diffusers import DiTTransformer2DModel, ModelMixin
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmaselect.pretraining.objective import Objective
 
 
 @torch.no_grad()
 def sample_images(
-    model: nn.Module,
+    model: DiTTransformer2DModel,
     objective: Objective,
     labels: Tensor,
-    vae: nn.Module | None = None,
+    vae: ModelMixin | None = None,
     steps: int = 50,
     seed: int = 0,
 ) -> Tensor:
     """Sample without guidance.
 
     Args:
-        model: A ``DiTTransformer2DModel`` in eval mode.
+        model: The network, in eval mode.
         objective: What the model was trained on.
         labels: (B,), class of each sample; the number of classes is the null class.
         vae: Decodes the samples, where the model works on latents.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import torch
+from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
 
@@ -23,11 +24,11 @@ class TokenDrop:
     number, and the output's tokens are compared with those that were kept.
 
     Args:
-        model: A ``DiTTransformer2DModel``.
+        model: The network.
         keep: Share of the tokens to keep, 0 to 1; rounded to the nearest square number of tokens.
     """
 
-    def __init__(self, model: nn.Module, keep: float = 1.0) -> None:
+    def __init__(self, model: DiTTransformer2DModel, keep: float = 1.0) -> None:
         self.patch = model.config.patch_size
         self.total = (model.config.sample_size // self.patch) ** 2
         self.count = max(1, round(math.sqrt(self.total * keep))) ** 2

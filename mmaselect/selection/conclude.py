@@ -167,10 +167,10 @@ def warn_of_grid_end(curve: Curve) -> list[str]:
 
 def warn_of_flat_curve(curve: Curve) -> list[str]:
     """A warning if the scores differ by no more than their standard error."""
-    scored = [point for point in curve.points if point.score is not None]
-    spread = max(point.score for point in scored) - min(point.score for point in scored)
-    error = max(point.sem or 0.0 for point in scored)
-    if len(scored) < 2 or spread > error:
+    scores = [point.score for point in curve.points if point.score is not None]
+    spread = max(scores) - min(scores)
+    error = max(point.sem or 0.0 for point in curve.points if point.score is not None)
+    if len(scores) < 2 or spread > error:
         return []
     return [
         f'the curve is flat: scores differ by {spread:.3g}, their standard error is {error:.3g}. '

@@ -16,9 +16,9 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.loading import dequantized
 
 #: Packages whose classes are told apart by a version, and not by their source.
 _VERSIONED = ('mmaselect', 'torch', 'torchmetrics', 'diffusers', 'abc', 'builtins', 'typing')
@@ -59,10 +59,9 @@ def _tensor_digest(name: str, module: nn.Module, attribute: str) -> str:
 
 def _digest(name: str, tensor: Tensor) -> str:
     digest = hashlib.sha256(f'{name}{tuple(tensor.shape)}{tensor.dtype}'.encode())
-    if is_traceable_wrapper_subclass(tensor):
-        tensor = tensor.dequantize()
+    tensor = dequantized(tensor)
     if not tensor.is_meta:
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -117,7 +116,9 @@ def code_identity(cls: type) -> dict[str, str]:
             continue
         module = sys.modules.get(base.__module__)
         try:
-            source = inspect.getsource(module if hasattr(module, '__file__') else base)
+            source = inspect.getsource(
+                base if module is None or not hasattr(module, '__file__') else module
+            )
         except (OSError, TypeError) as error:
             raise LookupError(
                 f'the source of {base.__module__}.{base.__qualname__} cannot be read'

@@ -66,9 +66,9 @@ class SelectionOptions:
 
     def __post_init__(self) -> None:
         criterion = criterion_config('criterion', self.criterion)
-        given = () if self.others is None else self.others
-        given = given if is_sequence(given) else (given,)
-        others = tuple(criterion_config('others', spec) for spec in given)
+        given: Any = () if self.others is None else self.others
+        listed = given if is_sequence(given) else (given,)
+        others = tuple(criterion_config('others', spec) for spec in listed)
         # Built once to see that they are known and take their arguments.
         for name, configs in (('criterion', [criterion]), ('others', others)):
             try:

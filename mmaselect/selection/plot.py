@@ -128,6 +128,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def figure_pixels(figure: Figure) -> np.ndarray:
     """A figure as (H, W, 3) uint8, RGB, for a toolbox's visualizer."""
     canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)  # as every figure of this package has
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -53,17 +53,22 @@ class Progress:
 
     def __init__(self) -> None:
         self.rank, self.world_size = get_dist_info()
-        self._store = None
+        self._shared: torch.distributed.Store | None = None
         self._told = 0.0
         if self.world_size > 1:
             Progress._count += 1
             store = torch.distributed.distributed_c10d._get_default_store()
             prefix = f'mmaselect/{Progress._count}'
-            self._store = torch.distributed.PrefixStore(prefix, store)
+            self._shared = torch.distributed.PrefixStore(prefix, store)
+
+    @property
+    def _store(self) -> torch.distributed.Store:
+        assert self._shared is not None, 'one process alone shares nothing'
+        return self._shared
 
     def tell(self, doing: str) -> None:
         """Say what this rank begins to do now, once a second at most."""
-        if self._store is not None and time.monotonic() - self._told > 1:
+        if self._shared is not None and time.monotonic() - self._told > 1:
             self._told = time.monotonic()
             self._store.set(f'doing/{self.rank}', f'{time.time()} {doing}')
 
@@ -75,7 +80,7 @@ class Progress:
         Raises:
             RuntimeError: If a rank is lost.
         """
-        if self._store is None:
+        if self._shared is None:
             return
         limit = rank_timeout()
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -155,7 +156,7 @@ def start_meters(
 ) -> Meters:
     """Empty scores of one timestep: a copy of every criterion for each (block, feature)."""
     return {
-        (tap, name): criterion.clone().to(device)
+        (tap, name): deepcopy(criterion).to(device)
         for tap in taps
         for name, criterion in criteria.items()
     }
@@ -225,7 +226,8 @@ class StepScores:
     def mean(self, taps: Sequence[TapKey], criterion: str, name: str) -> float | None:
         """Mean of :meth:`value` over some (block, feature); None if it is None for any."""
         values = [self.value(tap, criterion, name) for tap in taps]
-        return None if None in values else sum(values) / len(values)
+        defined = [value for value in values if value is not None]
+        return sum(defined) / len(values) if len(defined) == len(values) else None
 
 
 def read_meters(meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int) -> StepScores:

@@ -83,7 +83,7 @@ class Sweep:
         calibration: CalibrationSet,
         timesteps: str | int | Sequence[int] = DEFAULT_GRID,
         criterion: CriterionConfig = DEFAULT_CRITERION,
-        others: Sequence[CriterionConfig] = DEFAULT_OTHERS,
+        others: CriterionConfig | Sequence[CriterionConfig] = DEFAULT_OTHERS,
         seed: int = SelectionOptions.seed,
         batch_size: int = SelectionOptions.batch_size,
         cache: SelectionCache | None = None,
@@ -316,6 +316,7 @@ class Sweep:
             latent = self.dit.encode(batch.images.to(self.dit.device))
             draws = draw_readings(latent, batch.indices, self.draws, self.seed)
         if self.views is not None:
+            assert batch.views is not None  # the calibration set got the same options
             latents = encode_views(self.dit, batch.views)
             views = view_readings(latents, batch.indices, self.seed, self.views.noise)
         return EncodedBatch(

@@ -26,8 +26,9 @@ def boxed(lines: Sequence[str], title: str = 'A-SelecT') -> str:
         +-------------------+
     """
     width = max(map(len, [*lines, title])) + 8
-    console = Console(file=io.StringIO(), width=width, color_system=None)
+    text = io.StringIO()
+    console = Console(file=text, width=width, color_system=None)
     panel = Panel.fit(Text('\n'.join(lines), no_wrap=True), title=title, box=box.ASCII)
     panel.padding = 0
     console.print(panel)
-    return console.file.getvalue().rstrip('\n')
+    return text.getvalue().rstrip('\n')

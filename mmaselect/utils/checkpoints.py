@@ -48,14 +48,14 @@ def _named(function: Callable, module: str, name: str) -> Callable:
     return alias
 
 
-def mmengine_globals() -> list[Callable]:
+def mmengine_globals() -> list[Callable | tuple[Callable, str]]:
     """What a checkpoint of MMEngine may name beyond tensors, one by one.
 
     Log histories and the NumPy scalars and arrays in them, and the annealing functions of
     one-cycle schedules. All of it holds numbers; none of it runs what a file says.
     """
     numbers = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdgFD'}
-    allowed: list[Callable] = [
+    allowed: list[Callable | tuple[Callable, str]] = [
         HistoryBuffer,
         OneCycleParamScheduler,
         np.ndarray,

@@ -7,6 +7,7 @@ each of the three fails.
 
 import datetime
 import logging
+from typing import Any
 
 import torch.distributed
 from mmengine.config import Config
@@ -14,6 +15,7 @@ from mmengine.device import get_device
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 #: Norm layers that synchronize over CUDA devices only, and their one-process selves.
@@ -80,7 +82,9 @@ class AverageNormStatistics(Hook):
 
     priority = 'HIGH'  # before anything saves, copies or validates the model
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         all_reduce_params(
             [
                 statistic
@@ -92,13 +96,14 @@ class AverageNormStatistics(Hook):
         )
 
 
-def _replace_norms(node) -> int:
+def _replace_norms(node: Any) -> int:
     """Replace synchronized norms in a nested config; returns how many settings were changed."""
     if isinstance(node, dict):
         kind = node.get('type')
-        changed = isinstance(kind, str) and kind in _CPU_NORMS
-        if changed:
+        changed = 0
+        if isinstance(kind, str) and kind in _CPU_NORMS:
             node['type'] = _CPU_NORMS[kind]
+            changed = 1
         return changed + sum(_replace_norms(value) for value in node.values())
     if isinstance(node, (list, tuple)):
         return sum(_replace_norms(value) for value in node)

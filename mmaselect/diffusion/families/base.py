@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.checks import is_sequence, is_whole_number, shorten
+from mmaselect.diffusion.codec import Codec
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import ForwardProcess, build_process
 
@@ -79,11 +80,14 @@ class Family(ABC):
     #: Config entry with the number of blocks, and the transformer's list that holds them; more than
     #: one where different kinds of blocks follow each other. They are counted through.
     stacks: ClassVar[tuple[tuple[str, str], ...]] = (('num_layers', 'transformer_blocks'),)
-    #: Entries of FEATURES that this class offers.
-    features: ClassVar[tuple[str, ...]] = FEATURES
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Entries of FEATURES and POST_FEATURES that this class offers."""
+        return FEATURES
 
     # -- geometry ---------------------------------------------------------------------------------
     @property
@@ -169,7 +173,7 @@ class Family(ABC):
         """Forward process: the scheduler's, unless the pipeline has a rule of its own."""
         return build_process(source.config('scheduler'))
 
-    def codec(self, source: PipelineSource, dtype: torch.dtype) -> nn.Module:
+    def codec(self, source: PipelineSource, dtype: torch.dtype) -> Codec:
         """Image encoder: the VAE's, unless the pipeline scales its latents in a way of its own."""
         return source.codec(dtype)
 
@@ -205,8 +209,8 @@ class Family(ABC):
             condition: Conditioning tensors with a batch dimension of B.
         """
 
-    def block(self, transformer: nn.Module, index: int) -> nn.Module:
-        """Block ``index``, counted from 0 and through all stacks."""
+    def block(self, transformer: nn.Module, index: int) -> Any:
+        """Block ``index``, counted from 0 and through all stacks: its parts differ by class."""
         *earlier, (_, last) = self.stacks
         for (_, stack), length in zip(earlier, self.stack_lengths, strict=False):
             if index < length:
@@ -245,11 +249,11 @@ class Family(ABC):
                 f'blocks must be one whole number or several, got {shorten(blocks)}: this '
                 f'{self.title} has {self.num_blocks} blocks, 0 to {self.num_blocks - 1}'
             )
-        blocks = [blocks] if is_whole_number(blocks) else list(blocks)
-        if not blocks:
+        listed: Sequence[Any] = list(blocks) if is_sequence(blocks) else [blocks]
+        if not listed:
             raise ValueError('blocks is empty: name at least one block')
         resolved = []
-        for index in blocks:
+        for index in listed:
             if not is_whole_number(index):
                 raise TypeError(f'blocks must be whole numbers, got {index!r} in {shorten(blocks)}')
             if not -self.num_blocks <= index < self.num_blocks:

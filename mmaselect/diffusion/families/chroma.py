@@ -9,7 +9,7 @@ block finds its rows thus depends on how many blocks there are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from mmaselect.diffusion.families.base import Tap
 from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import last_tokens
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @register_family
@@ -34,7 +37,7 @@ class ChromaFamily(FluxFamily):
     min_diffusers = '0.35'
     condition_options: ClassVar = {'max_sequence_length': 512}
 
-    def trim(self, transformer: nn.Module, num_blocks: int) -> None:
+    def trim(self, transformer: ModelMixin, num_blocks: int) -> None:
         """Give a truncated model the whole model's modulation table, and its counts of blocks."""
         double, single = self.stack_lengths
         table = transformer.time_text_embed
@@ -50,12 +53,12 @@ class ChromaFamily(FluxFamily):
         ):
             blocks.extend(nn.Identity() for _ in range(total - len(blocks)))
 
-    def embed(self, pipeline: Any, prompt: str, max_sequence_length: int) -> dict[str, Tensor]:
+    def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, _, mask, *_ = pipeline.encode_prompt(
             prompt,
             device='cpu',
             do_classifier_free_guidance=False,
-            max_sequence_length=max_sequence_length,
+            max_sequence_length=options['max_sequence_length'],
         )
         return {'prompt_embeds': embeds, 'prompt_attention_mask': mask}
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.codec import Codec, Flux2Codec
 from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
@@ -39,9 +40,10 @@ class ErnieImageFamily(TextFamily):
     def width(self) -> int:
         return int(self.config['hidden_size'])
 
-    def codec(self, source: PipelineSource, dtype: torch.dtype) -> nn.Module:
+    def codec(self, source: PipelineSource, dtype: torch.dtype) -> Codec:
         codec = super().codec(source, dtype)
-        codec.eps = _EPS
+        if isinstance(codec, Flux2Codec):
+            codec.eps = _EPS
         return codec
 
     def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:

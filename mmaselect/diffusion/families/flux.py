@@ -64,15 +64,13 @@ class FluxFamily(TextFamily):
     def in_channels(self) -> int:
         return int(self.config['in_channels']) // self.patch_size**2
 
-    def embed(
-        self, pipeline: Any, prompt: str, guidance: float, max_sequence_length: int
-    ) -> dict[str, Tensor]:
+    def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, pooled, _ = pipeline.encode_prompt(
-            prompt, device='cpu', max_sequence_length=max_sequence_length
+            prompt, device='cpu', max_sequence_length=options['max_sequence_length']
         )
         condition = {'prompt_embeds': embeds, 'pooled_prompt_embeds': pooled}
         if self.config.get('guidance_embeds'):
-            condition['guidance'] = torch.tensor([guidance])
+            condition['guidance'] = torch.tensor([options['guidance']])
         return condition
 
     def run(

@@ -46,7 +46,10 @@ class Flux2Family(TextFamily):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         self.has_guidance = bool(config.get('guidance_embeds', True))
-        self.condition_options = {'guidance': 4.0} if self.has_guidance else {}
+
+    @property
+    def condition_options(self) -> Mapping[str, Any]:
+        return {'guidance': 4.0} if self.has_guidance else {}
 
     def pipeline_name(self, source: PipelineSource) -> str:
         # Klein embeds its prompts with another encoder, and only the index tells.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
@@ -21,6 +21,9 @@ from mmaselect.diffusion.families.pixels import image_size, pixel_condition
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 # Lengths of the two prompts, and the image size that is named as the original, in its pipeline.
 _TOKENS = {0: 77, 1: 256}
@@ -47,7 +50,7 @@ class HunyuanDiTFamily(TextFamily):
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
         return {}
 
-    def trim(self, transformer: nn.Module, num_blocks: int) -> None:
+    def trim(self, transformer: ModelMixin, num_blocks: int) -> None:
         transformer.blocks = transformer.blocks[:num_blocks]
 
     def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class LongCatImageFamily(FluxFamily):
         # Only the rewriting of prompts needs it.
         return {**super().pipeline_parts(source, options), 'text_processor': None}
 
-    def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+    def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, _ = pipeline.encode_prompt(prompt)
         return {'prompt_embeds': embeds}
 

@@ -26,7 +26,7 @@ class OvisImageFamily(FluxFamily):
     min_diffusers = '0.36'
     condition_options: ClassVar[dict[str, Any]] = {}
 
-    def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+    def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, *_ = pipeline.encode_prompt(
             prompt, do_classifier_free_guidance=False, device=torch.device('cpu')
         )

@@ -58,7 +58,7 @@ class PixArtFamily(TextFamily):
         model_time: Tensor,
         condition: Mapping[str, Tensor],
     ) -> None:
-        size = {'resolution': None, 'aspect_ratio': None}
+        size: dict[str, Tensor | None] = {'resolution': None, 'aspect_ratio': None}
         if self.knows_size:
             height, width = latent.shape[-2:]
             ratio = latent.new_full((len(latent), 1), height / width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from mmaselect.diffusion.families.base import (
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import usual_taps
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @register_family
@@ -67,7 +70,7 @@ class SanaFamily(TextFamily):
 
     def run(
         self,
-        transformer: nn.Module,
+        transformer: ModelMixin,
         latent: Tensor,
         model_time: Tensor,
         condition: Mapping[str, Tensor],

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +18,9 @@ from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 
 @register_family
@@ -63,7 +66,7 @@ class SD3Family(TextFamily):
         # more than needed is built, and `trim` drops it.
         return {'num_layers': min(num_blocks + 1, self.num_blocks)}
 
-    def trim(self, transformer: nn.Module, num_blocks: int) -> None:
+    def trim(self, transformer: ModelMixin, num_blocks: int) -> None:
         del transformer.transformer_blocks[num_blocks:]
 
     def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,11 +70,15 @@ class TextFamily(Family):
     pipeline_class: ClassVar[str]
     #: Raised when :meth:`embed` changes: what an older version embedded is then not read again.
     embedding_format: ClassVar[int] = 1
-    #: What `condition=dict(...)` takes beside `prompt`, with the defaults; types must be JSON's.
-    condition_options: ClassVar[Mapping[str, Any]] = {}
 
+    @property
+    def condition_options(self) -> Mapping[str, Any]:
+        """What `condition=dict(...)` takes beside `prompt`, with defaults of JSON's types."""
+        return {}
+
+    # With both kinds of further arguments, type checkers let subclasses name their own.
     @abstractmethod
-    def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
+    def embed(self, pipeline: Any, prompt: str, *_: Any, **options: Any) -> dict[str, Tensor]:
         """Embed a prompt with the pipeline's own ``encode_prompt``, on the CPU.
 
         Args:

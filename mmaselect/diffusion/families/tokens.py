@@ -65,9 +65,9 @@ def usual_taps(
     attended = attended or projected
     post = post or projected
     return {
-        'query': Tap(attention.to_q, projected),
-        'key': Tap(attention.to_k, projected),
-        'value': Tap(attention.to_v, projected),
+        'query': Tap(attention.get_submodule('to_q'), projected),
+        'key': Tap(attention.get_submodule('to_k'), projected),
+        'value': Tap(attention.get_submodule('to_v'), projected),
         'attention': Tap(attention, attended),
         'output': Tap(block, output or attended),
         'query_post': Tap(attention, post, operand='query'),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numbers
 from collections import OrderedDict
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -93,16 +94,19 @@ def to_plain(value: Any, refused: set[str] | None = None) -> Any:
         NumPy scalars as Python numbers, arrays as nested lists, other mappings as dicts. Entries
         of mappings that are functions are left out.
     """
-    if value is None or isinstance(value, (str, bytes, Tensor, torch.dtype, torch.device)):
+    if value is None or isinstance(value, (bool, str, bytes, Tensor, torch.dtype, torch.device)):
         return value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, (bool, int, float, complex)):
-        kinds = (bool, int, float, complex)  # True is an int: the narrowest first
-        return next(kind for kind in kinds if isinstance(value, kind))(value)
-    if isinstance(value, numbers.Number):
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, complex):
+        return complex(value)
+    if isinstance(value, (numbers.Real, Decimal)):
         return float(value)
     if isinstance(value, Mapping):
         kind = OrderedDict if isinstance(value, OrderedDict) else dict
@@ -112,7 +116,7 @@ def to_plain(value: Any, refused: set[str] | None = None) -> Any:
             if not callable(entry) or isinstance(entry, Tensor)
         )
         if hasattr(value, '_metadata'):  # versions of a state dict's modules
-            plain._metadata = value._metadata
+            plain._metadata = value._metadata  # type: ignore[attr-defined]  # torch's own, too
         return plain
     if isinstance(value, (list, tuple, set, frozenset)):
         entries = [to_plain(entry, refused) for entry in value]

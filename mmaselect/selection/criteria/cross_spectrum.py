@@ -197,7 +197,7 @@ class CrossSpectrumHFR(PerImageCriterion):
                 "of such ratios says nothing: use pooling='ratio_of_sums' with reduction='total'."
             )
         self.pooling = pooling
-        self.band = {
+        self.band: dict[str, Any] = {
             'cutoff': cutoff,
             'shape': shape,
             'include_dc': include_dc,
@@ -206,7 +206,8 @@ class CrossSpectrumHFR(PerImageCriterion):
         }
         self.reduction = reduction
 
-    def per_image(self, first: Tensor, second: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def per_image(self, *features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        first, second = features
         if self.pooling == 'image_mean':
             return cross_spectrum_hfr(first, second, reduction=self.reduction, **self.band)
         part, whole, floor = cross_spectrum_terms(first, second, **self.band)

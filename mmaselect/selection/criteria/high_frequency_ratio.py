@@ -147,7 +147,7 @@ class HighFrequencyRatio(PerImageCriterion):
         check_choice('measure', measure, MEASURES)
         check_choice('reduction', reduction, REDUCTIONS)
         check_band(cutoff, shape, include_dc, dims)
-        self.options = {
+        self.options: dict[str, Any] = {
             'cutoff': cutoff,
             'shape': shape,
             'measure': measure,
@@ -156,5 +156,6 @@ class HighFrequencyRatio(PerImageCriterion):
             'dims': dims,
         }
 
-    def per_image(self, feature: Tensor) -> Tensor:
+    def per_image(self, *features: Tensor) -> Tensor:
+        (feature,) = features
         return high_frequency_ratio(feature, **self.options)

@@ -152,7 +152,10 @@ def band_weights(
         last = torch.arange(distance.shape[-1])
         mirrored = (last > 0) & (2 * last != size[-1])
         weight = (1.0 + mirrored) / distance.new_tensor(size).prod()
-        return tuple((weight * members).to(device, torch.float32) for members in (high, every))
+        return (
+            (weight * high).to(device, torch.float32),
+            (weight * every).to(device, torch.float32),
+        )
 
 
 def band_sums(density: Tensor, high: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,11 +44,12 @@ def whiten_pairs(first: Tensor, second: Tensor, ridge: float = 0.1) -> tuple[Ten
     covariance = rows.mT @ rows / len(rows)
     mean_eigenvalue = covariance.diagonal().mean()
     if not mean_eigenvalue > 0:
-        return torch.zeros_like(rows).tensor_split(2)
+        return torch.zeros_like(first).double(), torch.zeros_like(second).double()
     covariance.diagonal().add_(ridge * mean_eigenvalue)
     factor = torch.linalg.cholesky(covariance)
     white = torch.linalg.solve_triangular(factor, rows.mT, upper=False).mT
-    return F.normalize(white, dim=1).tensor_split(2)
+    one, other = F.normalize(white, dim=1).tensor_split(2)
+    return one, other
 
 
 def mean_over_directions(
@@ -191,7 +192,8 @@ class ViewPairCriterion(Criterion):
         self, *features: Tensor, labels: Tensor | None = None, where: ViewBoxes | None = None
     ) -> None:
         self.check_features(features)
-        described = self.describe(*features, where).detach()
+        first, second = features
+        described = self.describe(first, second, where).detach()
         # Of the whole map: a place that is not read may be the one that overflowed.
         finite = torch.stack([f.flatten(1).isfinite().all(1) for f in features]).all(0)
         self.nonfinite = self.nonfinite + (~finite).sum()
