@@ -28,8 +28,8 @@ help:
 	@echo "make demo      train a small segmentor on a timestep that is picked automatically (minutes, CPU)"
 	@echo "make test      run the tests"
 	@echo "make coverage  run the tests and say which lines they reach"
-	@echo "make lint      check style and formatting, as pre-commit does"
-	@echo "make types     check types (mypy)"
+	@echo "make lint      check style, formatting and types, as pre-commit does"
+	@echo "make types     check types alone (mypy)"
 	@echo "make docs      build the documentation in site/; a warning is an error"
 	@echo "make clean     remove the environment and what runs left behind"
 
@@ -61,6 +61,7 @@ coverage: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 types: install
 	$(BIN)/mypy
