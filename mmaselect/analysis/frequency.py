@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmaselect.checks import choice
 from mmaselect.selection.criteria.spectrum import check_band, frequency_distance
 
 #: How a map of many channels becomes a picture.
@@ -55,8 +56,7 @@ def picture(feature: Tensor, view: str = 'pca', basis: Tensor | None = None) -> 
     Raises:
         ValueError: If ``view`` is neither of the two.
     """
-    if view not in VIEWS:
-        raise ValueError(f'view must be one of {", ".join(VIEWS)}, got {view!r}')
+    choice('view', view, VIEWS)
     if view == 'mean':
         values = feature.float().mean(0, keepdim=True).expand(3, -1, -1)
     else:

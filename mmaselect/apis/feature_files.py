@@ -224,8 +224,7 @@ class StoredFeatures:
     """
 
     def __init__(self, folder: str | Path, framework: str = 'torch') -> None:
-        if framework not in FRAMEWORKS:
-            raise ValueError(f'framework must be one of {", ".join(FRAMEWORKS)}, got {framework!r}')
+        choice('framework', framework, FRAMEWORKS)
         self.folder = Path(folder)
         self.framework = framework
         if not (self.folder / INDEX).is_file():

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from mmaselect.datasets.layout import check_choice
+from mmaselect.checks import choice
 from mmaselect.registry import DATASETS
 
 PARTS = ('train', 'val')
@@ -83,7 +83,7 @@ def hold_out(
     Raises:
         ValueError: If ``part`` or ``num_val`` is out of range.
     """
-    check_choice('HoldOut', 'part', part, PARTS)
+    choice('HoldOut: part', part, PARTS)
     built = DATASETS.build({**dataset, **kwargs})
     built.full_init()
     labels = np.array([built.get_data_info(index)['gt_label'] for index in range(len(built))])

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Checks of what a data set is asked for, and of the folder that it reads."""
+"""Check of the folder that a data set reads."""
 
 import os.path as osp
 from collections.abc import Sequence
@@ -31,19 +31,3 @@ def require_layout(
         f'{dataset}: {problem}.\nExpected layout:\n{layout.strip()}\n'
         f'Get the data from {source}, then set `data_root` in the config or link the folder there.'
     )
-
-
-def check_choice(dataset: str, name: str, value: str, choices: Sequence[str]) -> None:
-    """Check an argument that takes one of a few names.
-
-    Args:
-        dataset: Name of the data set, for the message.
-        name: Name of the argument.
-        value: What was given.
-        choices: What may be given.
-
-    Raises:
-        ValueError: If ``value`` is not one of ``choices``.
-    """
-    if value not in choices:
-        raise ValueError(f'{dataset}: {name} is {value!r}; it must be one of {tuple(choices)}.')

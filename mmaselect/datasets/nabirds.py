@@ -7,7 +7,8 @@ from typing import Any
 from mmengine import list_from_file
 from mmpretrain.datasets import BaseDataset
 
-from mmaselect.datasets.layout import check_choice, require_layout
+from mmaselect.checks import choice
+from mmaselect.datasets.layout import require_layout
 from mmaselect.registry import DATASETS
 
 SOURCE = 'https://dl.allaboutbirds.org/nabirds'
@@ -59,7 +60,7 @@ class NABirds(BaseDataset):
     FILES = ('images.txt', 'image_class_labels.txt', 'train_test_split.txt', 'classes.txt')
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
-        check_choice('NABirds', 'split', split, self.SPLITS)
+        choice('NABirds: split', split, self.SPLITS)
         self.split = split
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(ann_file='', data_root=data_root, data_prefix='images', **kwargs)

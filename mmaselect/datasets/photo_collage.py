@@ -8,7 +8,7 @@ import numpy as np
 from mmpretrain.utils import require
 from mmseg.datasets import BaseSegDataset
 
-from mmaselect.datasets.layout import check_choice
+from mmaselect.checks import choice
 from mmaselect.registry import DATASETS
 
 #: Photographs that are inside the scikit-image wheel, and the color that a label map shows each in.
@@ -72,7 +72,7 @@ class PhotoCollageDataset(BaseSegDataset):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        check_choice('PhotoCollageDataset', 'split', split, self.SPLITS)
+        choice('PhotoCollageDataset: split', split, self.SPLITS)
         for name, value, least in (('num_collages', num_collages, 1), ('size', size, 16)):
             if value < least:
                 raise ValueError(

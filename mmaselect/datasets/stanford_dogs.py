@@ -7,7 +7,8 @@ from typing import Any
 import mat4py
 from mmpretrain.datasets import BaseDataset
 
-from mmaselect.datasets.layout import check_choice, require_layout
+from mmaselect.checks import choice
+from mmaselect.datasets.layout import require_layout
 from mmaselect.registry import DATASETS
 
 SOURCE = 'http://vision.stanford.edu/aditya86/ImageNetDogs/'
@@ -54,7 +55,7 @@ class StanfordDogs(BaseDataset):
     SPLITS = ('train', 'test')
 
     def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
-        check_choice('StanfordDogs', 'split', split, self.SPLITS)
+        choice('StanfordDogs: split', split, self.SPLITS)
         self.split = split
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(ann_file='', data_root=data_root, data_prefix='Images', **kwargs)

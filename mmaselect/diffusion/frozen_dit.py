@@ -220,7 +220,7 @@ class FrozenDiT(nn.Module):
         images = pad_to_multiple(images.float(), self.stride)
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         self.family.check_grid(grid, self.stride)
-        with self._full_control(images.device):
+        with self._without_autocast(images.device):
             latent = self.codec(images).float()
         if latent.shape[1] != self.family.in_channels:
             raise ValueError(
@@ -261,7 +261,7 @@ class FrozenDiT(nn.Module):
         }
         time = torch.full((batch,), level.model_time, dtype=torch.float32, device=latent.device)
         with (
-            self._full_control(latent.device),
+            self._without_autocast(latent.device),
             self._capture(grid) as caught,
             contextlib.suppress(_PassComplete),
         ):
@@ -310,7 +310,7 @@ class FrozenDiT(nn.Module):
 
     @staticmethod
     @contextlib.contextmanager
-    def _full_control(device: torch.device) -> Iterator[None]:
+    def _without_autocast(device: torch.device) -> Iterator[None]:
         """Autocast off: ``dtype`` alone says how the frozen part computes.
 
         A pick made in one precision must not be read in another because training uses AMP.

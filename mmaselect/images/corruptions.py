@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from mmaselect.checks import choice
+
 NUM_SEVERITIES = 3
 
 
@@ -80,8 +82,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarra
         >>> bool((corrupt(grey, 'blur', 3, seed=0) == 128).all())
         True
     """
-    if name not in CORRUPTIONS:
-        raise ValueError(f'corruption must be one of {", ".join(CORRUPTIONS)}, got {name!r}')
+    choice('corruption', name, CORRUPTIONS)
     if severity not in range(1, NUM_SEVERITIES + 1):
         raise ValueError(f'severity must be 1 to {NUM_SEVERITIES}, got {severity!r}')
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()

@@ -76,5 +76,5 @@ def test_from_a_config(folder):
 
 
 def test_unknown_part(folder):
-    with pytest.raises(ValueError, match=r"part is 'test'; it must be one of \('train', 'val'\)"):
+    with pytest.raises(ValueError, match="HoldOut: part must be one of train, val, got 'test'"):
         build(folder, part='test')

@@ -47,5 +47,5 @@ def test_missing_file(root):
 
 
 def test_unknown_split(root):
-    with pytest.raises(ValueError, match=r"split is 'all'; it must be one of \('train', 'test'\)"):
+    with pytest.raises(ValueError, match="NABirds: split must be one of train, test, got 'all'"):
         NABirds(str(root), split='all')

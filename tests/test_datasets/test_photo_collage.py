@@ -62,7 +62,7 @@ def test_through_a_pipeline():
 @pytest.mark.parametrize(
     'kwargs, message',
     [
-        (dict(split='test'), r"split is 'test'; it must be one of \('train', 'val'\)"),
+        (dict(split='test'), "split must be one of train, val, got 'test'"),
         (dict(size=8), 'size is 8; it must be at least 16'),
         (dict(num_collages=0), 'num_collages is 0; it must be at least 1'),
     ],

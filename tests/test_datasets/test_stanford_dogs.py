@@ -67,5 +67,7 @@ def test_missing_files(tmp_path):
 
 
 def test_unknown_split(root):
-    with pytest.raises(ValueError, match=r"split is 'val'; it must be one of \('train', 'test'\)"):
+    with pytest.raises(
+        ValueError, match="StanfordDogs: split must be one of train, test, got 'val'"
+    ):
         StanfordDogs(str(root), split='val')

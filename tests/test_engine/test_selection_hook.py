@@ -11,34 +11,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from toy_segmentor import Segmentor
 
 from mmaselect.models import ASelecTDiT
 from mmaselect.selection.sweep import Sweep
 
 GRID = [0, 200, 600]
 _names = (f'run{number}' for number in itertools.count())
-
-
-class Segmentor(BaseModel):
-    """A linear head on the backbone."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        self.head = torch.nn.Conv2d(16, 2, 1)
-
-    def forward(self, inputs, labels=None, mode='tensor'):
-        logits = self.head(self.backbone(inputs)[0])
-        if mode == 'loss':
-            return dict(loss=torch.nn.functional.cross_entropy(logits, labels))
-        return logits
-
-    def train_step(self, data, optim_wrapper):
-        losses = self(data[0], data[1], mode='loss')
-        optim_wrapper.update_params(losses['loss'])
-        return losses
 
 
 def make_backbone(folder, photos, grid=GRID, **options):

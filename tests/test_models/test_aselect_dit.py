@@ -11,13 +11,13 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import BaseModel
 from mmengine.model.averaged_model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import Runner, load_checkpoint
 from PIL import Image
+from toy_segmentor import Segmentor
 
 from mmaselect.apis import FeatureExtractor
 from mmaselect.diffusion import FrozenDiT, draw_noise
@@ -227,21 +227,6 @@ def test_no_pick_says_so(tiny_dit):
 
 
 # -- life in MMEngine -----------------------------------------------------------------------------
-class Segmentor(BaseModel):
-    """A linear head on the backbone."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        self.head = torch.nn.Conv2d(16, 2, 1)
-
-    def forward(self, inputs, labels=None, mode='tensor'):
-        logits = self.head(self.backbone(inputs)[0])
-        if mode == 'loss':
-            return dict(loss=torch.nn.functional.cross_entropy(logits, labels))
-        return logits
-
-
 def test_checkpoints_hold_the_pick_and_no_frozen_weights(tiny_dit, photos, tmp_path):
     model = Segmentor(make(tiny_dit, photos))
     model.init_weights()
@@ -333,7 +318,6 @@ def test_a_run_with_ema_resumes_without_selecting_again(tiny_dit, photos, tmp_pa
     def runner(max_iters, resume):
         loader = torch.utils.data.DataLoader(data, batch_size=2)
         model = Segmentor(make(tiny_dit, photos))
-        model.train_step = lambda batch, optim_wrapper: _step(model, batch, optim_wrapper)
         return Runner(
             model=model,
             work_dir=str(tmp_path),
@@ -346,11 +330,6 @@ def test_a_run_with_ema_resumes_without_selecting_again(tiny_dit, photos, tmp_pa
             resume=resume,
             experiment_name=f'run{max_iters}',
         )
-
-    def _step(model, batch, optim_wrapper):
-        loss = model(batch[0], batch[1], mode='loss')
-        optim_wrapper.update_params(loss['loss'])
-        return loss
 
     first = runner(2, False)
     first.train()

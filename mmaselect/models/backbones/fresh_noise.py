@@ -24,7 +24,7 @@ class FreshNoise:
 
     def begin(self) -> None:
         """Say that a forward pass starts."""
-        place = self._where()
+        place = self._place_in_run()
         self._passes = self._passes + 1 if place == self._place else 0
         self._place = place
 
@@ -46,7 +46,7 @@ class FreshNoise:
         )
 
     @staticmethod
-    def _where() -> tuple[int, ...] | None:
+    def _place_in_run() -> tuple[int, ...] | None:
         """Seed, iteration, rank and stage; None outside of a run."""
         hub = MessageHub.get_current_instance()
         stage, seed = hub.get_info('loop_stage'), hub.get_info('seed')

@@ -5,9 +5,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from mmaselect.checks import choice
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import PerImageCriterion
-from mmaselect.selection.criteria.high_frequency_ratio import REDUCTIONS, check_choice
+from mmaselect.selection.criteria.high_frequency_ratio import REDUCTIONS
 from mmaselect.selection.criteria.spectrum import (
     ROUNDING,
     band_sums,
@@ -115,8 +116,8 @@ def cross_spectrum_hfr(
         >>> cross_spectrum_hfr(board, -board)
         tensor([-1.])
     """
-    check_choice('reduction', reduction, REDUCTIONS)
-    check_choice('denominator', denominator, DENOMINATORS)
+    choice('reduction', reduction, REDUCTIONS)
+    choice('denominator', denominator, DENOMINATORS)
     check_band(cutoff, shape, include_dc, dims)
     if first.shape != second.shape:
         raise ValueError(
@@ -182,9 +183,9 @@ class CrossSpectrumHFR(PerImageCriterion):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_choice('reduction', reduction, REDUCTIONS)
-        check_choice('denominator', denominator, DENOMINATORS)
-        check_choice('pooling', pooling, POOLINGS)
+        choice('reduction', reduction, REDUCTIONS)
+        choice('denominator', denominator, DENOMINATORS)
+        choice('pooling', pooling, POOLINGS)
         check_band(cutoff, shape, include_dc, dims)
         if pooling == 'ratio_of_sums' and reduction != 'total':
             raise ValueError(

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from mmaselect.checks import choice
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
-from mmaselect.selection.criteria.high_frequency_ratio import REDUCTIONS, check_choice
+from mmaselect.selection.criteria.high_frequency_ratio import REDUCTIONS
 
 #: Scatter below this share of a channel's sum of squares is float32 rounding of the features.
 ROUNDING = 1e-12
@@ -91,7 +92,7 @@ def fisher_score(
         >>> fisher_score(samples, torch.tensor([0, 0, 1, 1]), num_classes=2).item()
         4.0
     """
-    check_choice('reduction', reduction, REDUCTIONS)
+    choice('reduction', reduction, REDUCTIONS)
     if samples.ndim != 2 or labels.shape != samples.shape[:1]:
         raise ValueError(
             'fisher_score takes samples (N, C) and labels (N,), but got shapes '
@@ -180,7 +181,7 @@ class FisherScore(Criterion):
             raise ValueError(
                 f'num_classes must be an integer of 2 or more, but got {num_classes!r}.'
             )
-        check_choice('reduction', reduction, REDUCTIONS)
+        choice('reduction', reduction, REDUCTIONS)
         self.num_classes = num_classes
         self.reduction = reduction
         self.ignore_index = ignore_index

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmaselect.checks import choice
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import PerImageCriterion
 from mmaselect.selection.criteria.spectrum import (
@@ -21,12 +22,6 @@ from mmaselect.selection.criteria.spectrum import (
 
 MEASURES = ('power', 'amplitude')
 REDUCTIONS = ('channel_mean', 'total')
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a ValueError unless the option ``name`` has one of its ``allowed`` values."""
-    if value not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, but got {value!r}.')
 
 
 def high_frequency_ratio(
@@ -85,8 +80,8 @@ def high_frequency_ratio(
         >>> high_frequency_ratio(wave + board).round(decimals=3)
         tensor([0.6670])
     """
-    check_choice('measure', measure, MEASURES)
-    check_choice('reduction', reduction, REDUCTIONS)
+    choice('measure', measure, MEASURES)
+    choice('reduction', reduction, REDUCTIONS)
     check_band(cutoff, shape, include_dc, dims)
     size = transform_size(feature, dims)
     high, every = band_weights(size, cutoff, shape, include_dc, feature.device)
@@ -144,8 +139,8 @@ class HighFrequencyRatio(PerImageCriterion):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_choice('measure', measure, MEASURES)
-        check_choice('reduction', reduction, REDUCTIONS)
+        choice('measure', measure, MEASURES)
+        choice('reduction', reduction, REDUCTIONS)
         check_band(cutoff, shape, include_dc, dims)
         self.options: dict[str, Any] = {
             'cutoff': cutoff,

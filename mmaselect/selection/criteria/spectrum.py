@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmaselect.checks import choice, flag
+
 SHAPES = ('radial', 'square')
 DIMS = ('2d', 'tokens', 'channels')
 
@@ -36,12 +38,9 @@ def check_band(cutoff: float, shape: str, include_dc: bool, dims: str) -> None:
             'cutoff must be a number between 0 and 0.5 (the Nyquist frequency; the sampling rate '
             f'is 1), but got {cutoff!r}.'
         )
-    if shape not in SHAPES:
-        raise ValueError(f'shape must be one of {SHAPES}, but got {shape!r}.')
-    if not isinstance(include_dc, bool):
-        raise ValueError(f'include_dc must be True or False, but got {include_dc!r}.')
-    if dims not in DIMS:
-        raise ValueError(f'dims must be one of {DIMS}, but got {dims!r}.')
+    choice('shape', shape, SHAPES)
+    flag('include_dc', include_dc)
+    choice('dims', dims, DIMS)
 
 
 def half_spectrum(feature: Tensor, dims: str = '2d') -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.utilities import dim_zero_cat
 
+from mmaselect.checks import choice
 from mmaselect.images.views import NUM_VIEWS, ViewBoxes
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
-from mmaselect.selection.criteria.high_frequency_ratio import check_choice
 
 DENSE_MEASURES = ('sensitivity', 'log_probability')
 #: Rows of the similarity matrix that are held at a time, so that memory grows with N and not N^2.
@@ -395,7 +395,7 @@ class DenseCorrespondence(ViewPairCriterion):
         **kwargs: Any,
     ) -> None:
         super().__init__(ridge, **kwargs)
-        check_choice('measure', measure, DENSE_MEASURES)
+        choice('measure', measure, DENSE_MEASURES)
         self.measure = measure
         if isinstance(points, bool) or not isinstance(points, int) or points < 1:
             raise ValueError(f'points must be a whole number above 0, got {points!r}')

@@ -176,11 +176,11 @@ def test_image_that_is_not_finite_is_counted_and_left_out(bad, dims, measure, re
         ({'cutoff': 0.5}, 'cutoff must be a number between 0 and 0.5.* but got 0.5'),
         ({'cutoff': 0}, 'cutoff must be'),
         ({'cutoff': '0.15'}, 'cutoff must be'),
-        ({'shape': 'disc'}, "shape must be one of .*'radial', 'square'.* but got 'disc'"),
-        ({'measure': 'energy'}, "measure must be one of .*'power', 'amplitude'"),
-        ({'include_dc': 'exclude'}, "include_dc must be True or False, but got 'exclude'"),
-        ({'reduction': 'mean'}, "reduction must be one of .*'channel_mean', 'total'"),
-        ({'dims': '1d'}, "dims must be one of .*'2d', 'tokens', 'channels'"),
+        ({'shape': 'disc'}, "shape must be one of radial, square, got 'disc'"),
+        ({'measure': 'energy'}, 'measure must be one of power, amplitude, got'),
+        ({'include_dc': 'exclude'}, "include_dc must be True or False, got 'exclude'"),
+        ({'reduction': 'mean'}, 'reduction must be one of channel_mean, total, got'),
+        ({'dims': '1d'}, 'dims must be one of 2d, tokens, channels, got'),
     ],
 )
 def test_bad_option_is_an_error_at_once(options, message):
