@@ -20,15 +20,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.embeddings import PatchEmbed
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmaselect.checks import choice, keywords, whole_number
 from mmaselect.diffusion.damage import PartConfig
 from mmaselect.diffusion.parts import refuse_missing
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 ORIGINALS = ('dit', 'sit', 'repa')
 
@@ -96,10 +99,11 @@ def _other_model(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
     if has('in_blocks.') and has('mid_block.') and has('out_blocks.'):
         return 'U-ViT', f'its blocks have long skips, and time and class are tokens, {_NO_CLASS}'
     labels, time = tensors.get(_LABELS), tensors.get('t_embedder.mlp.2.weight')
-    transposed = (
-        labels is not None and time is not None and labels.shape[-1] != time.shape[0]
-    )  # classes enter as vectors, through a linear layer
-    if has('decoder_layer.') or (transposed and labels.shape[0] == time.shape[0]):
+    transposed = False
+    if labels is not None and time is not None:
+        # Classes enter as vectors, through a linear layer.
+        transposed = labels.shape[-1] != time.shape[0] and labels.shape[0] == time.shape[0]
+    if has('decoder_layer.') or transposed:
         return (
             'MaskDiT',
             'it is preconditioned as EDM has it, with a noise level without end in place of '
@@ -184,13 +188,14 @@ class OriginalFile:
             raise ValueError(
                 f'{self.where} was trained on the path {path!r}; only linear ones can be read'
             )
-        if given is None and found is None:
+        chosen = given or found
+        if chosen is None:
             raise ValueError(
                 f'{self.where}: DiT, SiT and REPA have weights of the same names and shapes, and '
                 f"neither content nor name tells which this is: say original='dit', 'sit' or "
                 f"'repa'"
             )
-        return given or found
+        return chosen
 
     # -- the config -------------------------------------------------------------------------------
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -281,7 +286,7 @@ class OriginalFile:
         overrides: Mapping[str, Any],
         dtype: torch.dtype,
         load_kwargs: Mapping[str, Any],
-    ) -> nn.Module:
+    ) -> ModelMixin:
         """The first blocks with their weights.
 
         Args:

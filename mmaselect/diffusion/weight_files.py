@@ -74,7 +74,7 @@ def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, An
     """
     settings: dict[str, Any] = {}
     try:
-        content = load_file(file) if file.suffix.lower() == SAFETENSORS else _unpickle(file)
+        content: Any = load_file(file) if file.suffix.lower() == SAFETENSORS else _unpickle(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'pretrained={name!r} is damaged, or holds Python objects that are neither tensors nor '
