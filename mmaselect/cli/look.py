@@ -192,7 +192,7 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
 
     config = load_config(args.config)
     backbone = (config.get('model') or {}).get('backbone')
-    if type_name(backbone) != 'ASelecTDiT':
+    if backbone is None or type_name(backbone) != 'ASelecTDiT':
         raise ValueError(
             f'{args.config}: model.backbone is {type_name(backbone) or None!r}; `mmaselect look` '
             f"needs type='mmaselect.ASelecTDiT'"
