@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmaselect.checks import seed_number, shorten
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
-from mmaselect.images import as_rgb, load_rgb, to_model_range
+from mmaselect.images import as_rgb, load_rgb, one_or_several, to_model_range
 from mmaselect.selection import SelectionResult
 
 #: An image as a user may have it.
@@ -101,17 +101,18 @@ class FeatureExtractor:
         """Feature maps of one image or of several of one size.
 
         Args:
-            images: Paths, (H, W, 3) uint8 RGB arrays, PIL images, or (3, H, W) tensors in [-1, 1].
+            images: Paths, (H, W, 3) uint8 RGB arrays, PIL images, or (3, H, W) tensors in [-1, 1];
+                or one array (N, H, W, 3) of all.
 
         Returns:
             dict: (block, feature) to float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
 
         Raises:
-            ValueError: If an image is something else, or the images' sizes differ.
+            ValueError: If there is no image, one is something else, or their sizes differ.
         """
-        several = isinstance(images, Sequence) and not isinstance(images, str)
-        listed: Any = images if several else [images]
-        pixels = [self._pixels(image) for image in listed]
+        pixels = [self._pixels(image) for image in one_or_several(images)]
+        if not pixels:
+            raise ValueError('images is empty: give at least one image')
         sizes = {tuple(image.shape[1:]) for image in pixels}
         if len(sizes) != 1:
             raise ValueError(

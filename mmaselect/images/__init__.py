@@ -12,6 +12,7 @@ from mmaselect.images.reading import (
     UnreadableImageError,
     as_rgb,
     load_rgb,
+    one_or_several,
     resize_and_crop,
     to_model_range,
 )
@@ -35,6 +36,7 @@ __all__ = [
     'as_rgb',
     'find_image_files',
     'load_rgb',
+    'one_or_several',
     'resize_and_crop',
     'to_model_range',
 ]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mmaselect.apis.features import pick_device
 from mmaselect.checks import image_size as checked_size
-from mmaselect.checks import is_sequence, seed_number
+from mmaselect.checks import seed_number
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
-from mmaselect.images import as_rgb, load_rgb, resize_and_crop, to_model_range
+from mmaselect.images import as_rgb, load_rgb, one_or_several, resize_and_crop, to_model_range
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
 from mmaselect.selection import SelectionResult, parse_timesteps
 from mmaselect.utils.progress import progress_bar
@@ -119,8 +119,7 @@ def look_at(
     device = pick_device(device)
     if image_size is not None:
         image_size = checked_size('image_size', image_size)
-    several = is_sequence(images) or (isinstance(images, np.ndarray) and images.ndim == 4)
-    given = list(images) if several else [images]  # type: ignore[arg-type]
+    given = one_or_several(images)
     if not given:
         raise ValueError('images is empty: give at least one image')
     pictures = [_pixels(image, place) for place, image in enumerate(given)]

@@ -46,6 +46,7 @@ def test_features_of_one_image_whatever_form_it_has(tiny_dit, photos):
     assert maps[1, 'query'].shape == (1, 16, 10, 12)
     for form in (image, array, tensor):
         assert torch.equal(extract(form)[3, 'output'], maps[3, 'output'])
+    assert torch.equal(extract(array[None])[3, 'output'], maps[3, 'output'])
     two = extract([path, array])[1, 'query']
     assert torch.allclose(two[0], two[1], atol=1e-6)
     backbone = ASelecTDiT(tiny_dit, blocks=[1], timestep=30).eval()
@@ -65,6 +66,8 @@ def test_bad_images(tiny_dit, photos, tmp_path):
         extract(np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match=r'\(3, H, W\), float'):
         extract(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='images is empty'):
+        extract([])
     (tmp_path / 'x.jpg').write_bytes(b'')
     with pytest.raises(ValueError, match='cannot be read'):
         extract(tmp_path / 'x.jpg')
