@@ -9,6 +9,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
+from mmaselect.checks import choice
+
 NUM_TRAIN_TIMESTEPS = 1000
 TARGETS = ('epsilon', 'v_prediction', 'flow')
 SAMPLINGS = ('uniform', 'logit-normal')
@@ -43,10 +45,8 @@ class Objective:
         logit_std: float = 1.0,
         clip: bool = True,
     ) -> None:
-        if target not in TARGETS:
-            raise ValueError(f'target {target!r} is not one of {TARGETS}')
-        if sampling not in SAMPLINGS:
-            raise ValueError(f'timestep sampling {sampling!r} is not one of {SAMPLINGS}')
+        choice('target', target, TARGETS)
+        choice('sampling', sampling, SAMPLINGS)
         self.target, self.sampling = target, sampling
         self.logit_mean, self.logit_std = logit_mean, logit_std
         self.scheduler: SchedulerMixin

@@ -82,6 +82,13 @@ def test_the_pass_ends_at_the_deepest_wanted_feature(tiny_dit):
     assert not dit.transformer.transformer_blocks[2].attn1.to_q._forward_hooks
 
 
+@pytest.mark.parametrize('shape', [(3, 32, 32), (1, 4, 32, 32)])
+def test_what_is_no_batch_of_rgb_images_is_refused(tiny_dit, shape):
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[0])
+    with pytest.raises(ValueError, match=r'expected RGB images \(B, 3, H, W\), got shape'):
+        dit.encode(torch.rand(shape))
+
+
 def test_an_error_inside_the_model_is_not_swallowed(tiny_dit):
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[2])
     with pytest.raises(RuntimeError):

@@ -19,6 +19,7 @@ from mmaselect.pretraining.network import build_dit, build_optimizers, build_sch
 from mmaselect.pretraining.objective import Objective
 from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, pooled_queries
 from mmaselect.pretraining.randomness import DataOrder, step_generator
+from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.sampling import image_grid
 from mmaselect.pretraining.tokens import TokenDrop, to_tokens
 
@@ -50,6 +51,33 @@ def test_unreadable_files_are_listed_all_of_them(tmp_path):
         (tmp_path / name).write_bytes(b'no image')
     with pytest.raises(ValueError, match=r'2 of 3 files cannot.*\n  .*bad\.png \(.*\n  .*worse'):
         read_images(tmp_path, size=4)
+
+
+def test_a_folder_without_a_readable_image(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'no image in .*looked in all sub-folders for \.'):
+        read_images(tmp_path, size=4)
+    (tmp_path / 'bad.png').write_bytes(b'no image')
+    with pytest.raises(ValueError, match='none of 1 files can be read'):
+        read_images(tmp_path)
+
+
+def test_images_that_memory_cannot_hold_are_refused_before_they_are_read(tmp_path):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    with pytest.raises(MemoryError, match=r'1 images of 10000000x10000000 take .* GiB'):
+        read_images(tmp_path, size=10_000_000)
+
+
+def test_a_folder_with_a_run_is_not_written_over(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.prepare({'lr': 1}, resume=False)
+    folder.save_state(7, {'step': 7}, lambda path: path.mkdir())
+    with pytest.raises(FileExistsError, match=r'holds a run at step_00000007: add --resume'):
+        folder.prepare({'lr': 1}, resume=False)
+    with pytest.raises(ValueError, match='lr: 1 before, 2 now'):
+        folder.prepare({'lr': 2}, resume=True)
+    folder.settings_file.unlink()
+    with pytest.raises(FileNotFoundError, match=r'without the settings\.json'):
+        folder.prepare({'lr': 1}, resume=True)
 
 
 def test_class_folders_may_be_nested(tmp_path):
@@ -126,6 +154,18 @@ def test_noising_and_target_follow_the_formulas(target):
     torch.testing.assert_close(
         expected, noise if target == 'epsilon' else velocity, atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(target='noise'), "target must be one of epsilon, v_prediction, flow, got 'noise'"),
+        (dict(sampling='cosine'), "sampling must be one of uniform, logit-normal, got 'cosine'"),
+    ],
+)
+def test_an_unknown_objective(options, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**options)
 
 
 def test_sampler_ends_at_the_clean_image():

@@ -11,7 +11,7 @@ from diffusers import DiTTransformer2DModel
 
 import mmaselect
 from mmaselect import list_models, model_info
-from mmaselect.diffusion import known_families
+from mmaselect.diffusion import known_families, register_family
 
 WEIGHTS = Path(mmaselect.__file__).parent / 'weights'
 MODELS = {
@@ -31,6 +31,11 @@ for folder in WEIGHTS.iterdir():
 def gigabytes(model):
     """GiB of a model's weights, and of tables that are stored with them, at 16 bit."""
     return sum(tensor.numel() for tensor in model.state_dict().values()) * 2 / 2**30
+
+
+def test_a_class_has_one_family():
+    with pytest.raises(KeyError, match='DiTTransformer2DModel has a family already'):
+        register_family(known_families()['DiTTransformer2DModel'])
 
 
 def test_every_published_model_has_a_row_and_every_family_a_model():
