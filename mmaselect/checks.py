@@ -65,6 +65,13 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
+def finite_number(name: str, value: Any) -> float:
+    """A real number that is neither infinite nor NaN."""
+    if not is_number(value):
+        raise ValueError(f'{name} must be a number, got {shorten(value)}')
+    return float(value)
+
+
 def seed_number(name: str, value: Any) -> int:
     """A seed, 0 to 2^32 - 1."""
     return whole_number(name, value, 0, MAX_SEED)

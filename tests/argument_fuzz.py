@@ -86,6 +86,8 @@ NEAR: dict[str, list[Any]] = {
     'base': [None, 'mmaselect://dit_cifar10', 'mmaselect://nope', './none', 'x.pt'],
     'vae': [None, './none', 'x.safetensors', 'mmaselect://dit_cifar10'],
     'original': [None, 'dit', 'sit', 'lightning', dict(model='dit'), dict(heads=2)],
+    'lora': [None, './none', 'x.safetensors', 'x.gguf'],
+    'lora_scale': [1.0, 2, 0, -1.5],
     'init_cfg': [dict(type='Kaiming'), [dict(type='Constant', val=0)], dict(layer='Conv2d')],
     'selection': ['paper', dict(preset='paper'), dict(preset='book'), dict(num_image=3), 'book'],
     'calibration': [

@@ -36,7 +36,7 @@ from mmaselect.utils.progress import progress_bar
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
 #: Arguments of ASelecTDiT that say where the frozen model is read, and all that it is built from.
 SOURCE_KEYS = ('pretrained', 'base', 'vae', 'original')
-MODEL_KEYS = (*SOURCE_KEYS, 'dtype', 'condition', 'load_kwargs')
+MODEL_KEYS = (*SOURCE_KEYS, 'lora', 'lora_scale', 'dtype', 'condition', 'load_kwargs')
 
 
 def make_parser(description: str, examples: str) -> argparse.ArgumentParser:

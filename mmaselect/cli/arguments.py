@@ -67,6 +67,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     group.add_argument(
         '--original', help='dit, sit or repa: what a file of weights holds, where it does not say'
     )
+    group.add_argument('--lora', metavar='LORA', help='file, folder or hub id of a LoRA to fuse')
+    group.add_argument('--lora-scale', type=float, metavar='X', help='of the LoRA; default: 1')
     group.add_argument('--revision', help='branch, tag or commit on the hub')
     group.add_argument('--variant', help="such as fp16, of the hub's weight files")
 
@@ -89,6 +91,6 @@ def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     condition = args.condition
     if condition is not None and condition.isdecimal():
         condition = int(condition)
-    names = ('base', 'vae', 'original', 'revision', 'variant')
+    names = ('base', 'vae', 'original', 'lora', 'lora_scale', 'revision', 'variant')
     given = {'condition': condition, **{name: getattr(args, name) for name in names}}
     return {name: value for name, value in given.items() if value is not None}

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.checks import is_sequence, keywords, shorten
+from mmaselect.checks import finite_number, is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import Codec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
+from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
 from mmaselect.diffusion.process import ForwardProcess
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class FrozenDiT(nn.Module):
         base: str | Path | None = None,
         vae: str | Path | None = None,
         original: str | Mapping[str, Any] | None = None,
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
         **hub_kwargs: Any,
     ) -> FrozenDiT:
         """Build the needed part of a pipeline.
@@ -129,6 +132,8 @@ class FrozenDiT(nn.Module):
                 of the same, or its TAESD.
             original: What a file of the DiT kind holds, where that cannot be told: ``'dit'``,
                 ``'sit'`` or ``'repa'``, or a dict of ``model`` and ``num_heads``.
+            lora: File, folder or hub id of a LoRA that is fused into the weights.
+            lora_scale: What it is multiplied by.
             hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
 
         Raises:
@@ -138,6 +143,9 @@ class FrozenDiT(nn.Module):
         """
         dtype = parse_dtype(dtype)
         load_kwargs = keywords('load_kwargs', load_kwargs)
+        lora_scale = finite_number('lora_scale', lora_scale)
+        if lora is not None:
+            find_lora(lora)
         source = PipelineSource(pretrained, base=base, vae=vae, original=original, **hub_kwargs)
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
@@ -147,6 +155,11 @@ class FrozenDiT(nn.Module):
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
         transformer = family.load_transformer(source, needed, dtype, **load_kwargs)
+        if lora is not None:
+            pipeline = getattr(family, 'pipeline_class', None)
+            fuse_lora(transformer, family.config, pipeline, lora, lora_scale, hub_kwargs)
+        elif source.is_local:
+            mention_loras(Path(source.path))
         codec = family.codec(source, dtype)
         if vae is not None and codec.channels != family.in_channels:
             raise ValueError(

@@ -29,9 +29,9 @@ from mmaselect.diffusion.codec import (
 )
 from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries
 from mmaselect.diffusion.originals import OriginalFile
-from mmaselect.diffusion.parts import Part, naming_part
+from mmaselect.diffusion.parts import MissingWeights, Part, naming_part
 from mmaselect.diffusion.weight_files import open_weights
-from mmaselect.diffusion.where import resolve_folder, resolve_pretrained, weights_file
+from mmaselect.diffusion.where import GGUF, resolve_folder, resolve_pretrained, weights_file
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -87,6 +87,10 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 def dequantized(weight: Tensor) -> Tensor:
     """The values that a quantized weight stands for; any other weight as it is."""
+    if getattr(weight, 'quant_type', None) is not None:  # of GGUF
+        from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+        return dequantize_gguf_tensor(weight)
     # Not as a condition: type checkers take no tensor for such a subclass.
     is_quantized: bool = is_traceable_wrapper_subclass(weight)
     return weight.dequantize() if is_quantized else weight
@@ -108,13 +112,18 @@ def sample_values(tensor: Tensor, count: int) -> Tensor:
 @contextlib.contextmanager
 def _quiet_about_unused_weights() -> Iterator[None]:
     """Leaving blocks out is the point here; diffusers would list each of their weights."""
-    logger = logging.getLogger('diffusers.models.modeling_utils')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [
+        logging.getLogger(f'diffusers.{name}')
+        for name in ('models.modeling_utils', 'loaders.single_file_model')
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _trimmed(cls: type[ModelMixin], trim: Callable[[nn.Module], None]) -> type[ModelMixin]:
@@ -351,8 +360,13 @@ class PipelineSource:
         """
         config_entries = list(inspect.signature(getattr(diffusers, class_name)).parameters)
         keywords('load_kwargs', load_kwargs, [*LOAD_KWARGS, *config_entries])
+        quantization = load_kwargs.get('quantization_config')
         cls = _trimmed(getattr(diffusers, class_name), trim)
-        with _quiet_about_unused_weights(), self.naming('transformer', load_kwargs):
+        with (
+            _quiet_about_unused_weights(),
+            self.naming('transformer', load_kwargs),
+            self._quantizing(quantization),
+        ):
             if self.file is not None:
                 model = self.file.load(cls, overrides, dtype, load_kwargs)
             else:
@@ -362,6 +376,45 @@ class PipelineSource:
         if self.file is None:
             part.check_whole(model, info)
         return model
+
+    @contextlib.contextmanager
+    def _quantizing(self, config: Any) -> Iterator[None]:
+        """What is wrong with a quantization config is an error that says so.
+
+        Raises:
+            ValueError: If it is none, or does not go with what is read: a config of GGUF goes with
+                a file of GGUF, and no other does.
+            ImportError: If the package that quantizes is not installed.
+        """
+        if config is None:
+            yield
+            return
+        place = f'{self.argument}={self.name!r}: load_kwargs: quantization_config={shorten(config)}'
+        is_dict = isinstance(config, Mapping) and (
+            {'quant_method', 'load_in_8bit', 'load_in_4bit'} & config.keys()
+        )
+        if not is_dict and not hasattr(config, 'quant_method'):
+            raise ValueError(
+                f'{place} is none: give a config of diffusers, such as TorchAoConfig(...), or a '
+                f"dict: dict(load_in_8bit=True), dict(quant_method='quanto', weights_dtype='int8')"
+            )
+        is_gguf = self.file is not None and Path(self.path).suffix.lower() == GGUF
+        if is_gguf != isinstance(config, diffusers.GGUFQuantizationConfig):
+            raise ValueError(
+                f'{place} does not fit {"a" if is_gguf else "what is no"} GGUF file: GGUF weights '
+                f'are read from files that hold them, without a config; others are quantized as '
+                f'they are read'
+            )
+        try:
+            yield
+        except ImportError as error:
+            raise ImportError(
+                f'{place}: the package that quantizes is not installed, or too old ({error})'
+            ) from error
+        except MissingWeights:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(f'{place} does not work here: {error}') from error
 
     def codec(self, dtype: torch.dtype) -> Codec:
         """The image encoder, or a ``PixelCodec`` where there is no VAE."""

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mmaselect.checks import shorten
 from mmaselect.diffusion.damage import PartConfig
+from mmaselect.diffusion.gguf_file import GGUFTensors
 from mmaselect.diffusion.originals import OriginalFile, is_of_dit_kind, refuse_others
-from mmaselect.diffusion.where import SAFETENSORS
+from mmaselect.diffusion.single_file import SingleFile
+from mmaselect.diffusion.where import GGUF, SAFETENSORS
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def open_weights(
     name: str,
     base_config: Callable[[str], PartConfig] | None,
     original: str | Mapping[str, Any] | None,
-) -> OriginalFile:
+) -> OriginalFile | SingleFile:
     """What a file of weights holds.
 
     Args:
@@ -47,6 +49,11 @@ def open_weights(
         ValueError: If it is damaged, could run code, or holds what no class of diffusers fits; the
             message says which.
     """
+    config = None if base_config is None else base_config('transformer')
+    if file.suffix.lower() == GGUF:
+        if original is not None:
+            raise ValueError(f'original={shorten(original)} does not go with a GGUF file')
+        return SingleFile(GGUFTensors(file, name), file, name, config)
     tensors, settings = read_tensors(file, name)
     refuse_others(tensors, name)
     if is_of_dit_kind(tensors):
@@ -56,10 +63,7 @@ def open_weights(
             f'pretrained={name!r} has not the names of weights of a DiT, SiT or REPA, as '
             f'original={shorten(original)} says'
         )
-    raise ValueError(
-        f'pretrained={name!r}: its weights have the names of no transformer that is known (first: '
-        f'{sorted(tensors)[:3]})'
-    )
+    return SingleFile(tensors, file, name, config)
 
 
 def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

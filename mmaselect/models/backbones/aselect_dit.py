@@ -143,6 +143,8 @@ class ASelecTDiT(BaseModule):
         original: What a file of the DiT kind holds, where neither its name nor its content tells:
             ``'dit'``, ``'sit'`` or ``'repa'``, or a dict of ``model`` (one of them) and
             ``num_heads`` (for sizes that are not published).
+        lora: File, folder or hub id of a LoRA that is fused into the weights.
+        lora_scale: What it is multiplied by.
         timestep_from: Which timestep holds where a checkpoint brings one: ``'checkpoint'``, the one
             that its heads were trained at (nothing is selected then, be it a resumed run,
             ``load_from`` or ``init_model``), or ``'config'``, the one that ``timestep`` gives or
@@ -190,6 +192,8 @@ class ASelecTDiT(BaseModule):
         base: str | Path | None = None,
         vae: str | Path | None = None,
         original: str | Mapping[str, Any] | None = None,
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
         timestep_from: str = 'checkpoint',
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
@@ -240,6 +244,8 @@ class ASelecTDiT(BaseModule):
                 base=base,
                 vae=vae,
                 original=original,
+                lora=lora,
+                lora_scale=lora_scale,
                 **keywords('hub_kwargs', hub_kwargs, HUB_KWARGS),
             )
         )

@@ -1,0 +1,209 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A transformer in one file: under diffusers' names, or those of its authors and of ComfyUI.
+
+Original names are diffusers' affair (``from_single_file``). Weights of blocks that are not needed
+never reach it: its converters copy what they are given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import is_accelerate_available
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmaselect.checks import shorten
+from mmaselect.diffusion.damage import PartConfig
+from mmaselect.diffusion.gguf_file import GGUFTensors
+from mmaselect.diffusion.parts import refuse_missing
+
+#: Class to the lists of blocks in the original layout of its weights, in the order of ours. The
+#: classes that ``from_single_file`` converts, and a family reads.
+STACKS: dict[str, tuple[str, ...]] = {
+    'AuraFlowTransformer2DModel': ('double_layers', 'single_layers'),
+    'ChromaTransformer2DModel': ('double_blocks', 'single_blocks'),
+    'Flux2Transformer2DModel': ('double_blocks', 'single_blocks'),
+    'FluxTransformer2DModel': ('double_blocks', 'single_blocks'),
+    'Krea2Transformer2DModel': ('blocks',),
+    'Lumina2Transformer2DModel': ('layers',),
+    'SD3Transformer2DModel': ('joint_blocks',),
+    'SanaTransformer2DModel': ('blocks',),
+    'ZImageTransformer2DModel': ('layers',),
+}
+#: What stands before the transformer's names in files that may hold other models, too.
+_PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'transformer.')
+#: Ends of the names that quantized layouts of other programs have beside the weights.
+_FOREIGN = ('scale_weight', 'weight_scale', 'scaled_fp8', 'comfy_quant', 'quant_state', '.absmax')
+
+
+def transformer_names(names: Collection[str]) -> dict[str, str]:
+    """Names of a transformer's weights without a prefix, to those in the file."""
+    for prefix in _PREFIXES:
+        found = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
+        if found:
+            return found
+    return {name: name for name in names}
+
+
+class SingleFile:
+    """The weights of a transformer of which a pipeline in diffusers' layout has the config.
+
+    Args:
+        tensors: Weights by their names in the file.
+        file: The file.
+        name: What the user wrote as ``pretrained``.
+        config: Config of the transformer of the ``base`` pipeline; None without one.
+
+    Attributes:
+        config (PartConfig): The same.
+
+    Raises:
+        ValueError: If there is no ``base``, or another program quantized the weights.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], file: Path, name: str, config: PartConfig | None
+    ) -> None:
+        self.where = f'pretrained={name!r}'
+        foreign = next((key for key in tensors if key.endswith(_FOREIGN)), None)
+        if foreign is not None:
+            raise ValueError(
+                f'{self.where} is quantized in a layout that diffusers does not read (it has '
+                f'{foreign!r}): give the file in bf16 or fp16, a GGUF file, or quantize by '
+                f'load_kwargs=dict(quantization_config=...)'
+            )
+        if config is None:
+            raise ValueError(
+                f'{self.where} holds the weights of a transformer alone: name by base=... the '
+                f"pipeline that it belongs to, such as base='black-forest-labs/FLUX.1-dev', for "
+                f'its config, scheduler and VAE'
+            )
+        self.config = config
+        self.file = file
+        self.tensors = tensors
+        self.names = transformer_names(tensors.keys())
+
+    def load(
+        self,
+        cls: type[nn.Module],
+        overrides: Mapping[str, Any],
+        dtype: torch.dtype,
+        load_kwargs: Mapping[str, Any],
+    ) -> nn.Module:
+        """The first blocks with their weights.
+
+        Args:
+            cls: Class of diffusers, without its superfluous blocks.
+            overrides: Config entries that stand instead of those of the config; numbers of blocks
+                in the order of the family's stacks.
+            dtype: Of the weights.
+            load_kwargs: Of ``from_pretrained``, or ``from_single_file``.
+
+        Raises:
+            MissingWeights: If weights are missing.
+            ValueError: If diffusers cannot convert the names.
+        """
+        with torch.device('meta'):
+            model = cls.from_config({**self.config, **overrides})
+        needed = set(model.state_dict())
+        parameters = {name for name, _ in model.named_parameters()}
+        with torch.device('meta'):
+            whole = cls.__base__.from_config(dict(self.config)).state_dict().keys()
+        # Original layouts share names with that of diffusers.
+        is_original = bool(parameters - self.names.keys()) and bool(self.names.keys() - whole)
+        options = {'torch_dtype': dtype, **overrides, **load_kwargs}
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, 'config.json').write_text(json.dumps(dict(self.config)))
+            if is_original:
+                kept = self._kept(cls.__name__, overrides)
+                return self._from_single_file(cls, folder, kept, options)
+            refuse_missing(self.where, sorted(parameters - self.names.keys()))
+            kept = needed & self.names.keys()
+            if isinstance(self.tensors, GGUFTensors):
+                return self._from_single_file(cls, folder, kept, options)
+            return self._from_pretrained(cls, Path(folder), kept, options)
+
+    def _from_pretrained(
+        self, cls: type[nn.Module], folder: Path, kept: set[str], options: dict[str, Any]
+    ) -> nn.Module:
+        weights = folder / 'diffusion_pytorch_model.safetensors'
+        if self.file.suffix == '.safetensors' and len(self.names) == len(self.tensors) and all(
+            ours == theirs for ours, theirs in self.names.items()
+        ):  # fmt: skip
+            weights.symlink_to(self.file.resolve())
+        else:
+            save_file({name: self.tensors[self.names[name]].contiguous() for name in kept}, weights)
+        return cls.from_pretrained(folder, **options)
+
+    def _kept(self, class_name: str, overrides: Mapping[str, Any]) -> set[str]:
+        """Original names of what is needed.
+
+        One block more: converters take the last for one of another kind, or want one of each.
+        """
+        if class_name not in STACKS:
+            raise ValueError(
+                f'{self.where}: its weights have not the names of {class_name} in diffusers '
+                f'(first: {sorted(self.names)[:3]}), and diffusers converts no others. '
+                f'It converts to the classes {", ".join(sorted(STACKS))}'
+            )
+        counts = [value for value in overrides.values() if type(value) is int]
+        stacks = dict(zip(STACKS[class_name], counts, strict=False))
+        kept = set()
+        for name in self.names:
+            found = re.match(r'(\w+)\.(\d+)\.', name)
+            last = None if found is None else stacks.get(found[1])
+            if found is None or last is None or int(found[2]) <= last:
+                kept.add(name)
+        return kept
+
+    def _from_single_file(
+        self, cls: type[nn.Module], folder: str, kept: set[str], options: dict[str, Any]
+    ) -> nn.Module:
+        if not is_accelerate_available():
+            raise ImportError(
+                f'{self.where}: files of weights are read with accelerate, which is not installed: '
+                f'`pip install "mmaselect[checkpoints]"`'
+            )
+        if isinstance(self.tensors, GGUFTensors):
+            options.setdefault('quantization_config', self.tensors.quantization(options))
+        built: list[nn.Module] = []
+
+        class Watched(cls):  # type: ignore[misc,valid-type]
+            @classmethod
+            def from_config(klass, *args: Any, **kwargs: Any) -> nn.Module:
+                built.append(super().from_config(*args, **kwargs))
+                return built[-1]
+
+        Watched.__name__ = cls.__name__
+        weights = {name: self.tensors[self.names[name]] for name in kept}
+        try:
+            model = Watched.from_single_file(weights, config=folder, **options)
+        except (ImportError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, NotImplementedError) and built:
+                # Parameters that nothing was read for cannot leave the meta device.
+                lost = _unread(built[-1])
+                if len(lost) < len(list(built[-1].parameters())) / 2:
+                    refuse_missing(self.where, lost)
+            raise ValueError(
+                f'{self.where}: diffusers cannot convert its weights to {cls.__name__} '
+                f'({type(error).__name__}: {shorten(str(error), 300)}). Either they are of another '
+                f'model than base=..., or its converter does not know this layout: give the model '
+                f"in diffusers' layout"
+            ) from error
+        refuse_missing(self.where, _unread(model))
+        model.__class__ = cls
+        return model
+
+
+def _unread(model: nn.Module) -> list[str]:
+    """Parameters that nothing was read for."""
+    return sorted(name for name, value in model.named_parameters() if value.is_meta)
