@@ -21,7 +21,7 @@ from mmaselect.utils import load_config
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 NAME = re.compile(
-    r'aselect_(?P<backbone>[a-z0-9]+-[a-z0-9-]+)_(?P<head>upernet|linear|attnpool)_'
+    r'aselect_(?P<backbone>[a-z0-9]+-[a-z0-9-]+)_(?P<head>upernet|fcn|segformer|deeplabv3plus|bnlinear|linear|attnpool)_'
     r'(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<length>\d+)(?P<unit>e|k)_[a-z0-9-]+'
 )
 #: Backbones by their short names: what configs load, and the width of its features as published.
@@ -95,7 +95,11 @@ def build(config, tiny_folder):
             model[part] = replace(model[part], width, narrow)
             if 'head' in part:
                 narrowed = {'channels', 'embed_dims'} & model[part].keys()
-                model[part].update(dict.fromkeys(narrowed, 16))
+                wide = narrow * len(
+                    backbone.blocks
+                )  # a linear head is as wide as its maps together
+                channels = wide if model[part].get('num_convs') == 0 else 16
+                model[part].update(dict.fromkeys(narrowed, channels))
     if config.get('data_preprocessor'):
         model.setdefault('data_preprocessor', config.data_preprocessor)
     return MMENGINE_MODELS.build(model)
@@ -132,6 +136,9 @@ def test_builds_and_takes_a_loss(path, tiny_folder):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert trained and not any(name.startswith('backbone') for name in trained)
         assert all(p.grad is not None for p in trained.values())
+        before = [p.detach().clone() for p in trained.values()]
+        torch.optim.SGD(trained.values(), lr=1.0).step()
+        assert any(not torch.equal(*pair) for pair in zip(before, trained.values(), strict=True))
 
 
 def test_child_config_of_the_readme(tiny_folder, tmp_path):
@@ -214,7 +221,13 @@ def test_name_says_what_is_inside(path):
     assert (
         head
         == dict(
-            upernet='UPerHead', linear='LinearClsHead', attnpool='mmaselect.AttentionPoolClsHead'
+            upernet='UPerHead',
+            fcn='FCNHead',
+            segformer='SegformerHead',
+            deeplabv3plus='DepthwiseSeparableASPPHead',
+            bnlinear='FCNHead',
+            linear='LinearClsHead',
+            attnpool='mmaselect.AttentionPoolClsHead',
         )[name['head']]
     )
 

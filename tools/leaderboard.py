@@ -34,6 +34,7 @@ from mmaselect.leaderboard.runs import (
     training_memory,
 )
 from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs
+from mmaselect.pages.leaderboard_page import save_leaderboard_page
 from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils.cli import build_runner, get_toolbox, load_config, set_dataloaders
 from mmaselect.utils.flags import add_cfg_options
@@ -45,18 +46,18 @@ examples:
   # all runs of a folder; those that were tested before are not tested again
   python tools/leaderboard.py work_dirs/*/
 
-  # three seeds of one setting become one row, with mean and deviation
-  for seed in 0 1 2; do
-    python tools/train.py CONFIG --work-dir work_dirs/s$seed --cfg-options randomness.seed=$seed
-  done
-  python tools/leaderboard.py work_dirs/s0 work_dirs/s1 work_dirs/s2
+  # as a page that can be sorted
+  python tools/leaderboard.py work_dirs/*/ --html
+
+  # three seeds of one setting become one row, with mean and deviation: train, test, tabulate
+  bash tools/run_seeds.sh CONFIG 3
 
   # a config and a checkpoint that lie elsewhere; the data are elsewhere, too
   python tools/leaderboard.py --pair CONFIG CHECKPOINT --pair CONFIG CHECKPOINT \\
       --cfg-options test_dataloader.dataset.data_root=/data/ade
 
 writes, into --out:
-  leaderboard.md, leaderboard.csv    the table
+  leaderboard.md, leaderboard.csv    the table; with --html, leaderboard.html
   results/                           what each test gave: a second start reads these
 """
 
@@ -84,6 +85,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--out', default='work_dirs/leaderboard', help='default: work_dirs/leaderboard'
+    )
+    parser.add_argument(
+        '--html', action='store_true', help='write leaderboard.html too, a table that can be sorted'
     )
     add_cfg_options(parser, 'override settings of all configs')
     # One process for each test: its memory is then its own, and so are a toolbox's registries.
@@ -241,6 +245,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_atomically(out / 'leaderboard.md', markdown_table(rows))
         report(rows)
         print(out / 'leaderboard.md')
+        if args.html:
+            print(save_leaderboard_page(rows, out / 'leaderboard.html'))
     if failures:
         raise SystemExit('\n\n'.join(['these tests failed:', *failures]))
 

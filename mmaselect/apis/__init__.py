@@ -3,11 +3,14 @@
 
 from mmaselect.apis.criteria import list_criteria
 from mmaselect.apis.feature_files import StoredFeatures, load_features, save_features
-from mmaselect.apis.features import FeatureExtractor
+from mmaselect.apis.features import FeatureExtractor, FeatureInfo
+from mmaselect.apis.features_only import FeaturesOnly
 from mmaselect.apis.selection import select_timestep
 
 __all__ = [
     'FeatureExtractor',
+    'FeatureInfo',
+    'FeaturesOnly',
     'StoredFeatures',
     'list_criteria',
     'load_features',

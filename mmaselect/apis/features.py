@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from mmaselect.checks import seed_number, shorten
+from mmaselect.checks import image_size as checked_size
+from mmaselect.checks import seed_number, shorten, whole_number
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
-from mmaselect.images import as_rgb, load_rgb, one_or_several, to_model_range
+from mmaselect.images.inputs import ImageLike, list_images, stack_pixels, to_pixels
 from mmaselect.selection import SelectionResult
-
-#: An image as a user may have it.
-ImageLike = str | Path | np.ndarray | Image.Image | Tensor
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -40,6 +36,36 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return found
 
 
+class FeatureInfo:
+    """What the maps are, as ``timm``'s models with ``features_only`` say it.
+
+    Args:
+        channels: Of each map.
+        reduction: Image pixels per position of a map.
+        names: Of each map.
+    """
+
+    def __init__(self, channels: Sequence[int], reduction: int, names: Sequence[str]) -> None:
+        self._channels = list(channels)
+        self._reduction = reduction
+        self._names = list(names)
+
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return list(self._channels)
+
+    def reduction(self) -> list[int]:
+        """Image pixels per position, of each map."""
+        return [self._reduction] * len(self._channels)
+
+    def module_name(self) -> list[str]:
+        """Where each map is read, such as ``'block3.query'``."""
+        return list(self._names)
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+
 class FeatureExtractor:
     """Any block and feature of a frozen diffusion transformer, for images as they are.
 
@@ -51,7 +77,15 @@ class FeatureExtractor:
         dtype: Of the frozen weights.
         device: CUDA if there is one, by default.
         seed: Of the noise, which depends on it and on the latent's shape alone.
+        image_size: Side, or (height, width), in pixels, that images are scaled and cropped to. As
+            they are if None: those of one call must then have one size.
+        batch_size: Images per pass.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+
+    Attributes:
+        keys (tuple[TapKey, ...]): (block, feature) of every map.
+        out_channels (list[int]): Channels of each of them.
+        feature_info (FeatureInfo): The same, as ``timm`` says it.
 
     Example:
         >>> import numpy as np
@@ -60,6 +94,8 @@ class FeatureExtractor:
         >>> photo = np.zeros((48, 40, 3), np.uint8)
         >>> extract(photo)[3, 'query'].shape
         torch.Size([1, 224, 12, 10])
+        >>> extract.feature_info.channels(), extract.feature_info.reduction()
+        ([224], [4])
     """
 
     def __init__(
@@ -71,10 +107,15 @@ class FeatureExtractor:
         dtype: str | torch.dtype = 'fp32',
         device: str | torch.device | None = None,
         seed: int = 0,
+        image_size: int | tuple[int, int] | None = None,
+        batch_size: int = 32,
         **model_kwargs: Any,
     ) -> None:
         seed = seed_number('seed', seed)
+        self.image_size = None if image_size is None else checked_size('image_size', image_size)
+        self.batch_size = whole_number('batch_size', batch_size, 1)
         device = pick_device(device)
+        self.pretrained = str(pretrained)
         self.dit = FrozenDiT.from_pretrained(
             pretrained, blocks=blocks, features=features, dtype=dtype, **model_kwargs
         ).to(device)
@@ -83,43 +124,76 @@ class FeatureExtractor:
         self.timestep = self.dit.process.check_timestep(timestep)
         self.seed = seed
 
-    def _pixels(self, image: ImageLike) -> Tensor:
-        """(3, H, W) in [-1, 1]."""
-        if isinstance(image, Tensor):
-            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-                raise ValueError(
-                    f'a tensor must be (3, H, W), float, RGB in [-1, 1]; got '
-                    f'{tuple(image.shape)} {image.dtype}'
-                )
-            return image
-        if isinstance(image, (str, Path)):
-            image = load_rgb(image)
-        # A copy: arrays of PIL images are read-only, which torch warns of.
-        return to_model_range(torch.from_numpy(as_rgb(image).copy()).permute(2, 0, 1))
+    @property
+    def keys(self) -> tuple[TapKey, ...]:
+        return self.dit.keys
+
+    @property
+    def out_channels(self) -> list[int]:
+        return [self.dit.channels(key) for key in self.keys]
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per position of a map."""
+        return self.dit.stride
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        names = [f'block{block}.{feature}' for block, feature in self.keys]
+        return FeatureInfo(self.out_channels, self.stride, names)
+
+    def to(self, device: str | torch.device) -> FeatureExtractor:
+        """Move the model to a device.
+
+        Raises:
+            ValueError: If there is no such device.
+        """
+        self.dit.to(pick_device(device))
+        return self
+
+    def __repr__(self) -> str:
+        dit = self.dit
+        return (
+            f'FeatureExtractor({self.pretrained!r}, {dit.family.transformer_class}, '
+            f'timestep={self.timestep}, blocks={list(dit.blocks)} of {dit.num_blocks}, '
+            f'features={list(dit.feature_names)}, out_channels={self.out_channels}, '
+            f'stride={self.stride}, image_size={self.image_size}, '
+            f'dtype={str(dit.dtype).removeprefix("torch.")}, device={str(dit.device)!r})'
+        )
 
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> dict[TapKey, Tensor]:
-        """Feature maps of one image or of several of one size.
+        """Feature maps of one image or of several.
 
         Args:
-            images: Paths, (H, W, 3) uint8 RGB arrays, PIL images, or (3, H, W) tensors in [-1, 1];
-                or one array (N, H, W, 3) of all.
+            images: Paths of files or of folders, bytes of files, PIL images, arrays (H, W),
+                (H, W, 3) or (N, H, W, 3), uint8, uint16 or float from 0 to 1, tensors (3, H, W) or
+                (N, 3, H, W), float in [-1, 1] or uint8; alone or in a list.
 
         Returns:
             dict: (block, feature) to float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
 
         Raises:
-            ValueError: If there is no image, one is something else, or their sizes differ.
+            FileNotFoundError: If a path leads nowhere.
+            ValueError: If an image is something else, or sizes differ and there is no image_size.
         """
-        pixels = [self._pixels(image) for image in one_or_several(images)]
-        if not pixels:
+        given = list_images(images)
+        if not given:
             raise ValueError('images is empty: give at least one image')
-        sizes = {tuple(image.shape[1:]) for image in pixels}
-        if len(sizes) != 1:
-            raise ValueError(
-                f'images of one call must have one size, got {sorted(sizes)}; call once for each '
-                f'size, or resize them'
-            )
-        latent = self.dit.encode(torch.stack(pixels).to(self.dit.device))
+        pixels = [
+            to_pixels(image, f'image {place}', self.image_size).cpu()
+            for place, image in enumerate(given)
+        ]
+        batch = stack_pixels(pixels)
+        parts = [
+            self._maps(batch[start : start + self.batch_size])
+            for start in range(0, len(batch), self.batch_size)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return {key: torch.cat([part[key] for part in parts]) for key in self.keys}
+
+    def _maps(self, pixels: Tensor) -> dict[TapKey, Tensor]:
+        latent = self.dit.encode(pixels.to(self.dit.device))
         noise = draw_noise(tuple(latent.shape[1:]), [noise_seed(self.seed)], latent.device)
         maps = self.dit.features(latent, self.timestep, noise.expand_as(latent))
         return {key: value.float() for key, value in maps.items()}

@@ -12,7 +12,6 @@ from mmaselect.images.reading import (
     UnreadableImageError,
     as_rgb,
     load_rgb,
-    one_or_several,
     resize_and_crop,
     to_model_range,
 )
@@ -36,7 +35,6 @@ __all__ = [
     'as_rgb',
     'find_image_files',
     'load_rgb',
-    'one_or_several',
     'resize_and_crop',
     'to_model_range',
 ]

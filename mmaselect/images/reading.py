@@ -6,13 +6,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmaselect.checks import is_sequence, shorten
+from mmaselect.checks import shorten
 
 #: What transparent images are laid on, RGB: about the mean color of photographs (ImageNet's), which
 #: makes edges neither with light objects nor with dark ones. MMCV's choice for grey images.
@@ -34,12 +33,6 @@ class UnreadableImageError(ValueError):
         )
         self.path = path
         self.reason = reason
-
-
-def one_or_several(images: Any) -> list[Any]:
-    """Images as a list: of the one that was given, or of all in a list or an array (N, H, W, C)."""
-    is_batch = isinstance(images, np.ndarray) and images.ndim == 4
-    return list(images) if is_batch or is_sequence(images) else [images]
 
 
 def load_rgb(path: str | Path, read: Callable[[str | Path], bytes] | None = None) -> np.ndarray:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mmaselect.apis.features import pick_device
 from mmaselect.checks import image_size as checked_size
 from mmaselect.checks import seed_number
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
-from mmaselect.images import as_rgb, load_rgb, one_or_several, resize_and_crop, to_model_range
+from mmaselect.images import resize_and_crop, to_model_range
+from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
 from mmaselect.selection import SelectionResult, parse_timesteps
 from mmaselect.utils.progress import progress_bar
@@ -64,7 +64,7 @@ class Look:
 
 
 def look_at(
-    images: str | Path | np.ndarray | Image.Image | Sequence[Any],
+    images: ImageLike | Sequence[ImageLike],
     model: str | Path | FrozenDiT,
     *,
     timesteps: str | int | Sequence[int] = LOOK_GRID,
@@ -86,7 +86,7 @@ def look_at(
     noise would look like a correspondence.
 
     Args:
-        images: One or more paths, (H, W, 3) uint8 RGB arrays or PIL images.
+        images: One or more, in any form that :class:`~mmaselect.FeatureExtractor` takes.
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already (then
             ``blocks``, ``features``, ``dtype`` and ``model_kwargs`` are not used).
         timesteps: ``'START:STOP:STEP'`` or a list.
@@ -119,10 +119,10 @@ def look_at(
     device = pick_device(device)
     if image_size is not None:
         image_size = checked_size('image_size', image_size)
-    given = one_or_several(images)
+    given = list_images(images)
     if not given:
         raise ValueError('images is empty: give at least one image')
-    pictures = [_pixels(image, place) for place, image in enumerate(given)]
+    pictures = [to_array(image, f'image {place}') for place, image in enumerate(given)]
     if isinstance(model, FrozenDiT):
         dit = model
     else:
@@ -150,12 +150,6 @@ def look_at(
         colors=_colors(maps, ordered, dit.keys),
         selection=selection,
     )
-
-
-def _pixels(image: Any, place: int) -> np.ndarray:
-    if isinstance(image, (str, Path)):
-        return load_rgb(image)
-    return as_rgb(image, f'image {place}')
 
 
 def _name(image: Any, place: int) -> str:

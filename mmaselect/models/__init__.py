@@ -1,7 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""What a config names: backbones and heads."""
+"""What a config names: backbones, necks and heads."""
 
 from mmaselect.models.backbones import ASelecTDiT
 from mmaselect.models.heads import AttentionPoolClsHead
+from mmaselect.models.necks import BatchNormNeck
 
-__all__ = ['ASelecTDiT', 'AttentionPoolClsHead']
+__all__ = ['ASelecTDiT', 'AttentionPoolClsHead', 'BatchNormNeck']

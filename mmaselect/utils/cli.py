@@ -58,6 +58,7 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
     read_only_weights(trust=args.trust_checkpoint)
     write_whole_files()
     config = load_config(args.config, args.cfg_options)
+    import_mmaselect(config)
     toolbox = get_toolbox(config)
     check_optimizer(config)
     config.launcher = args.launcher
@@ -67,6 +68,21 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
         name = os.path.splitext(os.path.basename(args.config))[0]
         config.work_dir = os.path.join('work_dirs', name)
     return config, toolbox
+
+
+def import_mmaselect(config: Config) -> None:
+    """Have a config import the package, so that what a run dumps works everywhere.
+
+    The toolboxes' inference APIs and scripts then know ``mmaselect.X`` without an import before.
+
+    Args:
+        config: The run's config; changed in place.
+    """
+    imports = config.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if not any(name.partition('.')[0] == 'mmaselect' for name in names):
+        config.custom_imports = dict(imports, imports=[*names, 'mmaselect'])
 
 
 def set_dataloaders(

@@ -1,10 +1,13 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mmaselect.apis import FeatureExtractor, select_timestep
+from mmaselect.apis import FeatureExtractor, FeaturesOnly, select_timestep
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.models import ASelecTDiT
 
@@ -62,14 +65,101 @@ def test_bad_images(tiny_dit, photos, tmp_path):
     extract = FeatureExtractor(tiny_dit, timestep=30)
     with pytest.raises(ValueError, match='must have one size'):
         extract([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 12, 3), np.uint8)])
-    with pytest.raises(ValueError, match='uint8 RGB, got'):
-        extract(np.zeros((8, 8, 3)))
-    with pytest.raises(ValueError, match=r'\(3, H, W\), float'):
-        extract(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='floats must have 0 to 1, got 0 to 255'):
+        extract(np.linspace(0, 255, 192).reshape(8, 8, 3))
+    with pytest.raises(ValueError, match=r'image 0: a tensor must be \(3, H, W\)'):
+        extract(torch.zeros(8, 8, 3))
+    with pytest.raises(ValueError, match=r'must have -1 to 1, got 0 to 255: undo its norm'):
+        extract(torch.linspace(0, 255, 192).view(3, 8, 8))
     with pytest.raises(ValueError, match='images is empty'):
         extract([])
+    with pytest.raises(ValueError, match='image 1: cannot identify'):
+        extract([np.zeros((8, 8, 3), np.uint8), b'no image'])
+    with pytest.raises(FileNotFoundError, match=r"there is no image 'photo.jpg' \(from '/"):
+        extract('photo.jpg')
     (tmp_path / 'x.jpg').write_bytes(b'')
     with pytest.raises(ValueError, match='cannot be read'):
         extract(tmp_path / 'x.jpg')
     with pytest.raises(ValueError, match='timestep 1000 is out of range'):
         FeatureExtractor(tiny_dit, timestep=1000)
+
+
+def test_every_form_gives_the_same(tiny_dit, photos):
+    """Batches, folders, bytes, gray, float, uint8 tensors; sizes that differ."""
+    extract = FeatureExtractor(tiny_dit, timestep=30, blocks=[2], batch_size=5)
+    paths = [Path(photos) / f'{n:02d}.png' for n in range(24)]
+    arrays = np.stack([np.asarray(Image.open(path)) for path in paths])
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    whole = extract(photos)[2, 'query']
+    assert whole.shape == (24, 16, 10, 12)
+    for form in (paths, arrays, tensors, list(tensors / 127.5 - 1), [photos], arrays / 255):
+        assert torch.allclose(extract(form)[2, 'query'], whole, atol=1e-5), type(form)
+    mixed = [paths[0].read_bytes(), Image.open(paths[1]), str(paths[2])]
+    assert torch.allclose(extract(mixed)[2, 'query'], whole[:3], atol=1e-5)
+    gray = arrays[0, ..., 0]
+    same = np.repeat(gray[..., None], 3, -1)
+    for form in (gray, gray[..., None], gray / 255.0):
+        assert torch.equal(extract(form)[2, 'query'], extract(same)[2, 'query'])
+    sized = FeatureExtractor(tiny_dit, timestep=30, blocks=[2], image_size=(32, 40))
+    large = Image.open(paths[1]).resize((96, 80))
+    maps = sized([paths[0], large, tensors[0], tensors[0].float()[:, :36] / 127.5 - 1])
+    assert maps[2, 'query'].shape == (4, 16, 8, 10)
+    # A tensor is scaled nearly as an array is; Pillow's bicubic differs a little from PyTorch's.
+    difference = (maps[2, 'query'][0] - maps[2, 'query'][2]).abs().mean()
+    assert difference < 0.05 * maps[2, 'query'][0].abs().mean()
+
+
+def test_an_extractor_tells_what_it_is(tiny_dit):
+    extract = FeatureExtractor(tiny_dit, 30, blocks=[1, 3], features=['query', 'output'])
+    assert extract.to('cpu') is extract and extract.out_channels == [16] * 4
+    for part in ('DiTTransformer2DModel', 'timestep=30', '[1, 3] of 6', 'stride=4', 'float32'):
+        assert part in repr(extract)
+    info = extract.feature_info
+    assert (info.channels(), info.reduction(), len(info)) == ([16] * 4, [4] * 4, 4)
+    assert info.module_name()[1] == 'block1.output'
+    with pytest.raises(ValueError, match='device must be one that PyTorch has'):
+        extract.to('abacus')
+    with pytest.raises(ValueError, match='batch_size must be'):
+        FeatureExtractor(tiny_dit, 30, batch_size=0)
+
+
+def test_features_only_has_the_face_of_timm(tiny_dit):
+    model = FeaturesOnly(tiny_dit, timestep=30, out_indices=[3, 1]).train()
+    images = torch.rand(2, 3, 32, 40) * 2 - 1
+    maps = model(images)
+    extract = FeatureExtractor(tiny_dit, 30, blocks=[3, 1])
+    for found, key in zip(maps, [(3, 'query'), (1, 'query')], strict=True):
+        assert torch.allclose(found, extract(images)[key], atol=1e-6)
+    assert model.feature_info.channels() == [one.shape[1] for one in maps]
+    assert model.feature_info.reduction() == [32 // one.shape[2] for one in maps]
+    assert not any(p.requires_grad for p in model.parameters()) and not model.dit.training
+    assert model.pretrained_cfg['input_size'] == (3, 32, 32)
+
+
+def test_a_transformer_of_scikit_learn(tiny_dit, photos):
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from mmaselect.apis.transformer import DiTFeatures
+
+    paths = [Path(photos) / f'{n:02d}.png' for n in range(24)]
+    labels = [n % 3 for n in range(24)]  # of which of three photographs it is a piece
+    options = dict(timesteps='0:900:300', num_images=5)
+    features = DiTFeatures(tiny_dit, blocks=[1, 3], image_size=32, selection=options)
+    pipeline = make_pipeline(clone(features), StandardScaler(), LogisticRegression())
+    pipeline.fit(paths, labels)
+    fitted = pipeline[0]
+    assert fitted.timestep_ == fitted.selection_.timestep in (0, 300, 600)
+    vectors = fitted.transform(paths)
+    assert vectors.shape == (24, 32) and vectors.dtype == np.float32
+    assert fitted.get_feature_names_out()[16] == 'block3_query_0'
+    assert pipeline.score(paths, labels) > 0.6
+    stored = pickle.dumps(pipeline)
+    assert len(stored) < 50_000  # no frozen weights
+    again = pickle.loads(stored)[0].transform(paths[:3])
+    assert np.allclose(again, vectors[:3], atol=1e-5)
+    maps = FeatureExtractor(tiny_dit, fitted.timestep_, blocks=[1, 3], image_size=32)(paths[:2])
+    joined = torch.cat([one.mean((2, 3)) for one in maps.values()], 1).numpy()
+    assert np.allclose(vectors[:2], joined, atol=1e-6)

@@ -4,6 +4,7 @@
 import csv
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,7 +77,8 @@ def test_tests_once_groups_seeds_and_tells_failures(trained, tmp_path, monkeypat
     monkeypatch.setattr(
         subprocess, 'run', lambda *args, **kwargs: pytest.fail('tested a second time')
     )
-    leaderboard(second, '--out', out)
+    leaderboard(second, '--out', out, '--html')
+    assert 'CustomDataset (stripes)' in (out / 'leaderboard.html').read_text()
     (row,) = rows_of(out / 'leaderboard.csv')
     assert (row['runs'], row['deviation']) == ('1', '')
 
@@ -86,7 +88,7 @@ def test_help_teaches_with_examples(capsys):
         leaderboard('--help')
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.count('python tools/leaderboard.py') >= 3
+    assert text.count('tools/leaderboard.py') >= 3 and 'tools/run_seeds.sh' in text
     assert '--worker' not in text
 
 
@@ -103,3 +105,40 @@ def test_options_are_handed_on_as_typed():
         'b=c',
     ]
     assert raw(['a']) == []
+
+
+def test_seeds_in_one_command(tmp_path):
+    """What the script starts; an interpreter that writes down its arguments stands for Python."""
+    calls, out = tmp_path / 'calls', tmp_path / 'seeds'
+    python = tmp_path / 'python'
+    python.write_text(
+        f'#!/bin/bash\nprintf "%s\\n" "$*" >> {calls}\n'
+        'while [ $# -gt 0 ]; do [ "$1" = --work-dir ] && mkdir -p "$2"; shift; done\n'
+    )
+    python.chmod(0o755)
+    environment = dict(os.environ, OUT=str(out), PYTHON=str(python))
+
+    def run(*arguments):
+        command = ['bash', str(ROOT / 'tools' / 'run_seeds.sh'), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    done = run('a/mine.py', '2', '--amp', '--cfg-options', 'a=1', 'b.c=2', '--no-validate')
+    assert done.returncode == 0, done.stderr
+    tools = ROOT / 'tools'
+    flags = '--amp --no-validate --cfg-options randomness.seed={} resume=True a=1 b.c=2'
+    train = [
+        f'{tools}/train.py a/mine.py --work-dir {out}/seed{seed} {flags.format(seed)}'
+        for seed in (0, 1)
+    ]
+    table = f'{tools}/leaderboard.py {out}/seed0 {out}/seed1 --out {out}/leaderboard --html'
+    assert calls.read_text().splitlines() == [*train, table]
+    # A seed that has ended is not trained again.
+    (out / 'seed1' / 'ended').unlink()
+    calls.unlink()
+    assert run('a/mine.py', '2').returncode == 0
+    assert [line.split()[0] for line in calls.read_text().splitlines()] == [
+        f'{tools}/train.py', f'{tools}/leaderboard.py'
+    ]  # fmt: skip
+    for wrong in ([], ['a/mine.py', '0'], ['a/mine.py', 'two']):
+        assert run(*wrong).returncode == 2
+    assert 'set OUT in place of --work-dir' in run('a/mine.py', '1', '--work-dir', 'x').stderr

@@ -30,7 +30,10 @@ BACKBONES = {
     'black-forest-labs/FLUX.1-dev': 'FLUX.1-dev',
 }
 HEADS = {
+    'DepthwiseSeparableASPPHead': 'DeepLabV3+',
+    'FCNHead': 'FCN',
     'LinearClsHead': 'linear',
+    'SegformerHead': 'SegFormer',
     'UPerHead': 'UperNet',
     'mmaselect.AttentionPoolClsHead': 'attention pooling',
 }
@@ -77,7 +80,7 @@ def metafile(task: str) -> str:
         head = config.model.get('head') or config.model.decode_head
         words = {
             'Backbone': (BACKBONES, config.model.backbone.pretrained),
-            'Head': (HEADS, head.type),
+            'Head': (HEADS, 'LinearClsHead' if is_linear(head) else head.type),
             'Training Data': (DATA, config.data_root),
         }
         models.append(
@@ -107,6 +110,11 @@ def metafile(task: str) -> str:
         '# No trained heads are published, so no model lists weights or results.\n'
         + yaml.safe_dump(content, sort_keys=False, width=1000)
     )
+
+
+def is_linear(head: Any) -> bool:
+    """Whether an FCN head has no convolution but the classifier."""
+    return head.type == 'FCNHead' and head.num_convs == 0
 
 
 def look_up(table: dict[str, str], name: Any, path: Path) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from mmaselect.checks import (
     choice,
-    is_whole_number,
     keywords,
     seed_number,
     shorten,
@@ -35,6 +35,7 @@ from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.fresh_noise import FreshNoise
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
+from mmaselect.models.backbones.fusion import AUTO, TimestepPlan
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     SelectionCache,
@@ -101,7 +102,11 @@ class ASelecTDiT(BaseModule):
             - ``'query_post'``, ``'key_post'``: after QK norm and rotary embedding, in families that
               have either.
         timestep: ``'auto'``, or an index of the unshifted training schedule: 0 = clean,
-            T - 1 = noise (T is 1000 for all published models).
+            T - 1 = noise (T is 1000 for all published models). A list of them, one of which may be
+            ``'auto'``, reads at each: ``['auto', 300]``.
+        fusion: How maps of several timesteps become one: ``'concat'`` joins their channels,
+            ``'mean'`` averages them. Either way an image costs one transformer pass for each; it is
+            encoded once, and has one noise draw for all.
         selection: How ``'auto'`` selects: ``'paper'`` for the paper's own criterion, or a dict with
             some of the fields of :class:`~mmaselect.selection.SelectionOptions`: ``criterion`` and
             ``others`` (names or configs of registered criteria), ``timesteps``
@@ -175,7 +180,7 @@ class ASelecTDiT(BaseModule):
         pretrained: str | Path,
         blocks: Sequence[int] | int | None = None,
         feature: str = 'query',
-        timestep: str | int = 'auto',
+        timestep: str | int | Sequence[str | int] = 'auto',
         selection: Mapping[str, Any] | str | None = None,
         calibration: str | Path | Mapping[str, Any] | None = None,
         condition: Any = None,
@@ -195,6 +200,7 @@ class ASelecTDiT(BaseModule):
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         timestep_from: str = 'checkpoint',
+        fusion: str = 'concat',
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -215,12 +221,7 @@ class ASelecTDiT(BaseModule):
         check_init_cfg(init_cfg)
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
-        if not (isinstance(timestep, str) and timestep == 'auto'):
-            if not is_whole_number(timestep):
-                raise ValueError(
-                    f"timestep must be 'auto' or a whole number, got {shorten(timestep)}"
-                )
-            timestep = int(timestep)
+        self.plan = TimestepPlan.parse(timestep, fusion)
         self.pretrained = str(pretrained)
         self.feature = feature
         self.selection = SelectionOptions.parse(selection)
@@ -250,7 +251,11 @@ class ASelecTDiT(BaseModule):
             )
         )
         self.blocks = self.dit.blocks
-        self.out_channels = [self.dit.channels((block, feature)) for block in self.blocks]
+        #: The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it.
+        self.out_indices = tuple(self.blocks)
+        self.out_channels = [
+            self.plan.channels(self.dit.channels((block, feature))) for block in self.blocks
+        ]
         self.stride = self.dit.stride
 
         # Pixels as the model wants them are input * scale + shift.
@@ -258,9 +263,22 @@ class ASelecTDiT(BaseModule):
         self.register_buffer('input_scale', (std / 127.5).view(3, 1, 1), persistent=False)
         self.register_buffer('input_shift', (mean / 127.5 - 1).view(3, 1, 1), persistent=False)
 
-        fixed = -1 if timestep == 'auto' else self.dit.process.check_timestep(timestep)
-        self.is_automatic = timestep == 'auto'
+        given = {
+            step: self.dit.process.check_timestep(step)
+            for step in self.plan.steps
+            if isinstance(step, int)
+        }
+        fixed = -1 if self.plan.is_automatic else next(iter(given.values()))
+        self.is_automatic = self.plan.is_automatic
         self.register_buffer('picked_timestep', torch.tensor(fixed))
+        if self.plan.count > 1:
+            self.register_buffer('fused_timesteps', self.plan.to_tensor())
+            print_log(
+                f'A-SelecT: each image is read at {self.plan.count} timesteps '
+                f'({", ".join(map(str, self.plan.steps))}; fusion {fusion!r}): '
+                f'{self.plan.count} transformer passes, {self.out_channels[0]} channels a map',
+                logger='current',
+            )
         self._guard = CheckpointGuard.of(self.dit, feature, self.pretrained)
         for name, tensor in self._guard.buffers().items():
             self.register_buffer(name, tensor)
@@ -418,24 +436,34 @@ class ASelecTDiT(BaseModule):
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a batch; see the class for shapes."""
-        timestep = self.timestep
+        steps = self.plan.resolved(self.timestep)
         self._fresh_noise.begin()
         images = self._restore(inputs)
         if self.cache is not None and self.cache.kind == 'features':
-            maps = self.cache.fetch(images, timestep, lambda missing: self._maps(missing, timestep))
+            read = [
+                self.cache.fetch(images, step, partial(self._encode_and_read, step))
+                for step in steps
+            ]
         else:
-            maps = self._maps(images, timestep)
+            latent = self._latent(images)
+            read = [self._maps(images, latent, step) for step in steps]
+        maps = self.plan.fuse(read)
         floats = {name: value.float() for name, value in maps.items()}
         return tuple(floats[str(block)] for block in self.blocks)
 
-    def _maps(self, images: Tensor, timestep: int) -> dict[str, Tensor]:
-        """Map of each block, by its number as text, as precise as the frozen part gives it."""
+    def _latent(self, images: Tensor) -> Tensor:
+        """Clean latents of a batch, from the cache if that keeps them."""
         if self.cache is not None and self.cache.kind == 'latents':
-            latent = self.cache.fetch(
-                images, timestep, lambda missing: {'latent': self.dit.encode(missing)}
+            return self.cache.fetch(
+                images, self.timestep, lambda missing: {'latent': self.dit.encode(missing)}
             )['latent'].float()
-        else:
-            latent = self.dit.encode(images)
+        return self.dit.encode(images)
+
+    def _encode_and_read(self, timestep: int, images: Tensor) -> dict[str, Tensor]:
+        return self._maps(images, self._latent(images), timestep)
+
+    def _maps(self, images: Tensor, latent: Tensor, timestep: int) -> dict[str, Tensor]:
+        """Map of each block, by its number as text, as precise as the frozen part gives it."""
         drawn = [
             self.dit.features(latent, timestep, self._draw_noise(latent, draw))
             for draw in range(self.num_draws)
@@ -456,6 +484,8 @@ class ASelecTDiT(BaseModule):
     ) -> None:
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
         self._guard.check(state_dict, prefix)
+        if prefix + 'picked_timestep' in state_dict:
+            self.plan.check(state_dict.get(prefix + 'fused_timesteps'))
         mine, theirs = int(self.picked_timestep), state_dict.get(prefix + 'picked_timestep')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._timestep = None
@@ -493,12 +523,19 @@ class ASelecTDiT(BaseModule):
         if theirs >= 0:
             print_log(f'A-SelecT: {message}', logger='current', level=30)
 
+    def _timestep_in_words(self, picked: int) -> str:
+        one = str(picked) if picked >= 0 else AUTO
+        if self.plan.count == 1:
+            return one
+        steps = [one if n == self.plan.place else str(s) for n, s in enumerate(self.plan.steps)]
+        return f'[{", ".join(steps)}], fusion={self.plan.fusion!r}'
+
     def extra_repr(self) -> str:
         picked = int(self.picked_timestep)
         count = sum(parameter.numel() for parameter in self.dit.transformer.parameters())
         return (
             f'pretrained={self.pretrained!r}, frozen={self.dit.family.transformer_class}, '
             f'blocks={list(self.blocks)} of {self.dit.num_blocks}, feature={self.feature!r}, '
-            f'timestep={picked if picked >= 0 else "auto"}, parameters={count / 1e6:.1f}M, '
+            f'timestep={self._timestep_in_words(picked)}, parameters={count / 1e6:.1f}M, '
             f'dtype={str(self.dit.dtype).removeprefix("torch.")}, stride={self.stride}'
         )

@@ -1,0 +1,167 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""For scikit-learn: ``fit`` selects the timestep, ``transform`` gives a vector an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from mmaselect.apis.features import FeatureExtractor
+from mmaselect.apis.selection import select_timestep
+from mmaselect.images.inputs import list_images, to_array
+from mmaselect.selection import SelectionOptions
+
+try:
+    from sklearn.base import BaseEstimator, TransformerMixin
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError(
+        'DiTFeatures is a transformer of scikit-learn: pip install "mmaselect[analysis]"'
+    ) from error
+
+
+class DiTFeatures(TransformerMixin, BaseEstimator):
+    """Images to vectors, by a frozen diffusion transformer at a timestep that is picked in ``fit``.
+
+    Pickles hold the settings and the pick, and no frozen weights.
+
+    Args:
+        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        timestep: ``'auto'`` to select it in ``fit``, or a number.
+        blocks: Blocks to read; the family's default if None. Their vectors are joined.
+        feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
+        image_size: Side that images are scaled and cropped to; the model's own if None.
+        selection: Options of :class:`~mmaselect.selection.SelectionOptions`; the defaults if None.
+        batch_size: Images per pass.
+        seed: Of the noise, and of the choice of images.
+        dtype: Of the frozen weights.
+        device: CUDA if there is one, by default.
+
+    Attributes:
+        timestep_ (int): Where images are read.
+        selection_ (SelectionResult | None): The selection, if ``fit`` made one.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmaselect.apis.transformer import DiTFeatures
+        >>> images = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)
+        >>> DiTFeatures('mmaselect://dit_cifar10', timestep=50).fit_transform(images).shape
+        (4, 224)
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path = 'mmaselect://dit_cifar10',
+        timestep: int | str = 'auto',
+        blocks: Sequence[int] | int | None = None,
+        feature: str = 'query',
+        image_size: int | None = None,
+        selection: dict[str, Any] | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        dtype: str = 'fp32',
+        device: str | None = None,
+    ) -> None:
+        self.pretrained = pretrained
+        self.timestep = timestep
+        self.blocks = blocks
+        self.feature = feature
+        self.image_size = image_size
+        self.selection = selection
+        self.batch_size = batch_size
+        self.seed = seed
+        self.dtype = dtype
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> DiTFeatures:
+        """Select the timestep on some images.
+
+        Args:
+            X: Images in any form that :class:`~mmaselect.FeatureExtractor` takes.
+            y: Labels, which are not used.
+
+        Raises:
+            ValueError: If there is no image, or a setting is out of range.
+        """
+        extract = self._build()
+        self.selection_ = None
+        if self.timestep == 'auto':
+            given = {'seed': self.seed, **(self.selection or {})}
+            options = SelectionOptions.parse(given)
+            self.selection_ = select_timestep(
+                extract.dit,
+                [to_array(image, f'image {n}') for n, image in enumerate(list_images(X))],
+                timesteps=options.timesteps,
+                criterion=options.criterion,
+                others=cast(Sequence[Any], options.others),
+                num_images=options.num_images,
+                image_size=options.image_size or extract.image_size,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                views=options.views,
+                progress=False,
+            )
+            extract.timestep = self.selection_.timestep
+        self.timestep_ = extract.timestep
+        self._extract = extract
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """One vector an image: the mean of each map over its positions, maps joined.
+
+        Args:
+            X: Images in any form that :class:`~mmaselect.FeatureExtractor` takes.
+
+        Returns:
+            ndarray: (images, channels of all blocks), float32.
+        """
+        check_is_fitted(self, 'timestep_')
+        extract = self._build() if self._extract is None else self._extract
+        extract.timestep, self._extract = self.timestep_, extract
+        images = list_images(X)
+        vectors = []
+        for start in range(0, len(images), self.batch_size):
+            maps = extract(images[start : start + self.batch_size])
+            vectors.append(torch.cat([one.mean((2, 3)) for one in maps.values()], 1).cpu().numpy())
+        if not vectors:
+            raise ValueError('there are no images to transform')
+        return np.concatenate(vectors)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names such as ``block3_query_0``."""
+        check_is_fitted(self, 'timestep_')
+        extract = self._build() if self._extract is None else self._extract
+        names = [
+            f'block{block}_{feature}_{channel}'
+            for (block, feature), channels in zip(extract.keys, extract.out_channels, strict=True)
+            for channel in range(channels)
+        ]
+        return np.array(names, dtype=object)
+
+    def _build(self) -> FeatureExtractor:
+        extract = FeatureExtractor(
+            self.pretrained,
+            0 if self.timestep == 'auto' else self.timestep,  # type: ignore[arg-type]
+            blocks=self.blocks,
+            features=self.feature,
+            dtype=self.dtype,
+            device=self.device,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        extract.image_size = self.image_size or extract.dit.native_size
+        return extract
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, '_extract': None} if '_extract' in state else state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
