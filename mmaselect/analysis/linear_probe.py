@@ -123,7 +123,7 @@ def fit_probe(
     strength, accuracy = options.strengths[0], None
     if options.holdout:
         strength, accuracy = _choose_strength(scaled, labels, groups, options, tolerance)
-    model = _model(options, tolerance)
+    model = _new_classifier(options, tolerance)
     model.C = strength
     converged = _fit(model, scaled, labels)
 
@@ -149,7 +149,7 @@ def _choose_strength(
     """The strength that is best on a held-out part, and the accuracy there in percent."""
     fit, held = _split(labels, groups, options)
     best, lowest, accuracy = options.strengths[0], np.inf, np.nan
-    model = _model(options, tolerance)
+    model = _new_classifier(options, tolerance)
     for strength in options.strengths:
         model.C = strength
         _fit(model, scaled[fit], labels[fit])
@@ -161,7 +161,7 @@ def _choose_strength(
     return best, accuracy
 
 
-def _model(options: ProbeOptions, tolerance: float) -> LogisticRegression:
+def _new_classifier(options: ProbeOptions, tolerance: float) -> LogisticRegression:
     return LogisticRegression(max_iter=options.max_iter, warm_start=True, tol=tolerance)
 
 

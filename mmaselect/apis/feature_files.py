@@ -145,7 +145,7 @@ def save_features(
     size = image_size or extract.dit.native_size
     settings = {
         'pretrained': str(pretrained),
-        'timestep': timestep if timestep == 'auto' else _number(timestep),
+        'timestep': timestep if timestep == 'auto' else _timestep_number(timestep),
         'blocks': list(extract.dit.blocks),
         'features': list(extract.dit.feature_names),
         'image_size': size,
@@ -157,14 +157,14 @@ def save_features(
         'model_kwargs': {name: str(value) for name, value in sorted(model_kwargs.items())},
     }
     files = [[path.relative_to(folder.folder).as_posix(), path.stat().st_size] for path in paths]
-    index = _start(out, {'settings': settings, 'images': files}, overwrite)
+    index = _start_or_resume(out, {'settings': settings, 'images': files}, overwrite)
     if 'timestep' not in index:
         if timestep == 'auto':
             timestep = select_timestep(
                 extract.dit, images, image_size=size, seed=seed, batch_size=batch_size, out=out,
                 progress=progress,
             )  # fmt: skip
-        index['timestep'] = extract.dit.process.check_timestep(_number(timestep))
+        index['timestep'] = extract.dit.process.check_timestep(_timestep_number(timestep))
         write_json(out / INDEX, index)
     extract.timestep = index['timestep']
 
@@ -183,7 +183,9 @@ def save_features(
         disable=not progress,
     ):
         maps = extract([resize_and_crop(folder.load(position), size) for position in batch])
-        written.append({_name(key): _pack(value, pool, store) for key, value in maps.items()})
+        written.append(
+            {_tensor_name(key): _as_stored(value, pool, store) for key, value in maps.items()}
+        )
         if batch[-1] + 1 == len(paths) or (batch[-1] + 1) % shard_size == 0:
             shard = {name: torch.cat([part[name] for part in written]) for name in written[0]}
             with written_aside(_shard(out, batch[-1] // shard_size)) as aside:
@@ -273,7 +275,7 @@ class StoredFeatures:
             raise IndexError(f'index {index} is out of range: there are {len(self)} images')
         number, row = divmod(index % len(self), self._shard_size)
         file = self._file(number)
-        return {key: file.get_slice(_name(key))[row] for key in self.keys}
+        return {key: file.get_slice(_tensor_name(key))[row] for key in self.keys}
 
     def shards(self) -> Iterator[tuple[list[str], dict[TapKey, Any]]]:
         """Paths and features (images, C, H, W) of a file at a time."""
@@ -282,7 +284,7 @@ class StoredFeatures:
             file = self._file(number)
             yield (
                 self.paths[start : start + self._shard_size],
-                {key: file.get_tensor(_name(key)) for key in self.keys},
+                {key: file.get_tensor(_tensor_name(key)) for key in self.keys},
             )
 
     def stack(self, block: int, feature: str = 'query') -> Any:
@@ -297,11 +299,11 @@ class StoredFeatures:
         return torch.cat(parts) if self.framework == 'torch' else np.concatenate(parts)
 
 
-def _number(timestep: int | str | SelectionResult) -> int:
+def _timestep_number(timestep: int | str | SelectionResult) -> int:
     return timestep.timestep if isinstance(timestep, SelectionResult) else int(timestep)
 
 
-def _name(key: TapKey) -> str:
+def _tensor_name(key: TapKey) -> str:
     """Name of a tensor in a file."""
     return f'block{key[0]}.{key[1]}'
 
@@ -319,7 +321,7 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _start(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+def _start_or_resume(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """The index of a run: that of the one to go on with, or a new one."""
     path = out / INDEX
     if path.is_file():
@@ -349,7 +351,7 @@ def _difference(out: Path, index: dict[str, Any], plan: dict[str, Any]) -> str:
     )
 
 
-def _pack(maps: Tensor, pool: str, store: str) -> Tensor:
+def _as_stored(maps: Tensor, pool: str, store: str) -> Tensor:
     """A batch's maps as they are stored."""
     if pool == 'mean':
         maps = maps.mean((2, 3))

@@ -65,7 +65,7 @@ class NABirds(BaseDataset):
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(ann_file='', data_root=data_root, data_prefix='images', **kwargs)
 
-    def _read(self, name: str) -> dict[str, str]:
+    def _read_pairs(self, name: str) -> dict[str, str]:
         """Read a text file of ``<key> <value>`` lines; a value may hold spaces."""
         lines = list_from_file(osp.join(self.data_root, name))
         return dict(line.strip().split(maxsplit=1) for line in lines if line.strip())
@@ -73,7 +73,7 @@ class NABirds(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Join the official text files on their image ids."""
         require_layout('NABirds', self.data_root, ['images', *self.FILES], LAYOUT, SOURCE)
-        paths, nodes, is_train, names = map(self._read, self.FILES)
+        paths, nodes, is_train, names = map(self._read_pairs, self.FILES)
         if not paths.keys() == nodes.keys() == is_train.keys():
             raise ValueError(
                 f'NABirds: {self.FILES[0]}, {self.FILES[1]} and {self.FILES[2]} in '

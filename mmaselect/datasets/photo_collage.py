@@ -92,7 +92,7 @@ class PhotoCollageDataset(BaseSegDataset):
         for number in range(self.num_collages):
             rng = np.random.default_rng([self.seed, self.SPLITS.index(self.split), number])
             outer, inner = rng.choice(len(photographs), 2, replace=False)
-            window = _window(digits[rng.integers(len(digits))], self.size, rng)
+            window = _place_digit(digits[rng.integers(len(digits))], self.size, rng)
             image = np.where(
                 window[..., None],
                 _crop(photographs[inner], self.size, rng),
@@ -141,7 +141,7 @@ def _crop(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
     return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def _window(digit: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _place_digit(digit: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Put an enlarged digit at a random place: bool (size, size), true on its ink."""
     side = round(size * rng.uniform(*DIGIT_SHARE))
     top, left = rng.integers(size - side + 1, size=2)

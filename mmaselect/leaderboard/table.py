@@ -41,7 +41,7 @@ def group_runs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 'head': first['head'],
                 'block': first['block'],
                 'feature': first['feature'],
-                'timestep': _several(run['timestep'] for run in runs),
+                'timestep': _one_or_all(run['timestep'] for run in runs),
                 'metric': first['metric'],
                 'mean': round(statistics.mean(values), 2),
                 'deviation': round(statistics.stdev(values), 2) if len(values) > 1 else None,
@@ -83,7 +83,7 @@ def fine_grained_averages(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, A
     ]
 
 
-def _several(values: Any) -> str | int | None:
+def _one_or_all(values: Any) -> str | int | None:
     """One value, or all that differ, for a cell."""
     distinct = sorted({value for value in values if value is not None})
     if not distinct:

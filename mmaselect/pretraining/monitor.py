@@ -39,7 +39,7 @@ class Monitor:
             step, self.options.probe_every
         )
 
-    def look(self, step: int, images: int) -> None:
+    def observe(self, step: int, images: int) -> None:
         """Do what is due, and write it to the run's folder.
 
         Args:

@@ -34,7 +34,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         self._started = time.monotonic()
         self._handlers = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._note_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
         }
         return self
 
@@ -42,7 +43,7 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note_signal(self, number: int, frame: Any) -> None:
         self.signal_number = number
 
     def was_made(self) -> bool:

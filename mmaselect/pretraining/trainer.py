@@ -110,7 +110,7 @@ class Trainer:
                     self.save()
                 # Looking at the network comes after saving it, and is left out on the way out.
                 if not stop and self.monitor.is_due(self.step):
-                    self._look_at_average()
+                    self._observe_average()
                     since = time.monotonic()
         if request.signal_number:
             self.accelerator.print(
@@ -153,11 +153,11 @@ class Trainer:
     def _load_average(self) -> None:
         self.ema.copy_to(self.averaged.parameters())
 
-    def _look_at_average(self) -> None:
+    def _observe_average(self) -> None:
         if self.accelerator.is_main_process:
             self._load_average()
             with self.accelerator.autocast(), attention_backend(self.device):
-                self.monitor.look(self.step, self.images)
+                self.monitor.observe(self.step, self.images)
         self.accelerator.wait_for_everyone()
 
     def _train_step(self) -> tuple[Tensor, Tensor, float]:

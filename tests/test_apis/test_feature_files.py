@@ -150,5 +150,5 @@ def test_bad_arguments(tiny_dit, images, tmp_path):
 def test_too_large_for_half_precision():
     maps = torch.full((1, 2, 3, 3), 1e5)
     with pytest.raises(ValueError, match=r'not finite in fp16: their largest is 1e\+05'):
-        feature_files._pack(maps, 'none', 'fp16')
-    assert feature_files._pack(maps, 'mean', 'fp32').tolist() == [[1e5, 1e5]]
+        feature_files._as_stored(maps, 'none', 'fp16')
+    assert feature_files._as_stored(maps, 'mean', 'fp32').tolist() == [[1e5, 1e5]]

@@ -51,7 +51,7 @@ class SaveOnStopHook(Hook):
         self._sum: tuple[torch.Tensor, Any] | None = None
 
     # -- signals ----------------------------------------------------------------------------------
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             # A worker that was forked off: the main process tells it when to end, and a second
             # signal (PyTorch's, to a worker that hangs) ends it.
@@ -75,7 +75,9 @@ class SaveOnStopHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._signal, self._due, self._process = 0, 0, os.getpid()
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {
+                number: signal.signal(number, self._note_signal) for number in SIGNALS
+            }
         if is_distributed():
             self._group = torch.distributed.new_group(backend='gloo')
         self._go_on_within_the_epoch(runner)
