@@ -14,16 +14,18 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_pipeline import AuraFlowLoraLoaderMixin
-from torch import nn
 
 from mmaselect.checks import path
 from mmaselect.diffusion.where import PICKLED, SAFETENSORS, resolve_folder, weights_file
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def mention_loras(folder: Path) -> None:
 
 
 def fuse_lora(
-    transformer: nn.Module,
+    transformer: ModelMixin,
     config: Mapping[str, Any],
     pipeline_class: str | None,
     lora: str | Path,
@@ -137,7 +139,7 @@ def _read(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
     """Weights, alphas and metadata, by names of modules in the transformer."""
     found = find_lora(lora)
-    loader = getattr(diffusers, pipeline_class or '', None)
+    loader: Any = getattr(diffusers, pipeline_class or '', None)
     if not hasattr(loader, 'lora_state_dict'):
         loader = AuraFlowLoraLoaderMixin  # it takes weights under the names of diffusers as is
     takes_alphas = 'return_alphas' in inspect.signature(loader.lora_state_dict).parameters
@@ -189,7 +191,7 @@ def _module(key: str) -> str:
 
 def _needed(
     weights: Mapping[str, torch.Tensor],
-    transformer: nn.Module,
+    transformer: ModelMixin,
     config: Mapping[str, Any],
     where: str,
 ) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.utils import is_accelerate_available
@@ -23,6 +23,9 @@ from mmaselect.checks import shorten
 from mmaselect.diffusion.damage import PartConfig
 from mmaselect.diffusion.gguf_file import GGUFTensors
 from mmaselect.diffusion.parts import refuse_missing
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 #: Class to the lists of blocks in the original layout of its weights, in the order of ours. The
 #: classes that ``from_single_file`` converts, and a family reads.
@@ -92,11 +95,11 @@ class SingleFile:
 
     def load(
         self,
-        cls: type[nn.Module],
+        cls: type[ModelMixin],
         overrides: Mapping[str, Any],
         dtype: torch.dtype,
         load_kwargs: Mapping[str, Any],
-    ) -> nn.Module:
+    ) -> ModelMixin:
         """The first blocks with their weights.
 
         Args:
@@ -114,8 +117,9 @@ class SingleFile:
             model = cls.from_config({**self.config, **overrides})
         needed = set(model.state_dict())
         parameters = {name for name, _ in model.named_parameters()}
+        untrimmed: Any = cls.__base__
         with torch.device('meta'):
-            whole = cls.__base__.from_config(dict(self.config)).state_dict().keys()
+            whole = untrimmed.from_config(dict(self.config)).state_dict().keys()
         # Original layouts share names with that of diffusers.
         is_original = bool(parameters - self.names.keys()) and bool(self.names.keys() - whole)
         options = {'torch_dtype': dtype, **overrides, **load_kwargs}
@@ -131,8 +135,8 @@ class SingleFile:
             return self._from_pretrained(cls, Path(folder), kept, options)
 
     def _from_pretrained(
-        self, cls: type[nn.Module], folder: Path, kept: set[str], options: dict[str, Any]
-    ) -> nn.Module:
+        self, cls: type[ModelMixin], folder: Path, kept: set[str], options: dict[str, Any]
+    ) -> ModelMixin:
         weights = folder / 'diffusion_pytorch_model.safetensors'
         if self.file.suffix == '.safetensors' and len(self.names) == len(self.tensors) and all(
             ours == theirs for ours, theirs in self.names.items()
@@ -164,8 +168,8 @@ class SingleFile:
         return kept
 
     def _from_single_file(
-        self, cls: type[nn.Module], folder: str, kept: set[str], options: dict[str, Any]
-    ) -> nn.Module:
+        self, cls: type[ModelMixin], folder: str, kept: set[str], options: dict[str, Any]
+    ) -> ModelMixin:
         if not is_accelerate_available():
             raise ImportError(
                 f'{self.where}: files of weights are read with accelerate, which is not installed: '
@@ -175,9 +179,9 @@ class SingleFile:
             options.setdefault('quantization_config', self.tensors.quantization(options))
         built: list[nn.Module] = []
 
-        class Watched(cls):  # type: ignore[misc,valid-type]
+        class Watched(cls):
             @classmethod
-            def from_config(klass, *args: Any, **kwargs: Any) -> nn.Module:
+            def from_config(klass, *args: Any, **kwargs: Any) -> ModelMixin:
                 built.append(super().from_config(*args, **kwargs))
                 return built[-1]
 
