@@ -211,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_visualization(config, args, toolbox)
     if args.tta:
         set_tta(config, toolbox)
-    set_dataloaders(config, toolbox, ('test_dataloader',), args.no_pin_memory)
+    # Hooks of the toolboxes ask a runner for its iteration, which builds the training loop.
+    loaders = ('train_dataloader', 'test_dataloader')
+    set_dataloaders(config, toolbox, loaders, args.no_pin_memory)
 
     predictions = args.out if args.out_item != 'metrics' else None
     if predictions and toolbox == 'mmseg':

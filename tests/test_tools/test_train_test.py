@@ -339,7 +339,9 @@ def test_bad_out(flags, toolbox, allowed):
 def test_two_processes_on_cpu(trained_segmentor):
     work_dir, log = trained_segmentor
     assert log.count('2 processes on CPU, backend gloo instead of nccl, BN instead of SyncBN') == 1
-    closing = log.strip().splitlines()[-2:]
+    title, *closing, _ = log.strip().splitlines()[-4:]
+    assert ' mmaselect ' in title
+    closing = [line.strip('| ') for line in closing]
     assert closing[0].startswith('last validation: aAcc')
     assert closing[1] == f'checkpoint: {work_dir / "iter_10.pth"}'
 
