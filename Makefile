@@ -2,6 +2,8 @@
 # installs the tested versions there, once.
 #
 # Settings, as `make test PYTHON=python3.12`:
+#   STACK     onedl (the maintained releases of OpenMMLab's libraries) or openmmlab (the original ones, whose MMCV is
+#             compiled here: an hour of one core)
 #   PYTHON    the interpreter that makes the environment (3.11 or later)
 #   VENV      where the environment is made
 #   PIP_ARGS  further arguments of `pip install`, say an index that has CPU-only builds of PyTorch
@@ -9,7 +11,12 @@
 #   PYTEST_ARGS  further arguments of pytest, say "-k process"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+STACK ?= onedl
+ifeq ($(STACK),openmmlab)
+VENV ?= .venv-openmmlab
+else
 VENV ?= .venv
+endif
 PIP_ARGS ?=
 WORKERS ?= 2
 DEMO ?= configs/demo/aselect_dit-tiny_fcn_demo.py
@@ -38,9 +45,21 @@ venv:
 	  "The tested versions need Python 3.11 or later, not $$($(PYTHON) -V 2>&1): make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 
+ifeq ($(STACK),openmmlab)
+# In three steps: MMCV's source needs PyTorch, setuptools and wheel in the environment that it is built in, and must be
+# there before the package asks for it.
+$(INSTALLED): setup.py pyproject.toml requirements/tested-openmmlab.txt | venv
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/tested-openmmlab.txt
+	MMCV_WITH_OPS=1 $(BIN)/python -m pip install $(PIP_ARGS) --no-build-isolation mmcv==2.1.0
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[openmmlab,test]"
+	@touch $@
+else ifeq ($(STACK),onedl)
 $(INSTALLED): setup.py pyproject.toml requirements/tested-onedl.txt | venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/tested-onedl.txt -e ".[onedl,test]"
 	@touch $@
+else
+$(error STACK=$(STACK): there are onedl and openmmlab)
+endif
 
 # The documentation is made from the sources without importing them: no PyTorch is needed.
 $(DOCS_INSTALLED): requirements/docs.txt | venv
