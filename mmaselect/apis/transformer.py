@@ -145,6 +145,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
     def _build(self) -> FeatureExtractor:
         extract = FeatureExtractor(
             self.pretrained,
+            # Of all text 'auto' alone gets here: `FeatureExtractor` refuses any other.
             0 if self.timestep == 'auto' else self.timestep,  # type: ignore[arg-type]
             blocks=self.blocks,
             features=self.feature,
