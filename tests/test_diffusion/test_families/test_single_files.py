@@ -102,6 +102,23 @@ def test_precisions(bases, tmp_path, dtype):
     assert str(dit.dtype) in ('torch.bfloat16', 'torch.float16')
 
 
+def test_plain_fp8(bases, tmp_path):
+    """Eight bits without scales, as ComfyUI's fp8 files are: read as the numbers they are."""
+    folder, _, original = bases['z_image']
+    small = {
+        key: value.to(torch.float8_e4m3fn) if value.ndim == 2 else value
+        for key, value in original.items()
+    }
+    wide = {key: value.float() for key, value in small.items()}
+    one, two = (
+        features(save(weights, tmp_path / f'{name}.safetensors'), 1, base=folder)
+        for name, weights in (('small', small), ('wide', wide))
+    )
+    assert {p.dtype for p in one[0].transformer.parameters()} == {torch.float32}
+    assert_same_weights(one[0], two[0])
+    assert close(one[1], two[1])
+
+
 def test_only_what_is_needed_reaches_the_converter(bases, tmp_path, monkeypatch):
     """Blocks beyond may even be damaged."""
     folder, _, original = bases['z_image']
