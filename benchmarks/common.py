@@ -58,8 +58,24 @@ def describe() -> str:
     )
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    """A clock for a device: CPU seconds of this process, or wall-clock seconds of a GPU.
+
+    With one thread, CPU seconds are those of a machine that does nothing else.
+    """
+
+    def synchronized() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronized if device.startswith('cuda') else time.process_time
+
+
 def paired_seconds(
-    candidates: dict[str, Callable[[], object]], rounds: int, device: str
+    candidates: dict[str, Callable[[], object]],
+    rounds: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each candidate in each round, in turn, after one round that is not counted.
 
@@ -70,12 +86,12 @@ def paired_seconds(
         for name, call in candidates.items():
             if device.startswith('cuda'):
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = clock()
             call()
             if device.startswith('cuda'):
                 torch.cuda.synchronize()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

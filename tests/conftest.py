@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,32 @@ def _isolated(tmp_path, monkeypatch):
     DefaultScope._instance_dict.clear()
     torch.manual_seed(0)
     np.random.seed(0)  # the toolboxes draw from it
+
+
+class Waits(TorchDispatchMode):
+    """What makes the host wait for a device, with the meta device in the place of one.
+
+    A context manager whose ``found`` lists copies between host and device; reading a value
+    (``.item()``, ``bool(tensor)``, ``.cpu()``) is an error of PyTorch's there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            sources = [a for a in args if isinstance(a, torch.Tensor) and a.ndim]
+            if any(source.is_meta != result.is_meta for source in sources):
+                self.found.append(str(func))
+        return result
+
+
+@pytest.fixture
+def waits():
+    """A :class:`Waits`."""
+    return Waits()
 
 
 def randomize(module: torch.nn.Module, std: float = 0.05) -> torch.nn.Module:

@@ -82,7 +82,7 @@ def save_features(
         shard_size: Images per file.
         batch_size: Images per pass.
         seed: Of the noise, which depends on it and on the image size alone.
-        dtype: Of the frozen weights.
+        dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
         overwrite: Whether to drop features of other settings or images that are there.
         progress: Draw progress bars.

@@ -74,7 +74,7 @@ class FeatureExtractor:
         timestep: Where to read: a number, or a :class:`SelectionResult`.
         blocks: Blocks to read; the family's default if None.
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
-        dtype: Of the frozen weights.
+        dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
         seed: Of the noise, which depends on it and on the latent's shape alone.
         image_size: Side, or (height, width), in pixels, that images are scaled and cropped to. As

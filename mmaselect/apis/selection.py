@@ -76,7 +76,7 @@ def select_timestep(
         seed: Of the choice of images, of their views and of the noise.
         views: How random views of the images are made, for criteria that compare them: see
             :class:`~mmaselect.images.views.ViewOptions`.
-        dtype: Of the frozen weights.
+        dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
         out: Folder for ``selection.json``, ``selection.png`` and ``selection.html``; nothing is
             written if None.

@@ -55,7 +55,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         '--condition', metavar='PROMPT', help='prompt or class label; default: the empty one'
     )
     group.add_argument(
-        '--dtype', default='fp32' if required else None, help='fp32, fp16 or bf16; default: fp32'
+        '--dtype',
+        default='fp32' if required else None,
+        help='fp32, fp16, bf16 or auto; default: fp32',
     )
     group.add_argument('--device', help='default: cuda if there is one, else cpu')
     group.add_argument(

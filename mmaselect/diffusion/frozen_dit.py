@@ -21,6 +21,7 @@ from mmaselect.diffusion.codec import Codec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
+from mmaselect.diffusion.precision import auto_dtype
 from mmaselect.diffusion.process import ForwardProcess
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ class FrozenDiT(nn.Module):
             features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
                 the attention layer) and ``'output'`` (of the block); where a class has QK norm or
                 rotary embedding, also ``'query_post'`` and ``'key_post'``, which come after them.
-            dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``.
+            dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that
+                of the published weights, but fp32 on a CPU that has no units for bf16.
             condition: None for the empty condition; a class label or a prompt otherwise.
             load_kwargs: More arguments for the transformer's ``from_pretrained``, for example
                 ``quantization_config`` or ``device_map``.
@@ -141,12 +143,16 @@ class FrozenDiT(nn.Module):
             ValueError: If it is no pipeline, its transformer class is unknown, or an argument is
                 out of range.
         """
-        dtype = parse_dtype(dtype)
+        is_auto = isinstance(dtype, str) and dtype == 'auto'
+        dtype = torch.float32 if is_auto else parse_dtype(dtype)
         load_kwargs = keywords('load_kwargs', load_kwargs)
         lora_scale = finite_number('lora_scale', lora_scale)
         if lora is not None:
             find_lora(lora)
         source = PipelineSource(pretrained, base=base, vae=vae, original=original, **hub_kwargs)
+        if is_auto:
+            with source.naming('transformer'):
+                dtype = auto_dtype(source)
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
@@ -211,6 +217,24 @@ class FrozenDiT(nn.Module):
     def train(self, mode: bool = True) -> FrozenDiT:
         """Stay in eval mode: label dropout and the like would make features random."""
         return super().train(False)
+
+    def compile_blocks(self, **options: Any) -> list[int]:
+        """Compile the blocks on the way to those that are read, each by itself.
+
+        Blocks that are read stay as they are: hooks, and an exception that ends the pass early, are
+        nothing that a graph can hold. Compiling happens in the first pass, and again for a few
+        other shapes.
+
+        Args:
+            options: Of ``torch.compile``: ``mode``, ``dynamic``, ``backend``, ...
+
+        Returns:
+            list: The blocks that will be compiled.
+        """
+        compiled = [index for index in range(max(self.blocks)) if index not in self.blocks]
+        for index in compiled:
+            self.family.block(self.transformer, index).compile(**options)
+        return compiled
 
     # -- running ----------------------------------------------------------------------------------
     @torch.no_grad()

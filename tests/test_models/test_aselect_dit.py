@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import Runner, load_checkpoint
 from PIL import Image
+from torch._dynamo.testing import CompileCounter
 from toy_segmentor import Segmentor
 
 from mmaselect.apis import FeatureExtractor
@@ -465,3 +466,56 @@ def test_one_line_says_what_is_frozen(tiny_dit):
         'dtype=bfloat16',
     ):
         assert part in line
+
+
+# -- the hot path ---------------------------------------------------------------------------------
+@pytest.mark.parametrize('options', [dict(noise='fixed'), dict(num_draws=2), dict(dtype='bf16')])
+def test_a_pass_never_waits_for_the_device(tiny_latent_dit, waits, options):
+    model = make(tiny_latent_dit, blocks=[2, 2, 4], timestep=100, **options)
+    model(torch.rand(2, 3, 32, 32))  # values are looked at once
+    model._frozen.dit.to('meta')
+    model.input_scale, model.input_shift = (
+        model.input_scale.to('meta'),
+        model.input_shift.to('meta'),
+    )
+    images = torch.rand(2, 3, 32, 32, device='meta')
+    model(images)  # fixed noise is drawn on the CPU, once
+    with waits:
+        for _ in range(3):
+            assert model(images)[0].shape == (2, 16, 8, 8)
+    assert not waits.found
+    with pytest.raises((RuntimeError, NotImplementedError)), waits:
+        images.amax().item()
+    with waits:
+        torch.arange(3).to('meta')
+    assert waits.found
+
+
+def test_equal_blocks_share_one_map(tiny_dit):
+    maps = make(tiny_dit, blocks=[3, 1, 3, 3], timestep=100, dtype='bf16')(torch.rand(1, 3, 32, 32))
+    assert maps[0].dtype == torch.float32
+    assert maps[0] is maps[2] is maps[3] and maps[1] is not maps[0]
+
+
+@pytest.mark.parametrize('feature', ['query', 'output'])
+def test_blocks_on_the_way_are_compiled(tiny_dit, feature):
+    counter = CompileCounter()
+    options = dict(blocks=[1, 4], feature=feature, timestep=100, noise='fixed')
+    model = make(tiny_dit, compile=dict(backend=counter, fullgraph=True), **options)
+    images = torch.rand(2, 3, 32, 32)
+    expected = make(tiny_dit, **options)(images)
+    assert all(torch.equal(*pair) for pair in zip(model(images), expected, strict=True))
+    frames = counter.frame_count
+    assert 1 <= frames <= 3, 'blocks 0, 2 and 3 share what is compiled'
+    model(images)
+    assert counter.frame_count == frames
+    assert model.dit.compile_blocks() == [0, 2, 3]
+    with pytest.raises(ValueError, match='compile must be True, False, or a dict'):
+        make(tiny_dit, compile='yes', timestep=1)
+
+
+def test_compiled_by_inductor(tiny_dit):
+    images = torch.rand(2, 3, 32, 32)
+    options = dict(blocks=[2], timestep=100, noise='fixed')
+    found = make(tiny_dit, compile=True, **options)(images)[0]
+    assert torch.allclose(found, make(tiny_dit, **options)(images)[0], atol=1e-5)

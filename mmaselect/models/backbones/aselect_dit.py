@@ -122,13 +122,17 @@ class ASelecTDiT(BaseModule):
             the backbone fits configs made for others.
         input_std: What it divided by.
         channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``.
-        dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``. It holds under AMP too.
+        dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that of the
+            published weights, but fp32 on a CPU that has no units for bf16. It holds under AMP too.
         noise: ``'fresh'`` is a new draw per call (in a run, one that depends on the run's seed, the
             iteration and the rank, so that a resumed run repeats it); ``'fixed'`` depends on the
             seed and the latent's shape alone; ``'auto'`` is fresh in training and fixed in
             evaluation.
         noise_seed: Seed of fixed noise.
         num_draws: Noise draws whose features are averaged, at one transformer pass each.
+        compile: Whether to compile the blocks on the way to those that are read: True, or a dict of
+            options of ``torch.compile``, such as ``dict(mode='max-autotune')``. The first pass
+            takes long, and others are faster; features are equal up to rounding.
         cache: What the frozen part gives for an image is computed once and kept on disk, for later
             epochs, ranks and runs. None by default: nothing is kept.
 
@@ -191,6 +195,7 @@ class ASelecTDiT(BaseModule):
         noise: str = 'auto',
         noise_seed: int = 0,
         num_draws: int = 1,
+        compile: bool | Mapping[str, Any] = False,
         cache: str | Mapping[str, Any] | None = None,
         load_kwargs: Mapping[str, Any] | None = None,
         hub_kwargs: Mapping[str, Any] | None = None,
@@ -211,6 +216,12 @@ class ASelecTDiT(BaseModule):
         noise_seed = seed_number('noise_seed', noise_seed)
         input_mean = three_numbers('input_mean', input_mean)
         input_std = three_numbers('input_std', input_std, positive=True)
+        if not isinstance(compile, (bool, Mapping)):
+            raise ValueError(
+                f'compile must be True, False, or a dict of options of torch.compile; got '
+                f'{shorten(compile)}'
+            )
+        compile_options = keywords('compile', compile) if isinstance(compile, Mapping) else {}
         cache_options = CacheOptions.parse(cache)
         if cache_options is not None and cache_options.kind == 'features' and noise != 'fixed':
             raise ValueError(
@@ -250,6 +261,8 @@ class ASelecTDiT(BaseModule):
                 **keywords('hub_kwargs', hub_kwargs, HUB_KWARGS),
             )
         )
+        if compile or isinstance(compile, Mapping):
+            self.dit.compile_blocks(**compile_options)
         self.blocks = self.dit.blocks
         #: The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it.
         self.out_indices = tuple(self.blocks)

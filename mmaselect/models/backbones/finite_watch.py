@@ -47,9 +47,9 @@ class FiniteWatch:
         if not maps:
             return
         # NaN and infinity pass through the maximum.
-        largest = torch.stack([each.detach().float().abs().amax() for each in maps]).amax()
+        largest = torch.stack([each.detach().abs().amax() for each in maps]).amax().float()
         self._passes += 1
-        if self._passes == 1 or not largest.is_cuda:
+        if self._passes == 1 or not (largest.is_cuda or largest.is_meta):
             if not math.isfinite(largest.item()):
                 raise FloatingPointError(explain(dit, images, timestep))
             return
@@ -61,7 +61,7 @@ class FiniteWatch:
                     f'{explain(dit, images, timestep)} (noticed up to {2 * PASSES_PER_READ} '
                     f'batches after it happened)'
                 )
-        if self._arriving is None and self._passes % PASSES_PER_READ == 0:
+        if self._arriving is None and largest.is_cuda and self._passes % PASSES_PER_READ == 0:
             host = torch.empty((), pin_memory=True)
             host.copy_(self._largest, non_blocking=True)
             event = torch.cuda.Event()

@@ -260,6 +260,22 @@ class FamilyProof(FeatureProof):
 
     #: Names of the ModuleLists that hold the blocks that are counted.
     stacks = ('transformer_blocks',)
+    #: What in a pass waits for the device, and cannot be helped here.
+    waits_for = ''
+
+    def test_a_pass_never_waits_for_a_device(self, load, waits):
+        """No value is read, and nothing is copied over, on the way to the features."""
+        if self.waits_for:
+            pytest.skip(f'diffusers: {self.waits_for}')
+        dit = load(blocks=self.chosen_blocks)
+        latent, noise, _, _ = self.noisy(dit, self.sizes[1])
+        dit.to('meta')
+        latent, noise = latent.to('meta'), noise.to('meta')
+        dit.features(latent, self.timestep, noise)  # what is copied once, is copied
+        with waits:
+            maps = dit.features(latent, self.timestep, noise)
+        assert maps[self.num_blocks - 1, 'query'].is_meta
+        assert not waits.found
 
     def test_each_feature_alone_equals_all_together(self, load):
         """Each ends its pass elsewhere."""

@@ -106,6 +106,7 @@ class CogView4:
 
 
 class TestCogView4(CogView4, FamilyProof):
+    waits_for = 'makes its positions on the CPU'
     pass
 
 

@@ -104,6 +104,7 @@ class HunyuanImage:
 
 
 class TestHunyuanImage(HunyuanImage, FamilyProof):
+    waits_for = 'sorts the tokens of a prompt by its mask'
     pass
 
 
