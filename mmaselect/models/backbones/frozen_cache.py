@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import torch
@@ -228,9 +228,11 @@ class FrozenCache:
         missing = sorted(row for key, row in first.items() if entries[row] is None)
         if missing:
             subset = images if len(missing) == len(images) else images[missing]
-            fresh = {name: self._pack(value) for name, value in compute(subset).items()}
-            if not all(bool(value.isfinite().all()) for value in fresh.values()):
-                raise FloatingPointError(explain(self.dit, subset, timestep))
+            fresh = {}
+            for name, value in compute(subset).items():
+                fresh[name] = value.to(self.dtype).cpu()
+                if not bool(fresh[name].isfinite().all()):
+                    self._refuse(value, subset, timestep)
             new = {keys[row]: (fresh, number) for number, row in enumerate(missing)}
             store.add(list(new), fresh)
             entries = [entry or new[key] for key, entry in zip(keys, entries, strict=True)]
@@ -240,14 +242,13 @@ class FrozenCache:
             for name in found[0][0]
         }
 
-    def _pack(self, values: Tensor) -> Tensor:
-        packed = values.to(self.dtype).cpu()
-        if not bool(packed.isfinite().all()) and bool(values.isfinite().all()):
-            raise ValueError(
-                f'{self.kind} overflow in float16: their largest is '
-                f"{values.abs().max().item():.3g}. Set the cache's dtype to 'bf16' or 'fp32'"
-            )
-        return packed
+    def _refuse(self, values: Tensor, images: Tensor, timestep: int) -> NoReturn:
+        if not bool(values.isfinite().all()):
+            raise FloatingPointError(explain(self.dit, images, timestep))
+        raise ValueError(
+            f'{self.kind} overflow in {str(self.dtype)[6:]}: their largest is '
+            f"{values.abs().max().item():.3g}. Set the cache's dtype to 'bf16' or 'fp32'"
+        )
 
     def flush(self) -> None:
         """Write what is not written yet."""
