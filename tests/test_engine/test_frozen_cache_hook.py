@@ -141,6 +141,9 @@ def test_room_is_told_and_bounded(tiny_dit, tmp_path):
         heard.getvalue()
     )
     assert 8 < runner.model.backbone.passes <= 16
+    wanted = {'training': (8, 2, (32, 32)), 'validation': (3, 1, (32, 32))}
+    text = runner.model.backbone.cache.check_room(wanted, [300, 7])
+    assert '2 variants and 3 validation images at 2 timesteps take 0.2 MB' in text
     runner = make_runner(tiny_dit, tmp_path / 'small', cache=dict(kind='features', max_gb=1e-5))
     with pytest.raises(ValueError, match=r'the cache is too small.*Raise max_gb.*cache=None'):
         runner.train()

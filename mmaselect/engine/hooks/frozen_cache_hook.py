@@ -81,7 +81,8 @@ class FrozenCacheHook(Hook):
             val = runner.val_dataloader
             _, size = count_variants(val.dataset, _preparation(val, processor, False), draws=1)
             wanted['validation'] = (len(val.dataset), 1, size)
-        runner.logger.info(f'{name}: {cache.check_room(wanted, backbone.timestep)}')
+        steps = backbone.plan.resolved(backbone.timestep)
+        runner.logger.info(f'{name}: {cache.check_room(wanted, steps)}')
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -256,14 +256,14 @@ class FrozenCache:
 
     # -- before a run -----------------------------------------------------------------------------
     def check_room(
-        self, wanted: Mapping[str, tuple[int, int, tuple[int, int]]], timestep: int
+        self, wanted: Mapping[str, tuple[int, int, tuple[int, int]]], timesteps: Sequence[int]
     ) -> str:
         """See that all that a run will want to keep fits, and say what that is.
 
         Args:
             wanted: For each set of images: how many there are, in how many variants each comes,
                 and their size.
-            timestep: Where features are read.
+            timesteps: Where features are read.
 
         Returns:
             str: What will be needed, and where.
@@ -272,18 +272,22 @@ class FrozenCache:
             ValueError: If it is more than ``max_gb`` or the disk allow.
         """
         root = self.options.root
-        stores = {self.store(size, timestep).folder for _, _, size in wanted.values()}
+        steps = timesteps if self.kind == 'features' else timesteps[:1]
+        stores = {self.store(size, step).folder for _, _, size in wanted.values() for step in steps}
         there = sum(folder_bytes(folder) for folder in stores)
         others = folder_bytes(root) - there
-        needed = sum(n * variants * self.entry_bytes(size) for n, variants, size in wanted.values())
+        needed = len(steps) * sum(
+            n * variants * self.entry_bytes(size) for n, variants, size in wanted.values()
+        )
         parts = ' and '.join(
             f'{n:,} {name} images' + (f' in about {variants} variants' if variants > 1 else '')
             for name, (n, variants, _) in wanted.items()
         )
+        at = f' at {len(steps)} timesteps' if len(steps) > 1 else ''
         existing = next(p for p in (root, *root.parents) if p.is_dir())
         free = shutil.disk_usage(existing).free
         text = (
-            f'{self.kind} of {parts} take {_size(needed)} as {str(self.dtype)[6:]} in {root} '
+            f'{self.kind} of {parts}{at} take {_size(needed)} as {str(self.dtype)[6:]} in {root} '
             f'({_size(there)} are there already; max_gb={self.options.max_gb:g}, other runs hold '
             f'{_size(others)}, {_size(free)} of the disk are free)'
         )
