@@ -139,6 +139,7 @@ def test_features_only_has_the_face_of_timm(tiny_dit):
 def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -156,6 +157,8 @@ def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     assert vectors.shape == (24, 32) and vectors.dtype == np.float32
     assert fitted.get_feature_names_out()[16] == 'block3_query_0'
     assert pipeline.score(paths, labels) > 0.6
+    nearest = KNeighborsClassifier(1, metric='cosine').fit(vectors[::2], labels[::2])
+    assert nearest.score(vectors[1::2], labels[1::2]) > 0.4  # a third by chance
     stored = pickle.dumps(pipeline)
     assert len(stored) < 50_000  # no frozen weights
     again = pickle.loads(stored)[0].transform(paths[:3])
