@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from mmaselect.checks import is_sequence, shorten
+from mmaselect.checks import path as checked_path
 from mmaselect.images.reading import (
     UnreadableImageError,
     as_rgb,
@@ -42,7 +43,7 @@ def list_images(images: Any) -> list[ImageLike]:
         ValueError: If there is no image.
     """
     if isinstance(images, (str, Path)):
-        path = Path(images).expanduser()
+        path = Path(checked_path('image', images)).expanduser()
         if path.is_dir():
             return list(ImageFolder(path).paths)
         if not path.exists():

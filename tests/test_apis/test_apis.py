@@ -77,6 +77,9 @@ def test_bad_images(tiny_dit, photos, tmp_path):
         extract([np.zeros((8, 8, 3), np.uint8), b'no image'])
     with pytest.raises(FileNotFoundError, match=r"there is no image 'photo.jpg' \(from '/"):
         extract('photo.jpg')
+    for path in ('', 'x' * 300, '\0'):
+        with pytest.raises(ValueError, match='image must be a path'):
+            extract(path)
     (tmp_path / 'x.jpg').write_bytes(b'')
     with pytest.raises(ValueError, match='cannot be read'):
         extract(tmp_path / 'x.jpg')
