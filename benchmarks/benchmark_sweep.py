@@ -53,7 +53,8 @@ def measure(folder: str, number: int, steps: int, device: str) -> dict:
     )
     images = CalibrationSet(DrawnImages(number), 32, num_images=number)
     grid = np.linspace(0, 999, steps).astype(int).tolist()
-    result = Sweep(dit, images, timesteps=grid).run(progress=False)
+    sweep = Sweep(dit, images, grid, 'CrossSpectrumHFR', others=[], method='full')
+    result = sweep.run(progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device.startswith('cuda'):
         peak = torch.cuda.max_memory_allocated() / 2**20

@@ -71,8 +71,25 @@ def test_select(tiny_dit, photos, tmp_path, capsys):
     assert int(pick) == result['timestep']
 
 
+@pytest.mark.parametrize(
+    ('flags', 'race'),
+    [
+        (['--confidence', '0.75'], dict(rounds=[16, 24], confidence=0.75)),
+        (['--method', 'full'], None),
+    ],
+)
+def test_select_races_unless_told_not_to(tiny_dit, photos, tmp_path, flags, race):
+    command = ['select', photos, '--pretrained', tiny_dit, '--timesteps', '0,900', *flags]
+    options = ['--criterion', 'HighFrequencyRatio', '--image-size', '32', '--blocks', '1']
+    assert main([*command, *options, '--out', str(tmp_path)]) == 0
+    result = json.loads((tmp_path / 'selection.json').read_text())
+    assert result['settings'].get('race') == race
+    assert result['method'] == ('full' if race is None else 'race')
+
+
 def test_what_the_help_says_is_the_default(capsys):
     from mmaselect.selection import DEFAULT_CRITERION, DEFAULT_GRID, DEFAULT_NUM_IMAGES
+    from mmaselect.selection.defaults import DEFAULT_CONFIDENCE, DEFAULT_METHOD
 
     with pytest.raises(SystemExit):
         main(['select', '--help'])
@@ -80,6 +97,8 @@ def test_what_the_help_says_is_the_default(capsys):
     assert f'list. Default: {DEFAULT_GRID}' in text
     assert f'names. Default: {DEFAULT_CRITERION["type"]}' in text
     assert f'at most; default: {DEFAULT_NUM_IMAGES}' in text
+    assert f'all images. Default: {DEFAULT_METHOD}' in text
+    assert f'than the leader. Default: {DEFAULT_CONFIDENCE}' in text
 
 
 def test_features(tiny_dit, photos, tmp_path, capsys):

@@ -71,6 +71,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='arguments of the criterion, such as cutoff=0.25 shape=square',
     )
     parser.add_argument('--num-images', type=int, help='calibration images to use')
+    parser.add_argument(
+        '--method',
+        choices=('race', 'full'),
+        help='race: drop timesteps that cannot be the best any more; full: score all of them on '
+        "all images. Default: the config's, else race",
+    )
+    parser.add_argument(
+        '--confidence',
+        type=float,
+        help='of the race: that a dropped timestep is worse than the leader; default: 0.999',
+    )
     parser.add_argument('--batch-size', type=int, help='images per transformer pass')
     parser.add_argument('--seed', type=int, help='of the choice of images and of the noise')
     parser.add_argument(
@@ -114,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         backbone.feature = args.feature
     overrides = {
         name: getattr(args, name)
-        for name in ('timesteps', 'num_images', 'batch_size', 'seed')
+        for name in ('timesteps', 'num_images', 'method', 'confidence', 'batch_size', 'seed')
         if getattr(args, name) is not None
     }
     if args.criterion:

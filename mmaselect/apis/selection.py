@@ -50,6 +50,8 @@ def select_timestep(
     batch_size: int = SelectionOptions.batch_size,
     seed: int = SelectionOptions.seed,
     views: ViewOptions | Mapping[str, Any] | None = None,
+    method: str = SelectionOptions.method,
+    confidence: float = SelectionOptions.confidence,
     dtype: str | torch.dtype = 'fp32',
     device: str | torch.device | None = None,
     out: str | Path | None = None,
@@ -76,6 +78,9 @@ def select_timestep(
         seed: Of the choice of images, of their views and of the noise.
         views: How random views of the images are made, for criteria that compare them: see
             :class:`~mmaselect.images.views.ViewOptions`.
+        method: ``'race'``, which drops timesteps that cannot be the best any more, or ``'full'``,
+            which scores all of them on all images.
+        confidence: Of the race: that a timestep which is dropped is worse than the leader.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
         out: Folder for ``selection.json``, ``selection.png`` and ``selection.html``; nothing is
@@ -108,6 +113,8 @@ def select_timestep(
             batch_size=batch_size,
             seed=seed,
             views=views,
+            method=method,
+            confidence=confidence,
         )
     )
     if out is not None:

@@ -28,6 +28,10 @@ The result is cached: asked the same again, the command does not sweep again. La
 """
 
 
+#: Flags that are options of a selection, with its defaults.
+OPTIONS = ('timesteps', 'criterion', 'num_images', 'method', 'confidence')
+
+
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The subcommand's parser."""
     parser = new_parser(
@@ -54,6 +58,17 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     group.add_argument('--num-images', type=int, help='images to use at most; default: 128')
     group.add_argument(
+        '--method',
+        choices=('race', 'full'),
+        help='race: drop timesteps that cannot be the best any more; full: score all of them on '
+        'all images. Default: race',
+    )
+    group.add_argument(
+        '--confidence',
+        type=float,
+        help='of the race: that a dropped timestep is worse than the leader. Default: 0.999',
+    )
+    group.add_argument(
         '--no-cache', action='store_true', help='sweep even if a stored result fits, and store none'
     )
     return parser
@@ -67,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     from mmaselect.pages import save_report
     from mmaselect.selection.report import print_selection
 
-    given = {name: getattr(args, name) for name in ('timesteps', 'criterion', 'num_images')}
+    given = {name: getattr(args, name) for name in OPTIONS}
     result = select_timestep(
         args.pretrained,
         args.images,

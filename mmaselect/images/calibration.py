@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Self
@@ -28,6 +28,8 @@ from mmaselect.images.views import (
 
 #: Memory for images between the two times that a sweep needs them: 170 images of 1024 x 1024.
 KEPT_BYTES = 512 * 2**20
+#: Sets the seed of the order of images apart from that of their choice.
+_ORDER = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class CalibrationSet:
 
     A sweep needs each image twice: first its hash, to look for a stored result, then its pixels.
     It is decoded once: :meth:`hashes` keeps what it has decoded, at the set's size, and
-    :meth:`batches` lets go of it.
+    :meth:`batch` lets go of it.
 
     Args:
         source: Where the images come from.
@@ -120,20 +122,34 @@ class CalibrationSet:
         """Image at a position of this set, (H, W, 3) uint8 RGB at the set's size."""
         return self._fit(self._decode(position))
 
+    @property
+    def order(self) -> list[int]:
+        """All positions in a random order, which the seed fixes.
+
+        Images of a source are often sorted by class: who wants some of them takes the first of
+        these.
+        """
+        rng = np.random.default_rng((self.seed, _ORDER))
+        return [int(i) for i in rng.permutation(len(self))]
+
     def batches(
         self, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[CalibrationBatch]:
         """This rank's share, a batch at a time; memory does not grow with the number of images."""
         positions = list(range(rank, len(self), world_size))
         for start in range(0, len(positions), batch_size):
-            part = positions[start : start + batch_size]
-            prepared = [self._take(position) for position in part]
-            pixels = np.stack([one.pixels for one in prepared])
-            images = to_model_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-            views = [one.views for one in prepared if one.views is not None]
-            yield CalibrationBatch(
-                images, part, self.labels(part), batch_views(views) if views else None
-            )
+            yield self.batch(positions[start : start + batch_size])
+
+    def batch(self, positions: Sequence[int]) -> CalibrationBatch:
+        """The images at some positions."""
+        positions = list(positions)
+        prepared = [self._take(position) for position in positions]
+        pixels = np.stack([one.pixels for one in prepared])
+        images = to_model_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        views = [one.views for one in prepared if one.views is not None]
+        return CalibrationBatch(
+            images, positions, self.labels(positions), batch_views(views) if views else None
+        )
 
     def with_views(self, views: ViewOptions) -> Self:
         """The same images, with views."""

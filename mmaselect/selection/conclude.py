@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmaselect.diffusion import TapKey
-from mmaselect.selection.result import Curve, CurvePoint, best_point
+from mmaselect.selection.race import RoundScores, on_one_scale
+from mmaselect.selection.result import Curve, CurvePoint, best_point, finalists
 from mmaselect.selection.scoring import StepScores
 
 
@@ -33,7 +34,12 @@ class Conclusion:
 
 
 def conclude(
-    steps: Sequence[StepScores], criteria: Sequence[str], taps: Sequence[TapKey], dtype: str
+    steps: Sequence[StepScores],
+    criteria: Sequence[str],
+    taps: Sequence[TapKey],
+    dtype: str,
+    num_images: int | None = None,
+    at_ends: Mapping[int, RoundScores] | None = None,
 ) -> Conclusion:
     """Pick the timestep that scores best, and say what is suspect about it.
 
@@ -42,18 +48,28 @@ def conclude(
         criteria: Names; the first one decides.
         taps: The (block, feature) that were scored.
         dtype: Precision of the model, for messages.
+        num_images: All that a timestep could have been scored on.
+        at_ends: Of a race: see :func:`~mmaselect.selection.race.on_one_scale`.
 
     Raises:
         RuntimeError: If no timestep has finite features, or a criterion no finite score.
     """
     warnings = warn_of_nonfinite_features(steps, dtype)
     deciding, *rest = criteria
-    curve = build_curve(steps, deciding, taps)
+    # Only who saw the most images can win; what others are drawn as depends on who does.
+    winner = build_curve(steps, deciding, taps, finalists).timestep
+    steps = on_one_scale(steps, at_ends or {}, winner)
+    curve = build_curve(steps, deciding, taps, finalists)
     others = {name: build_curve(steps, name, taps) for name in rest}
-    warnings += warn_of_grid_end(curve) + warn_of_flat_curve(curve)
+    warnings += warn_of_grid_end(curve)
+    # Where somebody was dropped, or the race ended early, it has been seen that they differ.
+    seen = {point.images for point in curve.points if point.score is not None}
+    if len(seen) == 1 and seen <= {None, num_images}:
+        warnings += warn_of_flat_curve(curve)
     warnings += warn_of_disagreement(curve, others)
     per_tap = [build_curve(steps, deciding, [tap]) for tap in taps]
-    return Conclusion(curve, others, per_tap, warnings, pick_interval(steps, deciding, taps))
+    last = [step for step in steps if step.images == curve.best.images]
+    return Conclusion(curve, others, per_tap, warnings, pick_interval(last, deciding, taps))
 
 
 def pick_interval(
@@ -101,10 +117,21 @@ def pick_interval(
     return int(low), int(high)
 
 
-def build_curve(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey]) -> Curve:
+def build_curve(
+    steps: Sequence[StepScores],
+    criterion: str,
+    taps: Sequence[TapKey],
+    among: Callable[[Sequence[CurvePoint]], Sequence[CurvePoint]] = list,
+) -> Curve:
     """A criterion's curve, the mean over some (block, feature), with its best timestep.
 
     The score must be finite to be the best; of equal scores the smallest timestep wins.
+
+    Args:
+        steps: Scores of each timestep, on one scale.
+        criterion: Name.
+        taps: The (block, feature) whose scores are averaged.
+        among: The points that can be the best.
 
     Raises:
         RuntimeError: If there is no finite score.
@@ -118,10 +145,11 @@ def build_curve(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapK
             std=step.mean(taps, criterion, 'std'),
             # Blocks of one image are not independent: their mean is the careful bound.
             sem=step.mean(taps, criterion, 'sem'),
+            images=step.images,
         )
         for step in steps
     )
-    best = best_point(points)
+    best = best_point(among(points))
     if best is None:
         raise RuntimeError(
             f'{criterion} gave no finite score at any of {[step.timestep for step in steps]}'
@@ -179,11 +207,26 @@ def warn_of_flat_curve(curve: Curve) -> list[str]:
 
 
 def warn_of_disagreement(curve: Curve, others: Mapping[str, Curve]) -> list[str]:
-    """A warning for each criterion whose pick is far away: by more than a tenth of the grid."""
+    """A warning for each criterion whose pick is far away: by more than a tenth of the grid.
+
+    A pick that was scored on fewer images must be better by more than two standard errors.
+    """
     position = {step: i for i, step in enumerate(curve.timesteps)}
     near = max(1, len(position) // 10)
     return [
         f'{name} disagrees: it would pick timestep {other.timestep} instead of {curve.timestep}'
         for name, other in others.items()
         if abs(position[other.timestep] - position[curve.timestep]) > near
+        and _is_clear(other, curve.timestep)
     ]
+
+
+def _is_clear(curve: Curve, timestep: int) -> bool:
+    """Whether a curve's pick is better than a timestep, as far as its images tell."""
+    best = curve.best
+    point = next(point for point in curve.points if point.timestep == timestep)
+    if best.images == point.images or best.sem is None:
+        return True
+    if best.score is None or point.score is None:
+        return True
+    return best.score - point.score > 2 * best.sem

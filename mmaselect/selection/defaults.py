@@ -13,6 +13,11 @@ DEFAULT_CRITERION: dict[str, Any] = dict(type='InstanceSensitivity')
 DEFAULT_OTHERS: tuple[dict[str, Any], ...] = (PAPER_CRITERION,)
 #: Calibration images.
 DEFAULT_NUM_IMAGES = 128
+#: How timesteps share the images, and which of these is the default.
+METHODS = ('race', 'full')
+DEFAULT_METHOD = 'race'
+#: Of each comparison in a race.
+DEFAULT_CONFIDENCE = 0.999
 #: What ``selection='NAME'`` stands for.
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(criterion=PAPER_CRITERION, others=()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmaselect.selection.result import SelectionResult
+from mmaselect.selection.result import SelectionResult, images_seen
 from mmaselect.utils.boxes import boxed
 
 
@@ -28,8 +28,7 @@ def pick_notice(
     lines = [
         f'A-SelecT picked timestep {result} of {num_train_timesteps} '
         f'(sigma {result.noise_level:.3f})',
-        f'by {result.criterion} of {result.feature} in block {blocks}, on {result.num_images} '
-        f'images',
+        f'by {result.criterion} of {result.feature} in block {blocks}, {images_seen(result)}',
         f'selected now: {cost}' if found is None else f'found in {found}; it took {cost} then',
     ]
     if stored_at is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from mmaselect.checks import (
     choice,
     image_size,
+    is_number,
     is_sequence,
     keywords,
     path,
@@ -21,9 +22,12 @@ from mmaselect.checks import (
 from mmaselect.images.datasets import ARRAY_ORDERS
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection.defaults import (
+    DEFAULT_CONFIDENCE,
     DEFAULT_CRITERION,
+    DEFAULT_METHOD,
     DEFAULT_NUM_IMAGES,
     DEFAULT_OTHERS,
+    METHODS,
     PRESETS,
 )
 from mmaselect.selection.grid import DEFAULT_GRID, read_grid
@@ -48,6 +52,10 @@ class SelectionOptions:
         views: How random views are made, for criteria that compare them.
         cache_dir: Where results are kept; the default cache folder if None.
         array_order: Channel order of datasets in memory, ``'rgb'`` or ``'bgr'``.
+        method: ``'race'``, which drops a timestep once it cannot be the best any more, or
+            ``'full'``, which scores every timestep on every image. See
+            :mod:`mmaselect.selection.race`.
+        confidence: Of a race: that a timestep which is dropped is worse than the leader.
 
     Raises:
         ValueError: If a value is of another type, or out of range; the message names it.
@@ -63,6 +71,8 @@ class SelectionOptions:
     views: ViewOptions = field(default_factory=ViewOptions)
     cache_dir: str | Path | None = None
     array_order: str = 'rgb'
+    method: str = DEFAULT_METHOD
+    confidence: float = DEFAULT_CONFIDENCE
 
     def __post_init__(self) -> None:
         criterion = criterion_config('criterion', self.criterion)
@@ -84,11 +94,17 @@ class SelectionOptions:
             others=others,
             timesteps=timesteps,
             num_images=whole_number('num_images', self.num_images, 1),
+            method=choice('method', self.method, METHODS),
             batch_size=whole_number('batch_size', self.batch_size, 1),
             seed=seed_number('seed', self.seed),
             views=ViewOptions.parse(self.views),
             array_order=choice('array_order', self.array_order, ARRAY_ORDERS),
         )
+        if not (is_number(self.confidence) and 0.5 <= self.confidence < 1):
+            raise ValueError(
+                f'confidence must be from 0.5 to below 1, got {shorten(self.confidence)}'
+            )
+        checked['confidence'] = float(self.confidence)
         if self.image_size is not None:
             checked['image_size'] = image_size('image_size', self.image_size)
         if self.cache_dir is not None:

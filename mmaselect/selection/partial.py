@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmaselect.files import clear_leftovers, written_aside
 from mmaselect.selection.criteria.base import Criterion
+from mmaselect.selection.race import RoundScores
 from mmaselect.selection.result import warn
 from mmaselect.selection.scoring import Meters
 
@@ -30,17 +31,40 @@ _KEPT_SECONDS = 30 * 24 * 3600
 class Done:
     """How far a rank is.
 
+    A sweep goes in stages: in one, some timesteps are scored on the images that they have not
+    seen yet, up to the end of a round. All ranks are in the same stage, and end it together.
+
     Attributes:
-        batches: Batches that have been scored at all timesteps.
-        steps: Timesteps at which the batch after those has been scored.
+        stage: The number of the one under way.
+        steps: The timesteps in it.
+        goal: Rounds that these have behind them at its end.
+        rounds: Timestep to the rounds that it had behind it when the stage began.
+        units: Pairs of a batch and a timestep that this rank has scored in the stage.
+        at_ends: Number of images at the end of a round to the scores of those who raced then: see
+            :func:`~mmaselect.selection.race.on_one_scale`.
         evaluations: Transformer passes of one image each, so far.
         seconds: Time spent, so far.
     """
 
-    batches: int = 0
-    steps: int = 0
+    stage: int = 0
+    steps: list[int] = field(default_factory=list)
+    goal: int = 1
+    rounds: dict[int, int] = field(default_factory=dict)
+    units: int = 0
+    at_ends: dict[int, RoundScores] = field(default_factory=dict)
     evaluations: int = 0
     seconds: float = 0.0
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What all ranks must have in common."""
+        return dict(
+            stage=self.stage,
+            steps=list(self.steps),
+            goal=self.goal,
+            rounds=dict(self.rounds),
+            at_ends=dict(self.at_ends),
+        )
 
 
 class PartialSums:
@@ -53,40 +77,50 @@ class PartialSums:
         folder: Of the cache.
         key: Of the selection.
         split: Batch size, rank and number of ranks.
+        order: Positions of the images, in the order in which they are scored.
     """
 
-    def __init__(self, folder: Path, key: str, split: tuple[int, int, int]) -> None:
+    def __init__(
+        self, folder: Path, key: str, split: tuple[int, int, int], order: Sequence[int]
+    ) -> None:
+        self.order = list(order)
         batch_size, rank, world_size = split
         self.path = folder / 'partial' / f'{key}-{rank}-of-{world_size}-by-{batch_size}.pt'
         self._due = time.monotonic() + SAVE_SECONDS
         self._broken = False
 
-    def load(self, meters: Mapping[int, Meters]) -> Done:
-        """Put the stored sums into empty meters; says how far they are."""
+    def load(self, meters: Mapping[int, Meters]) -> Done | None:
+        """Put the stored sums into empty meters; says how far they are, None if there are none."""
         self._clear_old()
         try:
             stored = torch.load(self.path, map_location='cpu', weights_only=True)
             done = Done(**stored['done'])
+            if stored.get('order') != self.order:
+                raise ValueError('its images were taken in another order')
             for name, meter in _named(meters):
                 _restore(meter, stored['sums'][name])
         except FileNotFoundError:
-            return Done()
+            return None
         except Exception as error:  # torch.load raises whatever a damaged file makes it meet
             warn(f'{self.path} cannot be used ({error!r}): the selection starts from its beginning')
-            for _, meter in _named(meters):
-                meter.reset()
-            return Done()
+            reset(meters)
+            return None
         return done
 
     def save_if_due(self, meters: Mapping[int, Meters], done: Done) -> None:
         """Write the sums, if the last time was long enough ago."""
-        if time.monotonic() < self._due or self._broken:
+        if time.monotonic() >= self._due:
+            self.save(meters, done)
+
+    def save(self, meters: Mapping[int, Meters], done: Done) -> None:
+        """Write the sums; a warning, once, if they cannot be written."""
+        if self._broken:
             return
         start = time.monotonic()
         sums = {name: _states(meter) for name, meter in _named(meters)}
         try:
             with written_aside(self.path) as aside:
-                torch.save(dict(done=asdict(done), sums=sums), aside)
+                torch.save(dict(order=self.order, done=asdict(done), sums=sums), aside)
         except (OSError, RuntimeError) as error:  # torch gives the latter for a full disk
             warn(f'{self.path} cannot be written ({error}): a selection that is killed starts anew')
             self._broken = True
@@ -107,6 +141,12 @@ class PartialSums:
                     time.time() - entry.stat().st_mtime > _KEPT_SECONDS
                 ):
                     os.unlink(entry.path)
+
+
+def reset(meters: Mapping[int, Meters]) -> None:
+    """Empty them."""
+    for _, meter in _named(meters):
+        meter.reset()
 
 
 def _named(meters: Mapping[int, Meters]) -> list[tuple[str, Criterion]]:

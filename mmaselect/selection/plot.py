@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmaselect.files import written_aside
-from mmaselect.selection.result import Curve, SelectionResult, warn
+from mmaselect.selection.result import Curve, SelectionResult, finalists, images_seen, warn
 
 COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f', '#b08900')
 
@@ -29,7 +29,7 @@ def selection_figure(result: SelectionResult) -> Figure:
 
     The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
     every other criterion has a panel of its own below, in its own units. The upper edge has the
-    noise levels.
+    noise levels. A timestep that a race dropped is hollow, with a bar of two standard errors.
     """
     panels = 1 + len(result.others)
     figure = Figure(figsize=(7.2, 3.0 + 1.5 * (panels - 1)), dpi=150, layout='constrained')
@@ -83,7 +83,7 @@ def selection_figure(result: SelectionResult) -> Figure:
     _add_noise_levels(top, result.curve)
     blocks = ', '.join(map(str, dict.fromkeys(result.blocks)))
     figure.suptitle(
-        f'{result.feature} of block {blocks}, {result.num_images} images, {result.seconds:.0f} s',
+        f'{result.feature} of block {blocks}, {images_seen(result)}, {result.seconds:.0f} s',
         fontsize=9,
         x=0.02,
         ha='left',
@@ -97,7 +97,18 @@ def _draw_curve(axis: Axes, curve: Curve, color: str) -> None:
     axis.fill_between(
         steps, scores - 2 * sem, scores + 2 * sem, color=color, alpha=0.18, linewidth=0
     )
-    axis.plot(steps, scores, color=color, marker='o', markersize=2.5, linewidth=1.2)
+    axis.plot(steps, scores, color=color, linewidth=1.2)
+    most = max((point.images or 0 for point in finalists(curve.points)), default=0)
+    dropped = np.array([(point.images or 0) < most for point in curve.points])
+    axis.plot(
+        steps[~dropped], scores[~dropped], color=color, marker='o', markersize=2.5, linestyle=''
+    )
+    if dropped.any():
+        axis.errorbar(
+            steps[dropped], scores[dropped], 2 * sem[dropped], color=color, linestyle='',
+            marker='o', markersize=3.5, markerfacecolor='white', elinewidth=0.7,
+            markeredgewidth=0.8,
+        )  # fmt: skip
     axis.set_ylabel(curve.criterion, fontsize=8 if len(curve.criterion) < 20 else 6.5)
     axis.tick_params(labelsize=7)
 

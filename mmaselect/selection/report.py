@@ -6,7 +6,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mmaselect.selection.result import SelectionResult
+from mmaselect.selection.result import SelectionResult, images_seen
 
 
 def print_selection(result: SelectionResult, console: Console | None = None) -> None:
@@ -17,9 +17,11 @@ def print_selection(result: SelectionResult, console: Console | None = None) -> 
         console: Where to print; stdout if None.
     """
     console = console or Console()
-    table = Table(title=f'{result.criterion} of {result.feature}, {result.num_images} images')
+    table = Table(title=f'{result.criterion} of {result.feature}, {images_seen(result)}')
     names = list(result.others)
-    for column in ('timestep', 'sigma', result.criterion, 'std', *names):
+    raced = len({point.images for point in result.curve.points}) > 1
+    images = ('images',) if raced else ()
+    for column in ('timestep', 'sigma', result.criterion, 'std', *names, *images):
         table.add_column(column, justify='right')
     for index, point in enumerate(result.curve.points):
         row = [str(point.timestep), f'{point.noise_level:.3f}']
@@ -27,6 +29,8 @@ def print_selection(result: SelectionResult, console: Console | None = None) -> 
         for name in names:
             score = result.others[name].points[index].score
             row.append('-' if score is None else f'{score:.5f}')
+        if raced:
+            row.append(str(point.images))
         table.add_row(*row, style='bold green' if point.timestep == result.timestep else None)
     console.print(table)
     for warning in result.warnings:

@@ -33,6 +33,9 @@ class CurvePoint:
         score: Higher is better; None where features were not finite.
         std: Standard deviation over images.
         sem: Standard error of the score.
+        images: How many it was scored on; None in results from before there were races. A score
+            on fewer images than those of the pick is given by its distance to the pick on the
+            images that both saw: see :func:`~mmaselect.selection.race.on_one_scale`.
     """
 
     timestep: int
@@ -41,6 +44,7 @@ class CurvePoint:
     score: float | None
     std: float | None = None
     sem: float | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,25 @@ class Curve:
         return next(point for point in self.points if point.timestep == self.timestep)
 
 
+def finalists(points: Iterable[CurvePoint]) -> list[CurvePoint]:
+    """The points with a score which were scored on the most images."""
+    scored = [point for point in points if point.score is not None]
+    most = max((point.images or 0 for point in scored), default=0)
+    return [point for point in scored if (point.images or 0) == most]
+
+
 def best_point(points: Iterable[CurvePoint]) -> CurvePoint | None:
     """The point with the highest score, the cleanest of equals; None if no point has a score."""
     scored = [point for point in points if point.score is not None]
     return max(scored, key=lambda point: (point.score, -point.timestep), default=None)
+
+
+def images_seen(result: SelectionResult) -> str:
+    """``128 images``, or ``race over 16 to 128 images``."""
+    seen = {point.images for point in result.curve.points if point.images is not None}
+    if len(seen) < 2:
+        return f'{result.num_images} images'
+    return f'race over {min(seen)} to {max(seen)} images'
 
 
 @dataclass
@@ -85,7 +104,7 @@ class SelectionResult:
         criterion: Name of the criterion that picked.
         feature: Feature that was scored.
         blocks: Blocks that were scored (their scores are averaged).
-        num_images: Calibration images used.
+        num_images: Calibration images used; in a race those that the last ones in it saw.
         seconds: Wall time of the sweep.
         model_evaluations: Transformer passes of one image each.
         curve: The deciding curve.
@@ -96,6 +115,7 @@ class SelectionResult:
         settings: What the fingerprint was made from, readable.
         interval: Between which timesteps the pick lies (95 %) when the calibration images are drawn
             again, by bootstrap; None where the criterion does not allow it.
+        method: ``'race'`` or ``'full'``, see :class:`~mmaselect.selection.SelectionOptions`.
     """
 
     timestep: int
@@ -114,6 +134,7 @@ class SelectionResult:
     key: str = ''
     settings: dict[str, Any] = field(default_factory=dict)
     interval: tuple[int, int] | None = None
+    method: str = 'full'
 
     def __str__(self) -> str:
         """``75 (50 to 100)``: the pick and its interval."""
@@ -203,6 +224,7 @@ class SelectionResult:
             ('warnings', self.warnings, str),
             ('criterion', [self.criterion], str),
             ('feature', [self.feature], str),
+            ('method', [self.method], str),
         ):
             if not isinstance(found, list) or any(type(value) is not kind for value in found):
                 raise ValueError(f'{name} is {found!r}')
@@ -237,10 +259,13 @@ def _check_curve(curve: Curve, grid: Sequence[int] | None) -> None:
         for name in ('score', 'std', 'sem', 'log_snr'):
             if (value := getattr(point, name)) is not None:
                 _check_numbers(name, value, float, lowest=-math.inf)
+        if point.images is not None:
+            _check_numbers('images', point.images, int, lowest=1)
     if curve.timesteps != grid:
         raise ValueError(f'the curve of {curve.criterion} has the timesteps {curve.timesteps}')
-    best = best_point(curve.points)
-    if best is None or type(curve.timestep) is not int or best.timestep != curve.timestep:
+    bests = [best_point(curve.points), best_point(finalists(curve.points))]
+    best = {point.timestep for point in bests if point is not None}
+    if type(curve.timestep) is not int or curve.timestep not in best:
         raise ValueError(
             f'timestep {curve.timestep!r} is not the best of the curve of {curve.criterion}'
         )

@@ -155,11 +155,15 @@ def start_meters(
     criteria: Mapping[str, Criterion], taps: Sequence[TapKey], device: torch.device
 ) -> Meters:
     """Empty scores of one timestep: a copy of every criterion for each (block, feature)."""
-    return {
+    meters = {
         (tap, name): deepcopy(criterion).to(device)
         for tap in taps
         for name, criterion in criteria.items()
     }
+    for meter in meters.values():
+        # A rank that got no image since the last time must join the others' sum all the same.
+        meter.compute_with_cache = False
+    return meters
 
 
 def score_step(dit: FrozenDiT, batch: EncodedBatch, timestep: int, meters: Meters) -> int:
@@ -202,7 +206,8 @@ class StepScores:
         log_snr: ``2 ln(alpha / sigma)``; None where it is infinite.
         values: ((block, feature), criterion) to what :meth:`Criterion.compute` gave, as numbers.
         per_image: The same to (N, 2), what each image adds to numerator and denominator, in the
-            order of the calibration set; only of criteria that are a ratio of sums over images.
+            order in which they were taken; only of criteria that are a ratio of sums over images.
+        images: How many it was scored on.
     """
 
     timestep: int
@@ -210,6 +215,7 @@ class StepScores:
     log_snr: float | None
     values: Mapping[tuple[TapKey, str], Mapping[str, float]]
     per_image: Mapping[tuple[TapKey, str], np.ndarray] = field(default_factory=dict)
+    images: int | None = None
 
     @cached_property
     def is_finite(self) -> bool:
@@ -230,14 +236,17 @@ class StepScores:
         return sum(defined) / len(values) if len(defined) == len(values) else None
 
 
-def read_meters(meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int) -> StepScores:
-    """The scores of a timestep once all images have been added, over all ranks.
+def read_meters(
+    meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int, images: int | None = None
+) -> StepScores:
+    """The scores of a timestep from the images that have been added, over all ranks.
 
     Args:
         meters: Of the timestep.
         dit: The frozen model, for the noise level.
         timestep: 0 (clean) to T - 1 (noise).
         num_tokens: Image tokens of one image, which the noise level of some families depends on.
+        images: How many have been added.
     """
     level = dit.process.at(timestep, num_tokens)
     values, per_image = {}, {}
@@ -246,11 +255,13 @@ def read_meters(meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int) 
         if (rows := found.pop('per_image', None)) is not None:
             per_image[key] = in_set_order(rows.cpu().numpy(), get_world_size())
         values[key] = {name: float(value) for name, value in found.items()}
-    return StepScores(timestep, level.sigma, finite_or_none(level.log_snr), values, per_image)
+    return StepScores(
+        timestep, level.sigma, finite_or_none(level.log_snr), values, per_image, images
+    )
 
 
 def in_set_order(rows: np.ndarray, world_size: int) -> np.ndarray:
-    """Rows that came rank by rank, as they lie in the set, of which rank r has every W-th."""
+    """Rows that came rank by rank, as the images were taken, of which rank r has every W-th."""
     order = np.concatenate([np.arange(rank, len(rows), world_size) for rank in range(world_size)])
     placed = np.empty_like(rows)
     placed[order] = rows

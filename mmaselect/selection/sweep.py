@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The sweep: every calibration image at every timestep, once, and the timestep that scores best."""
+"""The sweep: calibration images at the timesteps of a grid, and the timestep that scores best."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
 from mmaselect.selection.identity import code_identity, model_identity
 from mmaselect.selection.options import SelectionOptions
-from mmaselect.selection.partial import Done, PartialSums
+from mmaselect.selection.partial import Done, PartialSums, reset
+from mmaselect.selection.race import contenders, round_ends, round_scores
 from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers
 from mmaselect.selection.result import (
     SELECTION_VERSION,
@@ -51,9 +52,10 @@ from mmaselect.utils.progress import progress_bar
 class Sweep:
     """Scores a timestep grid on calibration images and picks the best timestep.
 
-    One VAE encoding an image; one transformer pass for each image, timestep and noise draw; an
-    image keeps its draws for all timesteps. Images are shared among ranks, the sums are reduced,
-    and every rank returns the same result.
+    By default a race: a timestep that cannot be the best any more gets no further images, see
+    :mod:`mmaselect.selection.race`. One VAE encoding an image; one transformer pass for each image,
+    timestep and noise draw; an image keeps its draws for all timesteps. Images are shared among
+    ranks, the sums are reduced, and every rank returns the same result.
 
     Args:
         dit: The frozen model; its blocks and features are all scored, and the deciding curve is
@@ -67,8 +69,12 @@ class Sweep:
         views: How random views of the images are made, for criteria that compare them; the
             defaults of :class:`~mmaselect.images.views.ViewOptions` if None.
         cache: Where results are kept; None for no cache.
+        method: ``'race'``, or ``'full'`` for every timestep on every image.
+        confidence: Of the race.
 
     Attributes:
+        round_ends (list[int]): How many images a timestep has seen after each round of the race;
+            one round, of all images, where there is none.
         stored_at (Path | None): Where the result of the last run is kept, on rank 0.
         was_stored (bool): Whether the last run found its result there, and computed nothing.
 
@@ -88,6 +94,8 @@ class Sweep:
         batch_size: int = SelectionOptions.batch_size,
         cache: SelectionCache | None = None,
         views: ViewOptions | None = None,
+        method: str = SelectionOptions.method,
+        confidence: float = SelectionOptions.confidence,
     ) -> None:
         options = SelectionOptions(
             timesteps=timesteps,
@@ -96,6 +104,8 @@ class Sweep:
             seed=seed,
             batch_size=batch_size,
             views=ViewOptions() if views is None else views,
+            method=method,
+            confidence=confidence,
         )
         self.dit = dit
         self.calibration = calibration
@@ -104,6 +114,10 @@ class Sweep:
         self.prototypes = build_criteria(self.configs)
         self.seed = options.seed
         self.batch_size = options.batch_size
+        self.confidence = options.confidence
+        self.round_ends = round_ends(
+            next(iter(self.prototypes.values())), len(calibration), options.method == 'race'
+        )
         self.cache = cache
         self.stored_at: Path | None = None
         self.was_stored = False
@@ -138,7 +152,14 @@ class Sweep:
             batch_size=options.batch_size,
             cache=cache,
             views=options.views,
+            method=options.method,
+            confidence=options.confidence,
         )
+
+    @property
+    def races(self) -> bool:
+        """Whether timesteps may be dropped before they saw all images."""
+        return len(self.round_ends) > 1
 
     # -- identity ---------------------------------------------------------------------------------
     def settings(self) -> dict[str, Any]:
@@ -168,6 +189,8 @@ class Sweep:
             seed=self.seed,
             views=None if self.views is None else asdict(self.views),
         )
+        if self.races:
+            settings['race'] = dict(rounds=self.round_ends, confidence=self.confidence)
         return from_rank_zero(json.loads(json.dumps(settings, default=str)))
 
     def _model_settings(self) -> dict[str, Any]:
@@ -254,18 +277,19 @@ class Sweep:
         }
         partial = None
         if self.cache is not None:
-            partial = PartialSums(self.cache.folder, key, (self.batch_size, rank, world_size))
-        done = Done() if partial is None else partial.load(meters)
-        earlier = done.seconds
-        shares = gather_answers(
-            lambda tell: self._score_share(meters, done, partial, progress, start, tell)
-        )
-        steps = [
-            read_meters(at_step, self.dit, step, self._num_tokens())
-            for step, at_step in meters.items()
-        ]
-        result = self._result(steps)
-        result.seconds = round(earlier + time.perf_counter() - start, 3)
+            partial = PartialSums(
+                self.cache.folder, key, (self.batch_size, rank, world_size), self.calibration.order
+            )
+        done = self._resume(meters, partial)
+        start -= done.seconds
+        while True:
+            shares = gather_answers(
+                lambda tell: self._score_share(meters, done, partial, progress, start, tell)
+            )
+            if not self._next_stage(meters, done):
+                break
+        result = self._result([self._read(meters, done, step) for step in meters], done)
+        result.seconds = round(time.perf_counter() - start, 3)
         result.model_evaluations = sum(shares)
         result.key, result.settings = key, settings
         # Sums are reduced in one order everywhere, yet only rank 0's clock is the clock.
@@ -277,6 +301,43 @@ class Sweep:
                 partial.clear()
         return result
 
+    def _resume(self, meters: dict[int, Meters], partial: PartialSums | None) -> Done:
+        """Where a killed sweep was, its sums in the meters; or the beginning."""
+        rank, world_size = get_dist_info()
+        first = Done(steps=list(self.timesteps), rounds=dict.fromkeys(self.timesteps, 0))
+
+        def load(tell: Callable[[str], None]) -> Done:
+            tell('looking for the sums of a sweep that was stopped')
+            return (partial.load(meters) if partial else None) or first
+
+        found = gather_answers(load)
+        # Ranks are in one stage; but some may have been killed at the end of the one before.
+        latest = max(found, key=lambda done: done.stage)
+        for number, done in enumerate(found):
+            if done.stage != latest.stage and (
+                done.stage != latest.stage - 1
+                or done.units < sum(len(s) for _, s in self._work(done, number, world_size))
+            ):
+                warn('ranks were stopped too far apart: the selection starts from its beginning')
+                reset(meters)
+                return first
+        mine = found[rank]
+        return mine if mine.stage == latest.stage else replace(mine, **latest.plan, units=0)
+
+    def _work(
+        self, done: Done, rank: int, world_size: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """A rank's batches in a stage, by positions of their images, and the timesteps of each."""
+        order = self.calibration.order
+        start = 0
+        for number, end in enumerate(self.round_ends[: done.goal]):
+            steps = [step for step in done.steps if done.rounds[step] <= number]
+            share = [order[place] for place in range(start, end) if place % world_size == rank]
+            if steps:
+                for first in range(0, len(share), self.batch_size):
+                    yield share[first : first + self.batch_size], steps
+            start = end
+
     def _score_share(
         self,
         meters: dict[int, Meters],
@@ -286,27 +347,66 @@ class Sweep:
         start: float,
         tell: Callable[[str], None],
     ) -> int:
-        """Add this rank's images to the scores of all timesteps; returns the model evaluations."""
+        """Add this rank's images to the scores of a stage; returns its evaluations so far."""
         rank, world_size = get_dist_info()
-        share = len(range(rank, len(self.calibration), world_size))
-        before, earlier = (done.batches, done.steps), done.seconds
+        work = list(self._work(done, rank, world_size))
+        before, unit = done.units, 0
+        name = 'selecting timestep'
+        if done.stage:
+            name += f': {len(done.steps)} of {len(self.timesteps)} left'
         with progress_bar('images x timesteps', disable=not (progress and rank == 0)) as bar:
-            task = bar.add_task('selecting timestep', total=share * len(self.timesteps))
-            batches = self.calibration.batches(self.batch_size, rank, world_size)
-            for number, batch in enumerate(batches):
+            total = sum(len(positions) * len(steps) for positions, steps in work)
+            task = bar.add_task(name, total=total)
+            for positions, steps in work:
                 encoded = None
-                for place, (step, at_step) in enumerate(meters.items()):
-                    if (number, place) >= before:
-                        tell(f'scoring timestep {step}, images {batch.indices}')
-                        encoded = encoded or self._encode(batch)
-                        done.evaluations += score_step(self.dit, encoded, step, at_step)
-                        last = place + 1 == len(meters)
-                        done.batches, done.steps = (number + 1, 0) if last else (number, place + 1)
-                        done.seconds = earlier + time.perf_counter() - start
+                for step in steps:
+                    unit += 1
+                    if unit > before:
+                        tell(f'scoring timestep {step}, images {positions}')
+                        encoded = encoded or self._encode(self.calibration.batch(positions))
+                        done.evaluations += score_step(self.dit, encoded, step, meters[step])
+                        done.units = unit
+                        done.seconds = time.perf_counter() - start
                         if partial is not None:
                             partial.save_if_due(meters, done)
-                    bar.advance(task, len(batch.indices))
+                    bar.advance(task, len(positions))
+        if partial is not None and self.races:
+            # Nobody begins the next stage before all have this one on disk.
+            partial.save(meters, done)
         return done.evaluations
+
+    def _next_stage(self, meters: dict[int, Meters], done: Done) -> bool:
+        """Whether there is more to do once all ranks have ended a stage; ``done`` then says what.
+
+        All ranks call it together.
+        """
+        done.rounds.update(dict.fromkeys(done.steps, done.goal))
+        scores = [self._read(meters, done, step) for step in done.steps]
+        last = len(self.round_ends)
+        if done.goal < last:
+            done.at_ends[self.round_ends[done.goal - 1]] = round_scores(scores)
+            left = contenders(scores, next(iter(self.prototypes)), self.dit.keys, self.confidence)
+            left, goal = from_rank_zero(left), done.goal + 1
+            if len(left) == 1:
+                return False
+        else:
+            left, goal = [step.timestep for step in scores if step.is_finite], last
+            if left:
+                return False
+        if not left:
+            # Everybody who led has features that overflow on an image: back to all the others.
+            out = [step for step in self.timesteps if step not in done.steps]
+            left = [step for step in out if self._read(meters, done, step).is_finite]
+            goal = last
+            if not left:
+                return False
+        done.stage, done.steps, done.goal, done.units = done.stage + 1, left, goal, 0
+        return True
+
+    def _read(self, meters: dict[int, Meters], done: Done, step: int) -> StepScores:
+        """Scores of a timestep on the images that it has seen, over all ranks."""
+        images = self.round_ends[done.rounds[step] - 1]
+        return read_meters(meters[step], self.dit, step, self._num_tokens(), images)
 
     def _encode(self, batch: CalibrationBatch) -> EncodedBatch:
         """Latents and noise of a batch: of the images if a criterion reads them, of their views."""
@@ -327,18 +427,20 @@ class Sweep:
             None if batch.views is None else batch.views.where,
         )
 
-    def _result(self, steps: Sequence[StepScores]) -> SelectionResult:
+    def _result(self, steps: Sequence[StepScores], done: Done) -> SelectionResult:
         """What the scores say, and of what."""
-        deciding = next(iter(self.prototypes))
-        found = conclude(steps, list(self.prototypes), self.dit.keys, str(self.dit.dtype))
+        names = list(self.prototypes)
+        found = conclude(
+            steps, names, self.dit.keys, str(self.dit.dtype), len(self.calibration), done.at_ends
+        )
         return SelectionResult(
             timestep=found.curve.timestep,
             noise_level=found.curve.best.noise_level,
             log_snr=found.curve.best.log_snr,
-            criterion=deciding,
+            criterion=names[0],
             feature=','.join(self.dit.feature_names),
             blocks=list(self.dit.blocks),
-            num_images=len(self.calibration),
+            num_images=found.curve.best.images or len(self.calibration),
             seconds=0.0,
             model_evaluations=0,
             curve=found.curve,
@@ -346,6 +448,7 @@ class Sweep:
             per_tap=found.per_tap,
             warnings=found.warnings,
             interval=found.interval,
+            method='race' if self.races else 'full',
         )
 
     def _num_tokens(self) -> int:

@@ -36,6 +36,18 @@ def test_choice_is_seeded(photos):
     assert CalibrationSet(source, 32, 1000).chosen == list(range(24))
 
 
+def test_images_are_taken_in_a_seeded_order_that_is_none_of_the_source(photos):
+    source = ImageFolder(photos)
+    images = [CalibrationSet(source, 32, 12, seed) for seed in (0, 0, 1)]
+    assert images[0].order == images[1].order != images[2].order
+    assert sorted(images[0].order) == list(range(12)) != images[0].order
+    first = images[0].order[:3]
+    batch = images[1].batch(first)
+    assert batch.indices == first
+    alone = {i: b.images[k] for b in images[0].batches(5) for k, i in enumerate(b.indices)}
+    assert all(torch.equal(batch.images[k], alone[i]) for k, i in enumerate(first))
+
+
 def test_fingerprint_sees_a_single_pixel():
     image = np.zeros((8, 8, 3), np.uint8)
     other = image.copy()

@@ -28,6 +28,7 @@ def picks(images, criterion):
         criterion=criterion,
         others=(),
         num_images=192,
+        method='full',  # a race is for the mean over blocks
         cache=False,
         progress=False,
     )

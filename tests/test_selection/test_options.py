@@ -19,6 +19,7 @@ def test_the_defaults():
     assert options.criterion == DEFAULT_CRITERION and options.others == DEFAULT_OTHERS
     assert (options.num_images, options.batch_size, options.seed) == (128, 16, 0)
     assert options.views == ViewOptions() and options.image_size is None
+    assert (options.method, options.confidence) == ('race', 0.999)
 
 
 def test_what_is_accepted_everywhere():
@@ -58,6 +59,9 @@ def test_presets_and_replacing():
         (dict(batch_size=True), 'batch_size must be a whole number'),
         (dict(seed=-1), 'seed must be from 0 to 4294967295, got -1'),
         (dict(image_size=0), 'image_size must be from 1 to 16384, got 0'),
+        (dict(method='fast'), "method must be one of race, full, got 'fast'"),
+        (dict(confidence=1), 'confidence must be from 0.5 to below 1, got 1'),
+        (dict(confidence='high'), "confidence must be from 0.5 to below 1, got 'high'"),
         (dict(array_order='xyz'), "array_order must be one of rgb, bgr, got 'xyz'"),
         (dict(timesteps=b'12'), r"timesteps=b'12' is no timestep grid: write 'START:STOP:STEP'"),
         (dict(timesteps=[1.7]), r'timesteps=\[1\.7\] is no timestep grid'),

@@ -27,11 +27,15 @@ class Criterion(Metric):
             itself, each with its own noise; 0 or 2. It then also takes ``where``, the
             :class:`~mmaselect.images.views.ViewBoxes` of the batch.
         needs_labels: Whether :meth:`update` wants the images' labels.
+        race_from: Images after which a race may drop timesteps by this criterion: see
+            :mod:`mmaselect.selection.race`. It takes ``per_image`` of :meth:`compute`. None where
+            that is missing or fewer images say nothing: all timesteps then see all images.
     """
 
     draws: ClassVar[int] = 1
     views: ClassVar[int] = 0
     needs_labels: ClassVar[bool] = False
+    race_from: ClassVar[int | None] = None
 
     higher_is_better = True
     is_differentiable = False
@@ -114,6 +118,8 @@ class PerImageCriterion(Criterion):
         >>> result['score'].item(), result['count'].item()
         (5.0, 4)
     """
+
+    race_from: ClassVar[int | None] = 16
 
     moments: Tensor
     terms: list[Tensor]

@@ -146,6 +146,7 @@ class ViewPairCriterion(Criterion):
 
     draws: ClassVar[int] = 0
     views: ClassVar[int] = NUM_VIEWS
+    race_from: ClassVar[int | None] = 32
     #: Descriptors of one view.
     points: int = 1
 

@@ -1,0 +1,131 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Racing: timesteps that cannot be the best any more get no further images. Pure functions.
+
+All timesteps are scored on a few images. Those that are worse than the leader beyond doubt are
+dropped, the others get twice as many images, and so on, until one is left or there are no more
+images (Maron and Moore, "Hoeffding races", 1994; paired differences as in the races of Birattari
+et al., 2002). All timesteps see the same images with the same noise, and what is tested is the
+difference image by image: what makes an image score high at all timesteps cancels.
+
+A criterion that compares images with one another, as all that look at pairs of views do, is raced
+by what each image adds, too, with the images seen so far as its gallery. Its score depends on how
+many these are, so scores of different rounds are no numbers on one scale: :func:`on_one_scale` puts
+them on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.stats import t as student
+
+from mmaselect.diffusion import TapKey
+from mmaselect.selection.criteria.base import Criterion
+from mmaselect.selection.scoring import StepScores
+
+#: Timestep to its score by (block, feature) and criterion, at the end of one round.
+RoundScores = Mapping[int, Mapping[tuple[TapKey, str], float]]
+
+
+def round_ends(criterion: Criterion, num_images: int, race: bool) -> list[int]:
+    """How many images a timestep has seen after each round.
+
+    Args:
+        criterion: The one that decides.
+        num_images: All there are.
+        race: Whether to race at all.
+
+    Returns:
+        ``[num_images]`` where there is no race: nothing is dropped before all images were seen.
+
+    Example:
+        >>> from mmaselect.selection import FisherScore, HighFrequencyRatio
+        >>> round_ends(HighFrequencyRatio(), 100, race=True)
+        [16, 32, 64, 100]
+        >>> round_ends(FisherScore(10), 100, race=True)
+        [100]
+    """
+    ends, end = [], criterion.race_from
+    while race and end is not None and end < num_images:
+        ends.append(end)
+        end *= 2
+    return [*ends, num_images]
+
+
+def contenders(
+    steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey], confidence: float
+) -> list[int]:
+    """Timesteps that may still be the best of some, all scored on the same images.
+
+    A timestep is dropped if the leader's score is higher by more than a one-sided confidence bound
+    of Student's t for the mean of paired differences; what an image adds to a ratio of sums is
+    linearized (delta method, see :class:`~mmaselect.selection.criteria.base.PerImageCriterion`).
+    One whose features were not finite is dropped, too.
+
+    Args:
+        steps: Scores of each timestep.
+        criterion: The one that decides.
+        taps: The (block, feature) whose scores are averaged.
+        confidence: Of each comparison with the leader.
+    """
+    usable = [step for step in steps if step.mean(taps, criterion, 'score') is not None]
+    if len(usable) < 2:
+        return [step.timestep for step in usable]
+    # (taps, steps, images, 2)
+    terms = np.stack(
+        [np.stack([step.per_image[tap, criterion] for step in usable]) for tap in taps]
+    ).astype(float)
+    totals = terms.sum(2)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        ratio = np.where(totals[..., 1] > 0, totals[..., 0] / totals[..., 1], 0.0)
+        # (steps, images): their means are the scores but for a constant.
+        parts = (terms[..., 0] - ratio[..., None] * terms[..., 1]) / (
+            totals[..., 1:] / terms.shape[2]
+        )
+    parts = np.nan_to_num(parts).mean(0)
+    scores = ratio.mean(0)
+    leader = int(scores.argmax())  # the smallest timestep of equals
+    count = parts.shape[1]
+    error = (parts[leader] - parts).std(1, ddof=1) / np.sqrt(count)
+    behind = scores[leader] - scores > student.ppf(confidence, count - 1) * error
+    return [step.timestep for step, out in zip(usable, behind, strict=True) if not out]
+
+
+def round_scores(steps: Sequence[StepScores]) -> dict[int, dict[tuple[TapKey, str], float]]:
+    """What :func:`on_one_scale` needs to know of a round."""
+    return {
+        step.timestep: {key: value['score'] for key, value in step.values.items()} for step in steps
+    }
+
+
+def on_one_scale(
+    steps: Sequence[StepScores], rounds: Mapping[int, RoundScores], winner: int
+) -> list[StepScores]:
+    """Scores of timesteps that saw fewer images, on the scale of the one that won.
+
+    Each keeps its distance to the winner on the images that both saw. For a mean over images that
+    is the difference estimator of two-phase sampling (Cochran, "Sampling Techniques", 1977,
+    chapter 12), closer to the mean over all images than the mean over a few of them; for a
+    criterion that compares images with one another it takes out what depends on their number.
+
+    Args:
+        steps: Scores of each timestep, with its number of images.
+        rounds: Number of images to the scores of those who raced then.
+        winner: The timestep with the most images that scored best.
+    """
+    found = {step.timestep: step for step in steps}
+    end = found[winner]
+    placed = []
+    for step in steps:
+        before = rounds.get(step.images or 0, {}).get(winner)
+        if step.images == end.images or before is None:
+            placed.append(step)
+            continue
+        values = {
+            key: {**value, 'score': value['score'] + end.values[key]['score'] - before[key]}
+            for key, value in step.values.items()
+        }
+        placed.append(replace(step, values=values))
+    return placed

@@ -1,0 +1,402 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Races: who is dropped, what it saves, and that nothing else changes the pick."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import t as student
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.registry import CRITERIA
+from mmaselect.selection import (
+    CalibrationSet,
+    FisherScore,
+    HighFrequencyRatio,
+    ImageFolder,
+    InstanceSensitivity,
+    SelectionCache,
+    SelectionResult,
+    Sweep,
+    save_selection,
+    selection_figure,
+)
+from mmaselect.selection.conclude import conclude
+from mmaselect.selection.criteria import PerImageCriterion
+from mmaselect.selection.race import contenders, on_one_scale, round_ends, round_scores
+from mmaselect.selection.scoring import StepScores
+
+TAPS = [(1, 'query'), (3, 'query')]
+GRID = [0, 100, 300, 600, 900]
+
+
+# -- pure functions ------------------------------------------------------------------------------
+def make_step(timestep, terms, name='A', taps=TAPS, finite=True):
+    """A step from what each image adds: (images,) or (images, 2), the same in all taps."""
+    terms = np.asarray(terms, float)
+    rows = terms if terms.ndim == 2 else np.stack([terms, np.ones_like(terms)], 1)
+    score = rows[:, 0].sum() / rows[:, 1].sum()
+    value = dict(score=score, std=0.1, sem=0.1, nonfinite=0.0 if finite else 1.0)
+    return StepScores(
+        timestep, timestep / 1000, None,
+        {(tap, name): value for tap in taps},
+        {(tap, name): rows for tap in taps},
+        len(rows),
+    )  # fmt: skip
+
+
+def test_rounds_double_from_what_the_criterion_needs():
+    assert round_ends(HighFrequencyRatio(), 128, race=True) == [16, 32, 64, 128]
+    assert round_ends(HighFrequencyRatio(), 16, race=True) == [16]
+    assert round_ends(HighFrequencyRatio(), 128, race=False) == [128]
+    assert round_ends(InstanceSensitivity(), 128, race=True)[0] == InstanceSensitivity.race_from
+    assert InstanceSensitivity.race_from > HighFrequencyRatio.race_from
+    assert round_ends(FisherScore(3), 128, race=True) == [128]
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 10, 16)  # common to all timesteps
+    own = rng.normal(0, 0.1, (3, 16))
+    steps = [
+        make_step(step, image + mean + own[i])
+        for i, (step, mean) in enumerate([(0, 1.0), (100, 0.98), (200, 0.0)])
+    ]
+    assert contenders(steps, 'A', TAPS, 0.999) == [0, 100]
+    # The same differences between other images are no differences at all.
+    unpaired = [make_step(s.timestep, rng.permutation(s.per_image[TAPS[0], 'A'])) for s in steps]
+    assert contenders(unpaired, 'A', TAPS, 0.999) == [0, 100, 200]
+
+
+def test_a_timestep_is_dropped_at_the_bound_of_students_t():
+    # The quantile of 0.999 with 15 degrees of freedom is 3.733 (any table has it).
+    noise = np.random.default_rng(1).normal(size=16)
+    noise = (noise - noise.mean()) / noise.std(ddof=1) * 4  # its standard error is 1
+    for lead, left in ((3.72, [0, 100]), (3.74, [0])):
+        steps = [make_step(0, np.full(16, lead)), make_step(100, noise)]
+        assert contenders(steps, 'A', TAPS, 0.999) == left
+
+
+def test_a_ratio_of_sums_has_the_error_of_the_bootstrap():
+    rng = np.random.default_rng(2)
+    energy = rng.gamma(2, 1, 200)
+    shares = [0.5 + 0.1 * rng.normal(size=200), 0.48 + 0.1 * rng.normal(size=200)]
+    terms = [np.stack([share * energy, energy], 1) for share in shares]
+    weights = rng.multinomial(200, np.full(200, 1 / 200), size=4000)
+    sums = [weights @ rows for rows in terms]
+    drawn = sums[0][:, 0] / sums[0][:, 1] - sums[1][:, 0] / sums[1][:, 1]
+    lead = np.diff([-rows[:, 0].sum() / rows[:, 1].sum() for rows in terms])[0]
+    steps = [make_step(0, terms[0]), make_step(100, terms[1])]
+    # The confidence at which the second one is dropped tells the error that was used.
+    for factor, left in ((0.95, [0]), (1.05, [0, 100])):
+        confidence = float(student.cdf(factor * lead / drawn.std(), 199))
+        assert contenders(steps, 'A', TAPS, confidence) == left
+
+
+def test_equals_stay_and_what_is_not_finite_goes():
+    steps = [
+        make_step(0, np.ones(8)), make_step(100, np.ones(8)), make_step(200, np.zeros(8)),
+        make_step(300, np.full(8, 9.0), finite=False),
+    ]  # fmt: skip
+    assert contenders(steps, 'A', TAPS, 0.999) == [0, 100]
+    assert contenders(steps[3:], 'A', TAPS, 0.999) == []
+
+
+def test_who_was_dropped_keeps_the_distance_on_common_images():
+    early = [make_step(0, [2.0, 4.0]), make_step(100, [1.0, 2.0])]
+    late = [make_step(0, [2.0, 4.0, 9.0, 9.0]), early[1]]
+    placed = on_one_scale(late, {2: round_scores(early)}, 0)
+    assert [step.values[TAPS[0], 'A']['score'] for step in placed] == [6.0, 4.5]
+    found = conclude(late, ['A'], TAPS, 'torch.float32', 4, {2: round_scores(early)})
+    assert found.curve.scores == [6.0, 4.5]
+    assert [point.images for point in found.curve.points] == [4, 2]
+
+
+def test_only_the_last_in_the_race_can_win():
+    # Scores of few images are no rival to those of many, be they higher.
+    early = [make_step(0, [1.0, 1.0]), make_step(100, [0.9, 0.9]), make_step(200, [1.1, 0.9])]
+    late = [make_step(0, [1.0, 1.0, 0.0, 0.0]), early[1], make_step(200, [1.1, 0.9, 0.1, 0.1])]
+    found = conclude(late, ['A'], TAPS, 'torch.float32', 4, {2: round_scores(early)})
+    assert found.curve.timestep == 200
+    assert not any('flat' in warning for warning in found.warnings)
+    assert set(found.interval) <= {0, 200}
+
+
+# -- sweeps --------------------------------------------------------------------------------------
+@CRITERIA.register_module()
+class Spread(PerImageCriterion):
+    """A user's own criterion that is raced from four images on.
+
+    On the tiny model 900 is best, 600 not far behind, and the others are dropped at once.
+    """
+
+    race_from = 4
+
+    def per_image(self, feature):
+        return feature.float().flatten(2).std(2).mean(1)
+
+
+def make_sweep(folder, photos, num_images=20, **options):
+    dit = FrozenDiT.from_pretrained(folder, blocks=[1, 3])
+    images = CalibrationSet(ImageFolder(photos), 32, num_images=num_images)
+    given = dict(criterion='Spread', others=['HighFrequencyRatio'], batch_size=3, confidence=0.99)
+    return Sweep(dit, images, timesteps=GRID, **{**given, **options})
+
+
+def images_of(result):
+    return {point.timestep: point.images for point in result.curve.points}
+
+
+@pytest.fixture(scope='module')
+def raced(tiny_dit, photos):
+    return make_sweep(tiny_dit, photos).run(progress=False)
+
+
+def test_a_race_picks_what_the_full_sweep_picks_for_less(tiny_dit, photos, raced):
+    full = make_sweep(tiny_dit, photos, method='full').run(progress=False)
+    assert raced.timestep == full.timestep
+    assert (raced.method, full.method) == ('race', 'full')
+    seen = images_of(raced)
+    assert set(seen.values()) <= {4, 8, 16, 20} and min(seen.values()) == 4 < max(seen.values())
+    assert seen[raced.timestep] == max(seen.values()) == raced.num_images
+    # One draw serves both criteria: passes are pairs of an image and a timestep.
+    assert raced.model_evaluations == sum(seen.values()) < full.model_evaluations == 20 * len(GRID)
+    assert raced.settings['race'] == dict(rounds=[4, 8, 16, 20], confidence=0.99)
+    assert 'race' not in full.settings and raced.key != full.key
+
+
+def test_a_race_runs_the_passes_that_it_tells_of(tiny_dit, photos, raced):
+    sweep = make_sweep(tiny_dit, photos)
+    counted = dict(passes=0)
+    sweep.dit.transformer.register_forward_pre_hook(
+        lambda module, args: counted.update(passes=counted['passes'] + len(args[0]))
+    )
+    result = sweep.run(progress=False)
+    assert counted['passes'] == result.model_evaluations
+    assert {**result.to_dict(), 'seconds': 0} == {**raced.to_dict(), 'seconds': 0}
+
+
+def test_a_sure_race_is_the_full_sweep(tiny_dit, photos):
+    sure = make_sweep(tiny_dit, photos, confidence=1 - 1e-15).run(progress=False)
+    full = make_sweep(tiny_dit, photos, method='full').run(progress=False)
+    assert set(images_of(sure).values()) == {20}
+    assert sure.curve.scores == pytest.approx(full.curve.scores, abs=1e-6)
+    assert sure.interval == full.interval and sure.warnings == full.warnings
+
+
+def test_no_race_with_fewer_images_than_the_criterion_needs(tiny_dit, photos):
+    for options in (dict(num_images=4), dict(criterion='InstanceSensitivity')):
+        sweep = make_sweep(tiny_dit, photos, **options)
+        assert not sweep.races and sweep.round_ends == [len(sweep.calibration)]
+        assert sweep.run(progress=False).method == 'full'
+
+
+@pytest.mark.parametrize('size', [1, 7, 20])
+def test_batch_size_does_not_matter(tiny_dit, photos, raced, size):
+    result = make_sweep(tiny_dit, photos, batch_size=size).run(progress=False)
+    assert images_of(result) == images_of(raced) and result.timestep == raced.timestep
+    for name, curve in {'Spread': result.curve, **result.others}.items():
+        before = raced.curve if name == 'Spread' else raced.others[name]
+        assert curve.scores == pytest.approx(before.scores, abs=1e-6)
+    assert result.interval == raced.interval
+    assert result.model_evaluations == raced.model_evaluations
+
+
+def test_dropped_timesteps_keep_their_distance_to_the_pick(tiny_dit, photos, raced):
+    order = make_sweep(tiny_dit, photos).calibration.order
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
+    first = CalibrationSet(ImageFolder(photos), 32, num_images=20)
+    sweep = Sweep(dit, first, GRID, criterion='Spread', others=[], batch_size=20, method='full')
+    encoded = sweep._encode(first.batch(order[:4]))
+    dropped = min(images_of(raced), key=images_of(raced).get)
+    scores = {}
+    for step in (dropped, raced.timestep):
+        maps = dit.features(encoded.draws[0].latent, step, encoded.draws[0].noise)
+        scores[step] = np.mean([Spread().per_image(maps[key]).mean() for key in dit.keys])
+    points = {point.timestep: point.score for point in raced.curve.points}
+    assert points[dropped] - points[raced.timestep] == pytest.approx(
+        scores[dropped] - scores[raced.timestep], abs=1e-5
+    )
+
+
+def poison(dit, hit):
+    """Make the true model overflow where ``hit(timestep, calls at it)`` says so."""
+    features, calls = dit.features, {}
+
+    def poisoned(latent, timestep, noise):
+        calls[timestep] = calls.get(timestep, 0) + 1
+        maps = features(latent, timestep, noise)
+        if hit(timestep, calls[timestep]):
+            maps = {key: value * float('inf') for key, value in maps.items()}
+        return maps
+
+    dit.features = poisoned
+
+
+def test_the_others_come_back_if_all_leaders_overflow_later_on(tiny_dit, photos, raced):
+    leaders = [step for step, images in images_of(raced).items() if images > 4]
+    sweep = make_sweep(tiny_dit, photos)
+    # Four images are two batches: from the third on, those who are still in the race overflow.
+    poison(sweep.dit, lambda step, call: step in leaders and call > 2)
+    result = sweep.run(progress=False)
+    assert result.timestep not in leaders
+    rest = [step for step in GRID if step not in leaders]
+    assert all(images_of(result)[step] == 20 for step in rest)
+    assert f'at timesteps {leaders}' in result.warnings[0]
+    full = make_sweep(tiny_dit, photos, method='full').run(progress=False)
+    for step in rest:
+        place = GRID.index(step)
+        assert result.curve.scores[place] == pytest.approx(full.curve.scores[place], abs=1e-6)
+
+
+# -- results -------------------------------------------------------------------------------------
+def test_results_and_pictures_tell_of_the_race(raced, tmp_path):
+    path, picture = save_selection(raced, tmp_path)
+    assert SelectionResult.load(path) == raced
+    raced.check()
+    assert picture.stat().st_size > 10_000
+    figure = selection_figure(raced)
+    dropped = sum(images < raced.num_images for images in images_of(raced).values())
+    for axis in figure.axes:
+        (bars,) = axis.containers
+        assert len(bars[0].get_xdata()) == dropped
+        assert bars[0].get_markerfacecolor() == 'white'
+    assert 'race over 4 to' in figure.get_suptitle()
+
+
+def test_a_selection_json_from_before_there_were_races_is_read(raced, tmp_path):
+    data = raced.to_dict()
+    del data['method']
+    for curve in (data, *data['others'].values(), *data['per_tap']):
+        for point in curve['curve']:
+            del point['images']
+    (tmp_path / 'selection.json').write_text(json.dumps(data))
+    result = SelectionResult.load(tmp_path / 'selection.json')
+    assert result.method == 'full' and set(images_of(result).values()) == {None}
+    assert result.curve.scores == raced.curve.scores
+    (axis, *_) = selection_figure(result).axes
+    assert not axis.containers
+
+
+# -- interruptions and ranks ---------------------------------------------------------------------
+def stop_after(dit, passes):
+    """Make the model stop as a signal stops a process."""
+    features, calls = dit.features, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) > passes:
+            raise KeyboardInterrupt
+        return features(*args)
+
+    dit.features = killed
+    return calls
+
+
+@pytest.fixture
+def always_saved(monkeypatch):
+    monkeypatch.setattr('mmaselect.selection.partial.SAVE_SECONDS', 0)
+    monkeypatch.setattr('mmaselect.selection.partial._SHARE_OF_TIME', 0)
+
+
+def without_seconds(result):
+    return {**result.to_dict(), 'seconds': 0}
+
+
+@pytest.mark.parametrize('passes', [1, 10, 11, 13])
+def test_a_killed_race_goes_on_where_it_was(
+    tiny_dit, photos, tmp_path, passes, raced, always_saved
+):
+    cache = SelectionCache(tmp_path / 'cache')
+    sweep = make_sweep(tiny_dit, photos, cache=cache)
+    stop_after(sweep.dit, passes)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    again = make_sweep(tiny_dit, photos, cache=cache)
+    calls = stop_after(again.dit, 1000)
+    result = again.run(progress=False)
+    whole = make_sweep(tiny_dit, photos)
+    all_calls = stop_after(whole.dit, 1000)
+    assert without_seconds(result) == without_seconds(whole.run(progress=False))
+    assert len(calls) == len(all_calls) - passes
+    assert [path.name for path in (tmp_path / 'cache').iterdir()] == [f'{result.key}.json']
+
+
+def test_sums_of_images_in_another_order_are_not_gone_on_with(
+    tiny_dit, photos, tmp_path, always_saved
+):
+    cache = SelectionCache(tmp_path / 'cache')
+    sweep = make_sweep(tiny_dit, photos, cache=cache)
+    stop_after(sweep.dit, 7)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    (path,) = (tmp_path / 'cache' / 'partial').iterdir()
+    stored = torch.load(path, weights_only=True)
+    torch.save({**stored, 'order': sorted(stored['order'])}, path)
+    again = make_sweep(tiny_dit, photos, cache=cache)
+    calls = stop_after(again.dit, 1000)
+    again.run(progress=False)
+    whole = make_sweep(tiny_dit, photos)
+    all_calls = stop_after(whole.dit, 1000)
+    whole.run(progress=False)
+    assert len(calls) == len(all_calls)
+
+
+def _rank(rank, world, folder, photos, out, passes):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{out}/store', rank=rank, world_size=world
+    )
+    sweep = make_sweep(folder, photos, cache=SelectionCache(f'{out}/cache'))
+    calls = stop_after(sweep.dit, passes[rank])
+    try:
+        result = without_seconds(sweep.run(progress=False))
+    except (KeyboardInterrupt, RuntimeError) as error:
+        os._exit(3 if isinstance(error, KeyboardInterrupt) else 4)
+    with open(f'{out}/rank{rank}.json', 'w') as file:
+        json.dump(dict(result=result, calls=len(calls)), file)
+    torch.distributed.destroy_process_group()
+
+
+def run_ranks(folder, photos, out, world=2, passes=(1000, 1000)):
+    context = torch.multiprocessing.get_context('fork')
+    (out / 'store').unlink(missing_ok=True)
+    args = (world, folder, photos, str(out), passes)
+    ranks = [context.Process(target=_rank, args=(rank, *args)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    found = [out / f'rank{rank}.json' for rank in range(world)]
+    return [json.loads(path.read_text()) if path.exists() else None for path in found]
+
+
+def test_two_ranks_race_as_one(tiny_dit, photos, tmp_path, raced):
+    one, two = run_ranks(tiny_dit, photos, tmp_path)
+    assert one['result'] == two['result']
+    result = SelectionResult.from_dict(one['result'])
+    assert result.timestep == raced.timestep and images_of(result) == images_of(raced)
+    assert result.curve.scores == pytest.approx(raced.curve.scores, abs=1e-6)
+    assert result.interval == raced.interval
+    assert result.model_evaluations == raced.model_evaluations
+
+
+def test_ranks_that_were_killed_in_two_stages_go_on_together(
+    tiny_dit, photos, tmp_path, always_saved, monkeypatch
+):
+    monkeypatch.setenv('MMASELECT_RANK_TIMEOUT', '4')
+    (tmp_path / 'whole').mkdir()
+    whole = run_ranks(tiny_dit, photos, tmp_path / 'whole')
+    # The first stage has five passes a rank (one batch of two images at each timestep). Rank 1 is
+    # killed before it begins the second; rank 0 has begun it.
+    killed = run_ranks(tiny_dit, photos, tmp_path, passes=(1000, len(GRID)))
+    assert killed == [None, None]
+    stages = sorted(
+        torch.load(path, weights_only=True)['done']['stage']
+        for path in (tmp_path / 'cache' / 'partial').iterdir()
+    )
+    assert stages == [0, 1]
+    again = run_ranks(tiny_dit, photos, tmp_path)
+    assert [rank['result'] for rank in again] == [rank['result'] for rank in whole]
+    assert all(a['calls'] < w['calls'] for a, w in zip(again, whole, strict=True))
