@@ -59,7 +59,8 @@ def half_spectrum(feature: Tensor, dims: str = '2d') -> Tensor:
     """
     feature = feature.to(torch.float32)
     if dims == '2d':
-        return torch.fft.rfft2(feature)
+        # MKL refuses expanded tensors in PyTorch 2.6.
+        return torch.fft.rfft2(feature.contiguous())
     if dims == 'tokens':
         return torch.fft.rfft(feature.flatten(2))
     return torch.fft.rfft(feature, dim=1).movedim(1, -1)
