@@ -1,7 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Racing against the full sweep: the same pick, for how much less, and what another pick costs.
 
-    python benchmarks/race.py digits_clean cifar10_clean --out work_dirs/race
+    python benchmarks/race.py digits_clean --out work_dirs/race
+    python benchmarks/race.py cifar10_clean --pool 256 --out work_dirs/race
 
 What each image adds to each criterion is computed once, for more images than a selection takes
 (--pool, at each timestep of the grid, in every block), and kept in --out. Calibration sets are
@@ -43,8 +44,6 @@ CRITERIA = {
     'HighFrequencyRatio': dict(type='HighFrequencyRatio'),
     'CrossSpectrumHFR': dict(type='CrossSpectrumHFR'),
 }
-#: Passes of an image at a timestep; the default's include one for the paper's curve beside it.
-PASSES = {'InstanceSensitivity': 3, 'HighFrequencyRatio': 1, 'CrossSpectrumHFR': 2}
 
 
 @dataclass(frozen=True)
@@ -224,6 +223,8 @@ def replay(
 ) -> Iterator[dict[str, object]]:
     """Full sweep against races on many calibration sets, a row for each race and block."""
     curves = probe_curves()
+    (prototype,) = build_criteria([CRITERIA[criterion]]).values()
+    firsts = options.first or [prototype.race_from]
     for block in pool.blocks:
         curve = curves.get((name, block))
         rng = np.random.default_rng(0)
@@ -234,7 +235,7 @@ def replay(
             full = selection.full()
             races = {
                 (first, confidence): selection.race(first, confidence)
-                for first in options.first
+                for first in firsts
                 for confidence in options.confidence
             }
             for key, (pick, pairs) in races.items():
@@ -279,8 +280,10 @@ def main() -> None:
     parser.add_argument('--num-images', type=int, default=128, help='of a selection')
     parser.add_argument('--sets', type=int, default=200, help='calibration sets; default: 200')
     parser.add_argument('--criteria', nargs='+', choices=CRITERIA, default=list(CRITERIA))
-    parser.add_argument('--first', nargs='+', type=int, default=[16, 32, 64])
-    parser.add_argument('--confidence', nargs='+', type=float, default=[0.999])
+    parser.add_argument(
+        '--first', nargs='+', type=int, help="images of the first round; default: the criterion's"
+    )
+    parser.add_argument('--confidence', nargs='+', type=float, default=[0.99, 0.999])
     options = parser.parse_args()
     rows = []
     for name in options.cases:
