@@ -44,7 +44,7 @@ def select_timestep(
     feature: str | Sequence[str] = 'query',
     timesteps: str | int | Sequence[int] = DEFAULT_GRID,
     criterion: str | Mapping[str, Any] = DEFAULT_CRITERION,
-    others: Sequence[str | Mapping[str, Any]] = DEFAULT_OTHERS,
+    others: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] = DEFAULT_OTHERS,
     num_images: int = DEFAULT_NUM_IMAGES,
     image_size: int | tuple[int, int] | None = None,
     batch_size: int = SelectionOptions.batch_size,
@@ -71,7 +71,7 @@ def select_timestep(
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         timesteps: ``'START:STOP:STEP'`` or a list.
         criterion: A registered criterion's name, or its config.
-        others: Names or configs of criteria to score beside it.
+        others: Names or configs of criteria to score beside it; one or several.
         num_images: Calibration images to use.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
         batch_size: Images per pass.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
                 [to_array(image, f'image {n}') for n, image in enumerate(list_images(X))],
                 timesteps=options.timesteps,
                 criterion=options.criterion,
-                others=cast(Sequence[Any], options.others),
+                others=options.others,
                 num_images=options.num_images,
                 image_size=options.image_size or extract.image_size,
                 batch_size=options.batch_size,
