@@ -72,6 +72,15 @@ def mmengine_globals() -> list[Callable | tuple[Callable, str]]:
     return allowed
 
 
+def allow_mmengine_objects() -> None:
+    """Let ``torch.load(..., weights_only=True)`` read what MMEngine puts into a checkpoint.
+
+    For every process that has a model of ours, with or without our tools: mmengine 0.10.7 reads
+    checkpoints by ``torch.load``'s default, which since PyTorch 2.6 refuses those that it wrote.
+    """
+    torch.serialization.add_safe_globals(mmengine_globals())
+
+
 def read_only_weights(trust: bool = False) -> None:
     """Have every checkpoint of this process read with ``weights_only=True``.
 
@@ -87,7 +96,7 @@ def read_only_weights(trust: bool = False) -> None:
         return
     os.environ.pop(ANYTHING, None)
     os.environ[ONLY_WEIGHTS] = '1'
-    torch.serialization.add_safe_globals(mmengine_globals())
+    allow_mmengine_objects()
 
 
 def check_checkpoint_file(path: str | os.PathLike) -> None:

@@ -1,4 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import importlib
 import os
 import pickle
 import resource
@@ -11,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR
 from mmengine.runner import save_checkpoint
 
+import mmaselect.models
 from mmaselect.engine.hooks.plain_checkpoint_hook import to_plain
 from mmaselect.utils.checkpoints import (
     WholeFileBackend,
@@ -52,6 +54,16 @@ def test_what_mmengine_writes_is_read(tmp_path):
     assert loaded['schedule']['anneal_func'](0.0, 1.0, 0.5) == pytest.approx(0.5)
     assert loaded['score'] == 0.5
     assert loaded['counts'].tolist() == [0, 1, 2]
+
+
+def test_a_process_with_a_model_of_ours_reads_what_mmengine_writes(tmp_path):
+    """Also without our tools: mmengine 0.10.7 reads by the default, which refuses its own files."""
+    torch.save(dict(log=history(), n=np.float64(1)), tmp_path / 'a.pth')
+    torch.serialization.clear_safe_globals()
+    with pytest.raises(pickle.UnpicklingError, match='HistoryBuffer'):
+        torch.load(tmp_path / 'a.pth', weights_only=True)
+    importlib.reload(mmaselect.models)
+    assert torch.load(tmp_path / 'a.pth', weights_only=True)['log'].mean() == 2.5
 
 
 class Attribute:
