@@ -447,5 +447,6 @@ def benchmark_figure(results: Sequence[BlockResult], criteria: Sequence[str]) ->
         axis.set_xticks(range(len(mine[0].timesteps)), mine[0].timesteps, fontsize=5)
         axis.tick_params(axis='y', labelsize=5)
         axis.set_title(case, fontsize=7, loc='left')
-    axes.flat[0].legend(fontsize=4.5, frameon=False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower right', ncols=len(labels), fontsize=7)
     return figure
