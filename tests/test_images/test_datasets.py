@@ -141,6 +141,22 @@ class Mapped(fileio.LocalBackend):
 fileio.FileClient.register_backend('Mapped', Mapped)
 
 
+def test_images_in_a_database_of_lmdb(tmp_path):
+    """Keys instead of files, as the toolboxes' configs of large data sets have it."""
+    import lmdb
+
+    Image.fromarray(PIXELS).save(tmp_path / 'x.png')
+    with lmdb.open(str(tmp_path / 'images.lmdb')) as base, base.begin(write=True) as written:
+        written.put(b'train/x.png', (tmp_path / 'x.png').read_bytes())
+    backend = dict(backend='lmdb', db_path=str(tmp_path / 'images.lmdb'))
+    step = dict(type='LoadImageFromFile', backend_args=backend)
+    entries = [dict(img_path='train/x.png')]
+    assert np.array_equal(load(dict(type=Piped, entries=entries, pipeline=[step])), PIXELS)
+    missing = [dict(img_path='train/y.png')]
+    with pytest.raises(UnreadableImageError, match=r"train/y\.png' cannot be read"):
+        load(dict(type=Piped, entries=missing, pipeline=[step]))
+
+
 def test_wrappers_keep_each_dataset_s_loading(tmp_path, png):
     from mmseg.datasets import MultiImageMixDataset
 
