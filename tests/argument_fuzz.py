@@ -405,7 +405,7 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=0, help='of the arguments; default: 0')
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import save_tiny_dit
+    from tiny_dit import save_tiny_dit
 
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -82,7 +82,7 @@ class Workshop:
     """
 
     def __init__(self, root: Path) -> None:
-        from conftest import save_tiny_dit
+        from tiny_dit import save_tiny_dit
 
         self.root = root
         self.pixels = save_tiny_dit(root / 'pixels', latent=False)
@@ -1322,8 +1322,8 @@ def _demo(shop: Workshop, hooks: tuple[Any, ...] = (), **selection: Any) -> Path
     return path
 
 
-@HOOKS.register_module(force=True)
-class SignalAt(Hook):
+@HOOKS.register_module()
+class SignalInIteration(Hook):
     """Sends this process a signal while an iteration runs."""
 
     def __init__(self, at: int, number: int) -> None:
@@ -1458,7 +1458,7 @@ def _ended(number: int, at: int = 4) -> Callable[[Workshop], None]:
     def attempt(shop: Workshop) -> None:
         whole, work = shop.here / 'whole', shop.here / 'work'
         _train(_demo(shop), '--work-dir', whole, '--no-validate')
-        killed = _demo(shop, (dict(type='SignalAt', at=at, number=number),))
+        killed = _demo(shop, (dict(type='SignalInIteration', at=at, number=number),))
         code = _forked(lambda: _train_here(killed, '--work-dir', work, '--no-validate'))
         expect(code == (-number if number == signal.SIGKILL else 128 + number), f'exit code {code}')
         if number != signal.SIGKILL:
