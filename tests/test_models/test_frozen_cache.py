@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from safetensors import safe_open
+from toy_segmentor import Segmentor
 
 from mmaselect.models import ASelecTDiT
 from mmaselect.models.backbones import tensor_store
@@ -209,20 +209,9 @@ def test_what_cannot_be_kept_is_refused(tiny_dit, options, message):
 
 
 # -- in training ----------------------------------------------------------------------------------
-class Segmentor(BaseModel):
-    """A linear head on the backbone."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        torch.manual_seed(0)
-        self.head = torch.nn.Conv2d(16, 2, 1)
-
-    def forward(self, inputs, labels=None, mode='tensor'):
-        logits = self.head(self.backbone(inputs)[0])
-        if mode == 'loss':
-            return dict(loss=torch.nn.functional.cross_entropy(logits, labels))
-        return logits
+def seeded_segmentor(backbone):
+    torch.manual_seed(0)
+    return Segmentor(backbone)
 
 
 @pytest.mark.parametrize('amp', [False, True])
@@ -230,7 +219,7 @@ def test_training_ends_where_it_would_without(tiny_dit, amp):
     images, labels = torch.rand(6, 3, 32, 32), torch.randint(0, 2, (6, 8, 8))
     heads = []
     for cache in (None, 'features'):
-        model = Segmentor(make(tiny_dit, cache, noise='fixed'))
+        model = seeded_segmentor(make(tiny_dit, cache, noise='fixed'))
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.5))
         counted = count(model.backbone)
         for epoch in range(3):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import t as student
+from stopping import stop_after
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.registry import CRITERIA
@@ -281,20 +282,6 @@ def test_a_selection_json_from_before_there_were_races_is_read(raced, tmp_path):
 
 
 # -- interruptions and ranks ---------------------------------------------------------------------
-def stop_after(dit, passes):
-    """Make the model stop as a signal stops a process."""
-    features, calls = dit.features, []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) > passes:
-            raise KeyboardInterrupt
-        return features(*args)
-
-    dit.features = killed
-    return calls
-
-
 @pytest.fixture
 def always_saved(monkeypatch):
     monkeypatch.setattr('mmaselect.selection.partial.SAVE_SECONDS', 0)

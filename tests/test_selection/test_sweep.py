@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stopping import stop_after
 
 from mmaselect.diffusion import FrozenDiT, build_process, draw_noise
 from mmaselect.registry import CRITERIA
@@ -360,20 +361,6 @@ def test_labels_are_part_of_what_a_result_depends_on(tiny_dit):
         for labels in ([0, 0, 1, 1], [0, 1, 0, 1])
     }  # fmt: skip
     assert len(keys) == 2
-
-
-def stop_after(dit, passes):
-    """Make the model stop as a signal stops a process, in the middle of a sweep."""
-    features, calls = dit.features, []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) > passes:
-            raise KeyboardInterrupt
-        return features(*args)
-
-    dit.features = killed
-    return calls
 
 
 def test_a_kill_in_the_middle_leaves_no_result(tiny_dit, photos, tmp_path):
