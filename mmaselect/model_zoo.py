@@ -76,6 +76,7 @@ _CLASSES = {
     'qwen_image': 'QwenImageTransformer2DModel',
     'sana': 'SanaTransformer2DModel',
     'sd3': 'SD3Transformer2DModel',
+    'wan': 'WanTransformer3DModel',
     'z_image': 'ZImageTransformer2DModel',
 }
 
@@ -209,6 +210,15 @@ _MODELS = (
         'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',
         'hunyuan_image', 3584, (20, 40), 30, 32, 'flow, shift 5', 17426, 22.0, 32.5,
         'tencent-hunyuan-community'),
+    PublishedModel(
+        'Wan-AI/Wan2.1-T2V-1.3B-Diffusers',
+        'wan', 1536, (30,), 15, 16, 'flow, shift 3', 1419, 1.4, 2.6, 'apache-2.0'),
+    PublishedModel(
+        'Wan-AI/Wan2.1-T2V-14B-Diffusers',
+        'wan', 5120, (40,), 20, 16, 'flow, shift 3', 14288, 14.2, 26.6, 'apache-2.0'),
+    PublishedModel(
+        'Wan-AI/Wan2.2-TI2V-5B-Diffusers',
+        'wan', 3072, (30,), 15, 32, 'flow, shift 5', 5000, 5.0, 9.3, 'apache-2.0'),
 )
 # fmt: on
 

@@ -116,6 +116,13 @@ class QwenImageCodec(KLCodec):
         return (latent - self.latents_mean) * (1.0 / self.latents_std)
 
 
+class WanCodec(QwenImageCodec):
+    """``AutoencoderKLWan``: the same of Wan 2.1, and with a stride of 16 of Wan 2.2."""
+
+    def _stride(self) -> int:
+        return int(self.vae.config.scale_factor_spatial)
+
+
 class HunyuanImageCodec(KLCodec):
     """``AutoencoderKLHunyuanImage``: stages that do not halve the image, too; a stride of 32."""
 
@@ -160,6 +167,7 @@ CODECS: dict[str, type[KLCodec]] = {
     'AutoencoderTiny': TinyCodec,
     'AutoencoderDC': DCCodec,
     'AutoencoderKLQwenImage': QwenImageCodec,
+    'AutoencoderKLWan': WanCodec,
     'AutoencoderKLFlux2': Flux2Codec,
     'AutoencoderKLHunyuanImage': HunyuanImageCodec,
 }

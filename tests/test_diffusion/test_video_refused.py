@@ -9,7 +9,7 @@ from mmaselect.diffusion import FrozenDiT, PipelineSource, family_of, known_fami
 from mmaselect.diffusion.families.chroma import ChromaFamily
 
 VIDEO = (
-    'WanTransformer3DModel',
+    'WanVACETransformer3DModel',
     'LTXVideoTransformer3DModel',
     'HunyuanVideoTransformer3DModel',
     'CogVideoXTransformer3DModel',

@@ -23,6 +23,7 @@ import mmaselect.diffusion.families.qwen_image
 import mmaselect.diffusion.families.sana
 import mmaselect.diffusion.families.sd3
 import mmaselect.diffusion.families.sit
+import mmaselect.diffusion.families.wan
 import mmaselect.diffusion.families.z_image  # noqa: F401
 from mmaselect.diffusion.families.base import (
     FEATURES,

@@ -41,7 +41,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
         'CosmosTransformer3DModel',
         'Kandinsky5Transformer3DModel',
         'Kandinsky6Transformer3DModel',
-        'WanTransformer3DModel',
     ),
     _SOUND: (
         'AceStepTransformer1DModel',

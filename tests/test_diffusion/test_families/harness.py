@@ -109,6 +109,8 @@ class FeatureProof:
     timestep = 300
     #: Of the comparison in each precision: uneven and even.
     timesteps = (137, 612)
+    #: What the pipeline calls the number of images.
+    images_per_prompt = 'num_images_per_prompt'
     #: The prompt that the pipeline is given for it, and further arguments of its call.
     prompt = ''
     call_options: ClassVar = {'guidance_scale': 1.0}
@@ -165,11 +167,11 @@ class FeatureProof:
         with contextlib.suppress(WantedStepDone):
             pipeline(
                 prompt=self.prompt,
-                num_images_per_prompt=len(noisy),
                 height=size[0],
                 width=size[1],
                 latents=self.stock_latents(pipeline, noisy.to(pipeline.transformer.dtype)),
                 output_type='latent',
+                **{self.images_per_prompt: len(noisy)},
                 **self.steps(pipeline, noisy, timestep),
                 **self.call_options,
             )

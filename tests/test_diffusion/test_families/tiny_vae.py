@@ -2,7 +2,12 @@
 """Autoencoders of the true classes, a few thousand parameters each."""
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+)
 
 
 def kl_vae(latent_channels=16, scale=1.5305, shift=0.0609, levels=3, seed=2):
@@ -35,6 +40,29 @@ def qwen_image_vae(seed=2):
         latents_mean=[0.1, -0.2, 0.3, 0.4],
         latents_std=[0.9, 1.1, 0.8, 1.3],
     ).eval()
+
+
+def wan_vae(seed=2, **options):
+    """Stride 8, 4 channels; encodes clips."""
+    torch.manual_seed(seed)
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[0.9, 1.1, 0.8, 1.3],
+        **options,
+    ).eval()
+
+
+def wan_latent(pipeline, images):
+    """Clean latent (B, C, h, w) of images as pipelines take it from this VAE."""
+    latent = pipeline.vae.encode(images[:, :, None]).latent_dist.mode()[:, :, 0]
+    mean = torch.tensor(pipeline.vae.config.latents_mean).view(1, -1, 1, 1)
+    std = 1.0 / torch.tensor(pipeline.vae.config.latents_std).view(1, -1, 1, 1)
+    return (latent - mean) * std
 
 
 def flux2_vae(seed=2):
