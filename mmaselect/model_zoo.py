@@ -57,6 +57,8 @@ class PublishedModel:
 #: Family to the diffusers class that it reads.
 _CLASSES = {
     'auraflow': 'AuraFlowTransformer2DModel',
+    'bria': 'BriaTransformer2DModel',
+    'bria_fibo': 'BriaFiboTransformer2DModel',
     'chroma': 'ChromaTransformer2DModel',
     'cogview3_plus': 'CogView3PlusTransformer2DModel',
     'cogview4': 'CogView4Transformer2DModel',
@@ -206,6 +208,14 @@ _MODELS = (
     PublishedModel(
         'Photoroom/prx-512-t2i-sft',
         'prx', 1792, (16,), 8, 16, 'flow, static shift', 1171, 1.2, 2.2, 'apache-2.0'),
+    PublishedModel(
+        'briaai/BRIA-3.2',
+        'bria', 2304, (8, 28), 18, 16, 'flow, shift by size', 3786, 4.5, 7.1, 'cc-by-nc-4.0',
+        gated=True),
+    PublishedModel(
+        'briaai/FIBO',
+        'bria_fibo', 3072, (8, 38), 23, 16, 'flow, shift by size', 8286, 9.5, 15.4, 'bria-fibo',
+        gated=True),
     PublishedModel(
         'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',
         'hunyuan_image', 3584, (20, 40), 30, 32, 'flow, shift 5', 17426, 22.0, 32.5,

@@ -3,6 +3,8 @@
 
 # One import a line, so that adding a family is adding a line; each registers itself.
 import mmaselect.diffusion.families.auraflow
+import mmaselect.diffusion.families.bria
+import mmaselect.diffusion.families.bria_fibo
 import mmaselect.diffusion.families.chroma
 import mmaselect.diffusion.families.cogview3_plus
 import mmaselect.diffusion.families.cogview4

@@ -66,8 +66,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     '(ada_norm_single) are read': ('Transformer2DModel',),
     _UNWRITTEN: (
         'BriaFibo2Transformer2DModel',
-        'BriaFiboTransformer2DModel',
-        'BriaTransformer2DModel',
         'Ideogram4Transformer2DModel',
         'NucleusMoEImageTransformer2DModel',
     ),

@@ -13,6 +13,8 @@ from transformers import (
     GlmConfig,
     GlmModel,
     PreTrainedTokenizerFast,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -53,6 +55,19 @@ def umt5(tokenizer, width=8):
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2
     )
     return UMT5EncoderModel(config).eval()
+
+
+def smollm3(width=16, layers=3):
+    """With the published vocabulary: pipelines name its tokens by number."""
+    torch.manual_seed(1)
+    config = SmolLM3Config(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return SmolLM3ForCausalLM(config).eval()
 
 
 def glm(tokenizer, width=8):
