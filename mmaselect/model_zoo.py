@@ -62,6 +62,7 @@ _CLASSES = {
     'chroma': 'ChromaTransformer2DModel',
     'cogview3_plus': 'CogView3PlusTransformer2DModel',
     'cogview4': 'CogView4Transformer2DModel',
+    'cosmos': 'CosmosTransformer3DModel',
     'dit': 'DiTTransformer2DModel',
     'ernie_image': 'ErnieImageTransformer2DModel',
     'flux': 'FluxTransformer2DModel',
@@ -229,6 +230,14 @@ _MODELS = (
     PublishedModel(
         'Wan-AI/Wan2.2-TI2V-5B-Diffusers',
         'wan', 3072, (30,), 15, 32, 'flow, shift 5', 5000, 5.0, 9.3, 'apache-2.0'),
+    PublishedModel(
+        'nvidia/Cosmos-Predict2-2B-Text2Image',
+        'cosmos', 2048, (28,), 14, 16, 'flow', 1956, 2.0, 3.6, 'nvidia-open-model-license',
+        gated=True),
+    PublishedModel(
+        'nvidia/Cosmos-Predict2-14B-Text2Image',
+        'cosmos', 5120, (36,), 18, 16, 'flow', 14265, 14.1, 26.6, 'nvidia-open-model-license',
+        gated=True),
 )
 # fmt: on
 

@@ -8,6 +8,7 @@ import mmaselect.diffusion.families.bria_fibo
 import mmaselect.diffusion.families.chroma
 import mmaselect.diffusion.families.cogview3_plus
 import mmaselect.diffusion.families.cogview4
+import mmaselect.diffusion.families.cosmos
 import mmaselect.diffusion.families.dit
 import mmaselect.diffusion.families.ernie_image
 import mmaselect.diffusion.families.flux

@@ -38,7 +38,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
         'WanVACETransformer3DModel',
     ),
     f'{_VIDEO}; reading it with a single frame: {_UNWRITTEN}': (
-        'CosmosTransformer3DModel',
         'Kandinsky5Transformer3DModel',
         'Kandinsky6Transformer3DModel',
     ),
