@@ -69,6 +69,7 @@ _CLASSES = {
     'flux2': 'Flux2Transformer2DModel',
     'hunyuan_dit': 'HunyuanDiT2DModel',
     'hunyuan_image': 'HunyuanImageTransformer2DModel',
+    'kandinsky5': 'Kandinsky5Transformer3DModel',
     'krea2': 'Krea2Transformer2DModel',
     'longcat_image': 'LongCatImageTransformer2DModel',
     'lumina2': 'Lumina2Transformer2DModel',
@@ -230,6 +231,9 @@ _MODELS = (
     PublishedModel(
         'Wan-AI/Wan2.2-TI2V-5B-Diffusers',
         'wan', 3072, (30,), 15, 32, 'flow, shift 5', 5000, 5.0, 9.3, 'apache-2.0'),
+    PublishedModel(
+        'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers',
+        'kandinsky5', 2560, (50,), 25, 16, 'flow, shift 5', 6022, 6.0, 11.2, 'mit'),
     PublishedModel(
         'nvidia/Cosmos-Predict2-2B-Text2Image',
         'cosmos', 2048, (28,), 14, 16, 'flow', 1956, 2.0, 3.6, 'nvidia-open-model-license',

@@ -37,10 +37,7 @@ _REASONS: dict[str, tuple[str, ...]] = {
         'WanAnimateTransformer3DModel',
         'WanVACETransformer3DModel',
     ),
-    f'{_VIDEO}; reading it with a single frame: {_UNWRITTEN}': (
-        'Kandinsky5Transformer3DModel',
-        'Kandinsky6Transformer3DModel',
-    ),
+    f'{_VIDEO}; reading it with a single frame: {_UNWRITTEN}': ('Kandinsky6Transformer3DModel',),
     _SOUND: (
         'AceStepTransformer1DModel',
         'LongCatAudioDiTTransformer',

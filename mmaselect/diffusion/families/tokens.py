@@ -48,8 +48,9 @@ def usual_taps(
     attended: Tokens | None = None,
     output: Tokens | None = None,
     post: Tokens | None = None,
+    names: tuple[str, str, str] = ('to_q', 'to_k', 'to_v'),
 ) -> dict[str, Tap]:
-    """Taps of a block whose attention layer has ``to_q``, ``to_k`` and ``to_v``.
+    """Taps of a block whose attention layer projects to Q, K and V one by one.
 
     Args:
         block: The block.
@@ -58,16 +59,18 @@ def usual_taps(
         attended: The same for the attention layer; as ``projected`` if None.
         output: The same for the block; as ``attended`` if None.
         post: The same for the operands of the attention product; as ``projected`` if None.
+        names: What the attention layer calls its projections.
 
     Returns:
         dict: Feature to tap, with ``'query_post'`` and ``'key_post'``.
     """
     attended = attended or projected
     post = post or projected
+    query, key, value = (attention.get_submodule(name) for name in names)
     return {
-        'query': Tap(attention.get_submodule('to_q'), projected),
-        'key': Tap(attention.get_submodule('to_k'), projected),
-        'value': Tap(attention.get_submodule('to_v'), projected),
+        'query': Tap(query, projected),
+        'key': Tap(key, projected),
+        'value': Tap(value, projected),
         'attention': Tap(attention, attended),
         'output': Tap(block, output or attended),
         'query_post': Tap(attention, post, operand='query'),

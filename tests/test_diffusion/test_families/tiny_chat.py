@@ -10,6 +10,9 @@ from transformers import (
     PixtralProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
@@ -122,3 +125,10 @@ def pixtral_processor():
         {'additional_special_tokens': ['[IMG]', '[IMG_BREAK]', '[IMG_END]']}
     )
     return PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=TEMPLATE)
+
+
+def qwen2_vl_processor(max_length=1100):
+    """A "tokenizer" that would take images, too."""
+    return Qwen2VLProcessor(
+        Qwen2VLImageProcessor(), chat_tokenizer(max_length), Qwen2VLVideoProcessor()
+    )
