@@ -6,12 +6,14 @@ from mmaselect.apis.feature_files import StoredFeatures, load_features, save_fea
 from mmaselect.apis.features import FeatureExtractor, FeatureInfo
 from mmaselect.apis.features_only import FeaturesOnly
 from mmaselect.apis.selection import select_timestep
+from mmaselect.apis.transformers_backbone import TransformersBackbone
 
 __all__ = [
     'FeatureExtractor',
     'FeatureInfo',
     'FeaturesOnly',
     'StoredFeatures',
+    'TransformersBackbone',
     'list_criteria',
     'load_features',
     'save_features',

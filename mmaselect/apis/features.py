@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmaselect.apis.reader import Calibration, Reader, Timesteps
+from mmaselect.checks import flag, shorten, whole_number
 from mmaselect.checks import image_size as checked_size
-from mmaselect.checks import seed_number, shorten, whole_number
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
+from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.images.inputs import ImageLike, list_images, stack_pixels, to_pixels
 from mmaselect.selection import SelectionResult
+from mmaselect.utils.progress import progress_bar
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -71,7 +73,9 @@ class FeatureExtractor:
 
     Args:
         pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
-        timestep: Where to read: a number, or a :class:`SelectionResult`.
+        timestep: Where to read: a number, a :class:`SelectionResult`, or ``'auto'`` to select it on
+            ``calibration``. A list of different ones, of which one may be ``'auto'``, reads at
+            each, at one transformer pass for each.
         blocks: Blocks to read; the family's default if None.
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
@@ -80,12 +84,28 @@ class FeatureExtractor:
         image_size: Side, or (height, width), in pixels, that images are scaled and cropped to. As
             they are if None: those of one call must then have one size.
         batch_size: Images per pass.
+        fusion: How maps of several timesteps become one: ``'concat'`` joins their channels,
+            ``'mean'`` averages them.
+        calibration: For ``'auto'``: a folder of images or a list of folders, images in any form
+            that a call takes, or the config of a registered dataset.
+        selection: For ``'auto'``: ``'paper'``, or a dict with some of the fields of
+            :class:`~mmaselect.selection.SelectionOptions`, as the backbone takes it. Results are
+            kept in the same cache as the backbone's. ``image_size`` is this extractor's by default.
+        progress: Draw progress bars, of the selection and of calls with several batches.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Attributes:
         keys (tuple[TapKey, ...]): (block, feature) of every map.
         out_channels (list[int]): Channels of each of them.
         feature_info (FeatureInfo): The same, as ``timm`` says it.
+        timestep (int): Where images are read: of several timesteps the picked one or, where none
+            was, the first. It can be set.
+        timesteps (tuple[int, ...]): All of them.
+        selection_result (SelectionResult | None): Curve and pick, if the timestep was selected.
+
+    Raises:
+        FileNotFoundError: If a path leads nowhere.
+        ValueError: If a setting is out of range, or there is nothing to select on.
 
     Example:
         >>> import numpy as np
@@ -96,12 +116,19 @@ class FeatureExtractor:
         torch.Size([1, 224, 12, 10])
         >>> extract.feature_info.channels(), extract.feature_info.reduction()
         ([224], [4])
+        >>> photos = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+        >>> extract = FeatureExtractor(
+        ...     'mmaselect://dit_cifar10', ['auto', 300], fusion='mean', calibration=photos,
+        ...     selection=dict(timesteps=[0, 100]),
+        ... )
+        >>> extract.timestep == extract.selection_result.timestep, extract.timesteps[1]
+        (True, 300)
     """
 
     def __init__(
         self,
         pretrained: str | Path,
-        timestep: int | SelectionResult,
+        timestep: Timesteps,
         blocks: Sequence[int] | int | None = None,
         features: str | Sequence[str] = 'query',
         dtype: str | torch.dtype = 'fp32',
@@ -109,9 +136,12 @@ class FeatureExtractor:
         seed: int = 0,
         image_size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
+        fusion: str = 'concat',
+        calibration: Calibration | None = None,
+        selection: Mapping[str, Any] | str | None = None,
+        progress: bool = False,
         **model_kwargs: Any,
     ) -> None:
-        seed = seed_number('seed', seed)
         self.image_size = None if image_size is None else checked_size('image_size', image_size)
         self.batch_size = whole_number('batch_size', batch_size, 1)
         device = pick_device(device)
@@ -119,10 +149,26 @@ class FeatureExtractor:
         self.dit = FrozenDiT.from_pretrained(
             pretrained, blocks=blocks, features=features, dtype=dtype, **model_kwargs
         ).to(device)
-        if isinstance(timestep, SelectionResult):
-            timestep = timestep.timestep
-        self.timestep = self.dit.process.check_timestep(timestep)
-        self.seed = seed
+        self.progress = flag('progress', progress)
+        self._reader = Reader(
+            self.dit, timestep, fusion, seed, calibration, selection, self.image_size, progress
+        )
+
+    @property
+    def timestep(self) -> int:
+        return self._reader.timestep
+
+    @timestep.setter
+    def timestep(self, value: int) -> None:
+        self._reader.timestep = value
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        return self._reader.timesteps
+
+    @property
+    def selection_result(self) -> SelectionResult | None:
+        return self._reader.selection_result
 
     @property
     def keys(self) -> tuple[TapKey, ...]:
@@ -130,7 +176,7 @@ class FeatureExtractor:
 
     @property
     def out_channels(self) -> list[int]:
-        return [self.dit.channels(key) for key in self.keys]
+        return [self._reader.channels(key) for key in self.keys]
 
     @property
     def stride(self) -> int:
@@ -152,10 +198,13 @@ class FeatureExtractor:
         return self
 
     def __repr__(self) -> str:
-        dit = self.dit
+        dit, plan = self.dit, self._reader.plan
+        steps = str(self.timestep)
+        if plan.count > 1:
+            steps = f'{list(self.timesteps)}, fusion={plan.fusion!r}'
         return (
             f'FeatureExtractor({self.pretrained!r}, {dit.family.transformer_class}, '
-            f'timestep={self.timestep}, blocks={list(dit.blocks)} of {dit.num_blocks}, '
+            f'timestep={steps}, blocks={list(dit.blocks)} of {dit.num_blocks}, '
             f'features={list(dit.feature_names)}, out_channels={self.out_channels}, '
             f'stride={self.stride}, image_size={self.image_size}, '
             f'dtype={str(dit.dtype).removeprefix("torch.")}, device={str(dit.device)!r})'
@@ -184,16 +233,14 @@ class FeatureExtractor:
             for place, image in enumerate(given)
         ]
         batch = stack_pixels(pixels)
-        parts = [
-            self._maps(batch[start : start + self.batch_size])
-            for start in range(0, len(batch), self.batch_size)
-        ]
+        starts = range(0, len(batch), self.batch_size)
+        parts = []
+        with progress_bar('batches', disable=not self.progress or len(starts) == 1) as bar:
+            task = bar.add_task('reading features', total=len(starts))
+            for start in starts:
+                part = batch[start : start + self.batch_size]
+                parts.append(self._reader.read(part.to(self.dit.device)))
+                bar.advance(task)
         if len(parts) == 1:
             return parts[0]
         return {key: torch.cat([part[key] for part in parts]) for key in self.keys}
-
-    def _maps(self, pixels: Tensor) -> dict[TapKey, Tensor]:
-        latent = self.dit.encode(pixels.to(self.dit.device))
-        noise = draw_noise(tuple(latent.shape[1:]), [noise_seed(self.seed)], latent.device)
-        maps = self.dit.features(latent, self.timestep, noise.expand_as(latent))
-        return {key: value.float() for key, value in maps.items()}

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmaselect.apis.features import FeatureInfo
-from mmaselect.checks import seed_number
-from mmaselect.diffusion import FrozenDiT, draw_noise, noise_seed
-from mmaselect.selection import SelectionResult
+from mmaselect.apis.frozen_module import FrozenModule
+from mmaselect.apis.reader import Calibration, Timesteps
 
 
-class FeaturesOnly(nn.Module):
+class FeaturesOnly(FrozenModule):
     """A module that gives a list of feature maps, as ``timm.create_model(features_only=True)``.
 
     It is frozen: no parameter is trained, and it stays in eval mode. Its state dict has the frozen
@@ -24,11 +22,16 @@ class FeaturesOnly(nn.Module):
 
     Args:
         pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
-        timestep: Where to read: a number, or a :class:`SelectionResult`.
+        timestep: Where to read: a number, a :class:`SelectionResult`, ``'auto'``, or a list, as in
+            :class:`~mmaselect.FeatureExtractor`.
         out_indices: Blocks to read, one map each; the family's default if None.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         dtype: Of the frozen weights; maps are float32.
         seed: Of the noise, which depends on it and on the latent's shape alone.
+        fusion: How maps of several timesteps become one, ``'concat'`` or ``'mean'``.
+        calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
+        selection: How it selects.
+        device: Where the model is put, and where a timestep is selected.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Attributes:
@@ -53,26 +56,21 @@ class FeaturesOnly(nn.Module):
     def __init__(
         self,
         pretrained: str | Path,
-        timestep: int | SelectionResult,
+        timestep: Timesteps,
         out_indices: Sequence[int] | int | None = None,
         feature: str = 'query',
         dtype: str | torch.dtype = 'fp32',
         seed: int = 0,
+        fusion: str = 'concat',
+        calibration: Calibration | None = None,
+        selection: Mapping[str, Any] | str | None = None,
+        device: str | torch.device = 'cpu',
         **model_kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.seed = seed_number('seed', seed)
-        self.dit = FrozenDiT.from_pretrained(
-            pretrained, blocks=out_indices, features=feature, dtype=dtype, **model_kwargs
-        )
-        step = timestep.timestep if isinstance(timestep, SelectionResult) else timestep
-        self.timestep = self.dit.process.check_timestep(step)
-        self.keys = [(block, self.dit.feature_names[0]) for block in self.dit.blocks]
-        self.feature_info = FeatureInfo(
-            [self.dit.channels(key) for key in self.keys],
-            self.dit.stride,
-            [f'block{block}.{name}' for block, name in self.keys],
-        )
+        super().__init__(
+            pretrained, timestep, out_indices, feature, dtype, seed, fusion, calibration, selection,
+            device, **model_kwargs,
+        )  # fmt: skip
         side = self.dit.native_size
         self.pretrained_cfg = dict(
             input_size=(3, side, side),
@@ -81,10 +79,6 @@ class FeaturesOnly(nn.Module):
             interpolation='bicubic',
         )
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps of a batch; see the class for shapes."""
-        latent = self.dit.encode(x)
-        noise = draw_noise(tuple(latent.shape[1:]), [noise_seed(self.seed)], latent.device)
-        maps = self.dit.features(latent, self.timestep, noise.expand_as(latent))
-        return [maps[key].float() for key in self.keys]
+        return self._read(x)

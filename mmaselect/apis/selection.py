@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from mmaselect.apis.features import pick_device
-from mmaselect.checks import flag, is_sequence, path
+from mmaselect.apis.reader import Calibration, calibration_source
+from mmaselect.checks import flag, path
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.images import CalibrationSet, ImageArrays, ImageSource
-from mmaselect.images.datasets import build_image_source
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.images.views import ViewOptions
 from mmaselect.pages import save_report
@@ -33,11 +30,7 @@ from mmaselect.selection import (
 
 def select_timestep(
     model: str | Path | FrozenDiT,
-    images: str
-    | Path
-    | Mapping[str, Any]
-    | Sequence[str | Path | np.ndarray | Image.Image]
-    | np.ndarray,
+    images: Calibration,
     *,
     labels: Sequence[int] | None = None,
     blocks: Sequence[int] | int | None = None,
@@ -64,8 +57,9 @@ def select_timestep(
     Args:
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already
             (then ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
-        images: A folder of images or a list of folders, a list of images ((H, W, 3) uint8 RGB
-            arrays or PIL images), or a registered dataset's config.
+        images: A folder of images or a list of folders, a list of images (paths of files, arrays,
+            PIL images, ... as :class:`~mmaselect.FeatureExtractor` takes them), or a registered
+            dataset's config.
         labels: One class label per image of a list, for label-aware criteria.
         blocks: Blocks to score; the family's default if None.
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
@@ -129,19 +123,9 @@ def select_timestep(
             model, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
         )
         dit.to(device)
-    source: ImageSource
-    if (isinstance(images, np.ndarray) or is_sequence(images)) and not all(
-        isinstance(image, (str, Path)) for image in images
-    ):
-        source = ImageArrays(images, labels)
-    else:
-        source = build_image_source(images)
-    calibration = CalibrationSet(
-        source, options.image_size or dit.native_size, options.num_images, options.seed
-    )
-    result = Sweep.from_options(dit, calibration, options, SelectionCache() if cache else None).run(
-        progress=progress
-    )
+    source = calibration_source(images, labels)
+    sweep = Sweep.of_source(dit, source, options, SelectionCache() if cache else None)
+    result = sweep.run(progress=progress)
     if out is not None:
-        save_report(result, out, try_thumbnails(calibration))
+        save_report(result, out, try_thumbnails(sweep.calibration))
     return result

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from mmaselect.apis.features import FeatureExtractor
-from mmaselect.apis.selection import select_timestep
-from mmaselect.images.inputs import list_images, to_array
-from mmaselect.selection import SelectionOptions
+from mmaselect.apis.reader import Timesteps, timestep_plan
+from mmaselect.diffusion.fusion import TimestepPlan
+from mmaselect.images.inputs import list_images
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -31,18 +31,22 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
 
     Args:
         pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
-        timestep: ``'auto'`` to select it in ``fit``, or a number.
+        timestep: ``'auto'`` to select it in ``fit``, or a number; or a list of different ones, of
+            which one may be ``'auto'``.
         blocks: Blocks to read; the family's default if None. Their vectors are joined.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         image_size: Side that images are scaled and cropped to; the model's own if None.
-        selection: Options of :class:`~mmaselect.selection.SelectionOptions`; the defaults if None.
+        selection: Options of :class:`~mmaselect.selection.SelectionOptions`, or ``'paper'``; the
+            defaults if None.
         batch_size: Images per pass.
         seed: Of the noise, and of the choice of images.
         dtype: Of the frozen weights.
         device: CUDA if there is one, by default.
+        fusion: How maps of several timesteps become one, ``'concat'`` or ``'mean'``.
 
     Attributes:
-        timestep_ (int): Where images are read.
+        timestep_ (int): Where images are read: of several timesteps the picked one or, where none
+            was, the first.
         selection_ (SelectionResult | None): The selection, if ``fit`` made one.
 
     Example:
@@ -56,15 +60,16 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
     def __init__(
         self,
         pretrained: str | Path = 'mmaselect://dit_cifar10',
-        timestep: int | str = 'auto',
+        timestep: Timesteps = 'auto',
         blocks: Sequence[int] | int | None = None,
         feature: str = 'query',
         image_size: int | None = None,
-        selection: dict[str, Any] | None = None,
+        selection: Mapping[str, Any] | str | None = None,
         batch_size: int = 32,
         seed: int = 0,
         dtype: str = 'fp32',
         device: str | None = None,
+        fusion: str = 'concat',
     ) -> None:
         self.pretrained = pretrained
         self.timestep = timestep
@@ -76,6 +81,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         self.seed = seed
         self.dtype = dtype
         self.device = device
+        self.fusion = fusion
 
     def fit(self, X: Any, y: Any = None) -> DiTFeatures:
         """Select the timestep on some images.
@@ -87,27 +93,10 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         Raises:
             ValueError: If there is no image, or a setting is out of range.
         """
-        extract = self._build()
-        self.selection_ = None
-        if self.timestep == 'auto':
-            given = {'seed': self.seed, **(self.selection or {})}
-            options = SelectionOptions.parse(given)
-            self.selection_ = select_timestep(
-                extract.dit,
-                [to_array(image, f'image {n}') for n, image in enumerate(list_images(X))],
-                timesteps=options.timesteps,
-                criterion=options.criterion,
-                others=options.others,
-                num_images=options.num_images,
-                image_size=options.image_size or extract.image_size,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                views=options.views,
-                progress=False,
-            )
-            extract.timestep = self.selection_.timestep
+        extract = self._build(self.timestep, X)
+        self.selection_ = extract.selection_result
         self.timestep_ = extract.timestep
-        self._extract = extract
+        self._extract: FeatureExtractor | None = extract
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -119,9 +108,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         Returns:
             ndarray: (images, channels of all blocks), float32.
         """
-        check_is_fitted(self, 'timestep_')
-        extract = self._build() if self._extract is None else self._extract
-        extract.timestep, self._extract = self.timestep_, extract
+        extract = self._fitted()
         images = list_images(X)
         vectors = []
         for start in range(0, len(images), self.batch_size):
@@ -133,8 +120,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names such as ``block3_query_0``."""
-        check_is_fitted(self, 'timestep_')
-        extract = self._build() if self._extract is None else self._extract
+        extract = self._fitted()
         names = [
             f'block{block}_{feature}_{channel}'
             for (block, feature), channels in zip(extract.keys, extract.out_channels, strict=True)
@@ -142,18 +128,35 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         ]
         return np.array(names, dtype=object)
 
-    def _build(self) -> FeatureExtractor:
+    def _fitted(self) -> FeatureExtractor:
+        """The extractor of ``fit``; a new one after unpickling."""
+        check_is_fitted(self, 'timestep_')
+        if self._extract is None:
+            plan = timestep_plan(self.timestep, self.fusion)
+            # A plan, not a list: the pick may be one of the others, and a list names none twice.
+            self._extract = self._build(TimestepPlan(plan.resolved(self.timestep_), plan.fusion))
+        return self._extract
+
+    def _build(self, timestep: Timesteps, images: Any = None) -> FeatureExtractor:
+        options: dict[str, Any] = {}
+        if timestep_plan(timestep, self.fusion).is_automatic:
+            given = self.selection
+            chosen = dict(preset=given) if isinstance(given, str) else dict(given or {})
+            options = dict(selection={'seed': self.seed, **chosen}, calibration=images)
         extract = FeatureExtractor(
             self.pretrained,
-            # Of all text 'auto' alone gets here: `FeatureExtractor` refuses any other.
-            0 if self.timestep == 'auto' else self.timestep,  # type: ignore[arg-type]
+            timestep,
             blocks=self.blocks,
             features=self.feature,
             dtype=self.dtype,
             device=self.device,
             seed=self.seed,
+            image_size=self.image_size,
             batch_size=self.batch_size,
+            fusion=self.fusion,
+            **options,
         )
+        # Images of any size come here.
         extract.image_size = self.image_size or extract.dit.native_size
         return extract
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mmaselect.images.reading import (
     resize_and_crop,
     to_model_range,
 )
-from mmaselect.images.sources import ImageFolder
+from mmaselect.images.sources import ImageArrays, ImageFolder
 
 #: One image, in any form.
 ImageLike = str | Path | bytes | bytearray | np.ndarray | Image.Image | Tensor
@@ -139,6 +139,31 @@ def to_pixels(
     ]
     pixels = transforms.resize(pixels, scaled, transforms.InterpolationMode.BICUBIC)
     return transforms.center_crop(pixels, [height, width])
+
+
+class ImageList(ImageArrays):
+    """Images in any form as a source: each is read when it is asked for.
+
+    Args:
+        images: What :func:`list_images` takes.
+        labels: One class label per image, for label-aware criteria.
+
+    Raises:
+        FileNotFoundError: If a path leads nowhere.
+        ValueError: If there is no image, or labels do not fit them.
+    """
+
+    def __init__(self, images: Any, labels: Sequence[int] | None = None) -> None:
+        # An array may be one image by mistake, which `ImageArrays` says.
+        listed: Any = images if isinstance(images, np.ndarray) else list_images(images)
+        super().__init__(listed, labels)
+
+    def load(self, index: int) -> np.ndarray:
+        return to_array(self.images[index], self.name(index))
+
+    def name(self, index: int) -> str:
+        image = self.images[index]
+        return str(image) if isinstance(image, (str, Path)) else super().name(index)
 
 
 def stack_pixels(images: Iterable[Tensor]) -> Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmengine.logging import print_log
+
 from mmaselect.selection.result import SelectionResult, images_seen
+from mmaselect.selection.sweep import Sweep
 from mmaselect.utils.boxes import boxed
 
 
@@ -34,3 +37,16 @@ def pick_notice(
     if stored_at is not None:
         lines.append(f'stored in {stored_at}')
     return boxed(lines)
+
+
+def announce_pick(sweep: Sweep, result: SelectionResult) -> None:
+    """Log what a sweep found: the pick, in a box, and its warnings."""
+    notice = pick_notice(
+        result,
+        sweep.dit.num_train_timesteps,
+        sweep.stored_at,
+        'the cache' if sweep.was_stored else None,
+    )
+    print_log(f'\n{notice}', logger='current')
+    for warning in result.warnings:
+        print_log(f'A-SelecT: {warning}', logger='current', level=30)

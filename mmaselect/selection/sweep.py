@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.dist import get_dist_info
 
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.images import CalibrationBatch, CalibrationSet
+from mmaselect.images import CalibrationBatch, CalibrationSet, ImageSource
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
@@ -155,6 +155,23 @@ class Sweep:
             method=options.method,
             confidence=options.confidence,
         )
+
+    @classmethod
+    def of_source(
+        cls,
+        dit: FrozenDiT,
+        source: ImageSource,
+        options: SelectionOptions,
+        cache: SelectionCache | None = None,
+    ) -> Sweep:
+        """A sweep as options describe it, over images that they choose from a source."""
+        calibration = CalibrationSet(
+            source,
+            image_size=options.image_size or dit.native_size,
+            num_images=options.num_images,
+            seed=options.seed,
+        )
+        return cls.from_options(dit, calibration, options, cache)
 
     @property
     def races(self) -> bool:

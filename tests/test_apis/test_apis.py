@@ -5,9 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from PIL import Image
 
-from mmaselect.apis import FeatureExtractor, FeaturesOnly, select_timestep
+from mmaselect.apis import (
+    FeatureExtractor,
+    FeaturesOnly,
+    TransformersBackbone,
+    select_timestep,
+)
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.models import ASelecTDiT
 
@@ -126,6 +132,58 @@ def test_an_extractor_tells_what_it_is(tiny_dit):
         FeatureExtractor(tiny_dit, 30, batch_size=0)
 
 
+def test_an_extractor_selects_as_the_backbone_does(tiny_dit, photos, caplog):
+    selection = dict(timesteps=[0, 300, 600], num_images=5)
+    backbone = ASelecTDiT(tiny_dit, blocks=2, calibration=photos, selection=selection)
+    picked = backbone.select_timestep(progress=False)
+    options = dict(blocks=[2], calibration=photos, selection=selection)
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    extract = FeatureExtractor(tiny_dit, 'auto', **options)
+    logger.removeHandler(caplog.handler)
+    # Found in the cache that the backbone filled, and said so.
+    assert extract.selection_result.to_dict() == picked.to_dict()
+    assert extract.timestep == picked.timestep and 'found in the cache' in caplog.text
+    image = Image.open(f'{photos}/00.png')
+    by_hand = FeatureExtractor(tiny_dit, picked.timestep, blocks=[2])
+    assert by_hand.selection_result is None
+    assert torch.equal(extract(image)[2, 'query'], by_hand(image)[2, 'query'])
+    # Its image size is the selection's, unless that has one.
+    sized = FeatureExtractor(tiny_dit, 'auto', image_size=(24, 40), **options)
+    assert list(sized.selection_result.settings['image_size']) == [24, 40]
+    paths = sorted(Path(photos).iterdir())
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    for form in (paths, arrays, [*paths[:4], *arrays[4:]]):
+        listed = FeatureExtractor(tiny_dit, 'auto', **{**options, 'calibration': form})
+        assert listed.selection_result.to_dict() == picked.to_dict()
+    with pytest.raises(ValueError, match="timestep='auto' needs calibration images"):
+        FeatureExtractor(tiny_dit, 'auto')
+    with pytest.raises(ValueError, match=r"are for timestep='auto', and timestep is 30: leave"):
+        FeatureExtractor(tiny_dit, 30, calibration=photos)
+    with pytest.raises(ValueError, match=r"selection has unknown keys \['grid'\]"):
+        FeatureExtractor(tiny_dit, 'auto', calibration=photos, selection=dict(grid=3))
+
+
+def test_an_extractor_reads_at_several_timesteps(tiny_dit, photos):
+    image = Image.open(f'{photos}/00.png')
+    one, two = (FeatureExtractor(tiny_dit, t, blocks=[2])(image)[2, 'query'] for t in (600, 50))
+    joined = FeatureExtractor(tiny_dit, [600, 50], blocks=[2])
+    assert (joined.timesteps, joined.out_channels) == ((600, 50), [32])
+    assert torch.equal(joined(image)[2, 'query'], torch.cat([one, two], 1))
+    averaged = FeatureExtractor(tiny_dit, [600, 50], blocks=[2], fusion='mean')
+    assert averaged.out_channels == [16] and "[600, 50], fusion='mean'" in repr(averaged)
+    assert torch.allclose(averaged(image)[2, 'query'], (one + two) / 2, atol=1e-6)
+    result = select_timestep(tiny_dit, photos, blocks=2, **OPTIONS)
+    options = dict(blocks=[2], calibration=photos, selection=dict(timesteps='0:900:300'))
+    options['selection'].update(num_images=5, image_size=32)
+    mixed = FeatureExtractor(tiny_dit, [50, 'auto'], **options)
+    assert mixed.timesteps == (50, result.timestep)
+    same = FeatureExtractor(tiny_dit, [50, result], blocks=[2])
+    assert torch.equal(mixed(image)[2, 'query'], same(image)[2, 'query'])
+    with pytest.raises(ValueError, match='a list of different ones'):
+        FeatureExtractor(tiny_dit, [50, 50])
+
+
 def test_features_only_has_the_face_of_timm(tiny_dit):
     model = FeaturesOnly(tiny_dit, timestep=30, out_indices=[3, 1]).train()
     images = torch.rand(2, 3, 32, 40) * 2 - 1
@@ -137,6 +195,60 @@ def test_features_only_has_the_face_of_timm(tiny_dit):
     assert model.feature_info.reduction() == [32 // one.shape[2] for one in maps]
     assert not any(p.requires_grad for p in model.parameters()) and not model.dit.training
     assert model.pretrained_cfg['input_size'] == (3, 32, 32)
+    joined = FeaturesOnly(tiny_dit, [30, 600], out_indices=[3])
+    assert joined.feature_info.channels() == [32] == [joined(images)[0].shape[1]]
+    with pytest.raises(ValueError, match='feature must be one name'):
+        FeaturesOnly(tiny_dit, 30, feature=['query', 'key'])
+
+
+def test_a_backbone_for_hugging_face(tiny_dit, photos):
+    from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
+    from transformers.modeling_outputs import BackboneOutput
+
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    selection = dict(timesteps=[0, 600], num_images=4)
+    backbone = TransformersBackbone.from_pretrained(
+        tiny_dit, timestep='auto', out_indices=[0, 1, 2, -1], image_mean=mean, image_std=std,
+        calibration=photos, selection=selection,
+    ).train()  # fmt: skip
+    assert backbone.timestep == backbone.selection_result.timestep in (0, 600)
+    assert backbone.out_indices == [0, 1, 2, 5] and len(backbone.stage_names) == 6
+    assert backbone.out_features == [backbone.stage_names[n] for n in backbone.out_indices]
+    images = torch.rand(2, 3, 32, 40)
+    normal = torch.cat([(images[:, [n]] - mean[n]) / std[n] for n in range(3)], 1)
+    outputs = backbone(normal)
+    assert isinstance(outputs, BackboneOutput) and outputs.hidden_states is None
+    expected = FeaturesOnly(tiny_dit, backbone.timestep, out_indices=[0, 1, 2, 5])(images * 2 - 1)
+    for found, one, channels in zip(outputs.feature_maps, expected, backbone.channels, strict=True):
+        assert torch.allclose(found, one, atol=1e-5) and found.shape[1] == channels
+    assert backbone.out_feature_channels['block5'] == 16
+    # It stands where a model of theirs has its own, and their head is trained on it.
+    sizes = dict(depths=[1] * 4, hidden_sizes=backbone.channels, embedding_size=8)
+    own = ResNetConfig(layer_type='basic', out_indices=[1, 2, 3, 4], **sizes)
+    model = UperNetForSemanticSegmentation(
+        UperNetConfig(backbone_config=own, hidden_size=8, num_labels=3, auxiliary_in_channels=16)
+    )
+    model.backbone = backbone
+    result = model(normal, labels=torch.randint(0, 3, (2, 32, 40)))
+    assert result.logits.shape == (2, 3, 32, 40)
+    result.loss.backward()
+    assert model.decode_head.classifier.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in backbone.parameters())
+    (maps,) = backbone(images, return_dict=False)
+    assert len(maps) == 4
+    named = TransformersBackbone(tiny_dit, 30, out_features=['block1', 'block3'])
+    assert named.out_indices == [1, 3]
+    with pytest.raises(ValueError, match='output_hidden_states=True: there are feature maps alone'):
+        named(images, output_hidden_states=True)
+    for wrong, message in (
+        (dict(out_indices=[3, 1]), 'in ascending order'),
+        (dict(out_indices=[1], out_features=['block1']), 'not both'),
+        (dict(out_features=['stage1']), "names such as 'block3'"),
+        (dict(out_features=[]), "names such as 'block3'"),
+        (dict(out_features=['block9']), 'out of range'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TransformersBackbone(tiny_dit, 30, **wrong)
 
 
 def test_a_transformer_of_scikit_learn(tiny_dit, photos):
@@ -169,3 +281,9 @@ def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     maps = FeatureExtractor(tiny_dit, fitted.timestep_, blocks=[1, 3], image_size=32)(paths[:2])
     joined = torch.cat([one.mean((2, 3)) for one in maps.values()], 1).numpy()
     assert np.allclose(vectors[:2], joined, atol=1e-6)
+    preset = dict(options, preset='paper')
+    several = DiTFeatures(tiny_dit, [0, 'auto'], [2], selection=preset, fusion='mean').fit(paths)
+    assert several.selection_.criterion == 'HighFrequencyRatio'
+    assert several.get_feature_names_out()[-1] == 'block2_query_15'
+    again = pickle.loads(pickle.dumps(several))
+    assert np.allclose(again.transform(paths[:2]), several.transform(paths[:2]), atol=1e-6)

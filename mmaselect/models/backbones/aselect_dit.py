@@ -25,9 +25,9 @@ from mmaselect.checks import (
 )
 from mmaselect.diffusion import FrozenDiT, draw_noise
 from mmaselect.diffusion import noise_seed as seed_of_noise
+from mmaselect.diffusion.fusion import AUTO, TimestepPlan
 from mmaselect.diffusion.loading import HUB_KWARGS
 from mmaselect.diffusion.process import MAX_DRAWS
-from mmaselect.images import CalibrationSet
 from mmaselect.images.datasets import build_image_source
 from mmaselect.images.thumbnails import Thumbnail, try_thumbnails
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
@@ -35,7 +35,6 @@ from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.fresh_noise import FreshNoise
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
-from mmaselect.models.backbones.fusion import AUTO, TimestepPlan
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     SelectionCache,
@@ -43,7 +42,7 @@ from mmaselect.selection import (
     SelectionResult,
     Sweep,
 )
-from mmaselect.selection.notice import pick_notice
+from mmaselect.selection.notice import announce_pick
 
 NOISE_MODES = ('auto', 'fresh', 'fixed')
 CHANNEL_ORDERS = ('rgb', 'bgr')
@@ -380,13 +379,7 @@ class ASelecTDiT(BaseModule):
         """
         options = self.selection.replaced(**overrides)
         source = build_image_source(self.calibration, options.array_order)
-        images = CalibrationSet(
-            source,
-            image_size=options.image_size or self.dit.native_size,
-            num_images=options.num_images,
-            seed=options.seed,
-        )
-        return Sweep.from_options(self.dit, images, options, SelectionCache(options.cache_dir))
+        return Sweep.of_source(self.dit, source, options, SelectionCache(options.cache_dir))
 
     def select_timestep(self, progress: bool = True) -> SelectionResult:
         """Sweep (or find the stored result), and read at the winner from now on."""
@@ -397,15 +390,7 @@ class ASelecTDiT(BaseModule):
         self.selection_result = result
         if is_main_process():
             self.calibration_thumbnails = try_thumbnails(sweep.calibration)
-        notice = pick_notice(
-            result,
-            self.dit.num_train_timesteps,
-            sweep.stored_at,
-            'the cache' if sweep.was_stored else None,
-        )
-        print_log(f'\n{notice}', logger='current')
-        for warning in result.warnings:
-            print_log(f'A-SelecT: {warning}', logger='current', level=30)
+        announce_pick(sweep, result)
         return result
 
     # -- features ---------------------------------------------------------------------------------

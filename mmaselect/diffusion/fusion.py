@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from mmaselect.checks import choice, is_sequence, is_whole_number, shorten
 
 FUSIONS = ('concat', 'mean')
 AUTO = 'auto'
+#: What names a map: its block, or its block and feature.
+Key = TypeVar('Key')
 
 
 def _one(value: Any) -> int | str:
@@ -28,7 +30,7 @@ def _one(value: Any) -> int | str:
 
 @dataclass(frozen=True)
 class TimestepPlan:
-    """At which timesteps a backbone reads, and how their features become one.
+    """At which timesteps a model is read, and how their features become one.
 
     Attributes:
         steps: In the order in which they are joined; one may be ``'auto'``.
@@ -84,7 +86,7 @@ class TimestepPlan:
         """Channels of a map, from those of one timestep's."""
         return channels * (self.count if self.fusion == 'concat' else 1)
 
-    def fuse(self, maps: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def fuse(self, maps: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
         """One map for each name, out of those of each timestep."""
         if len(maps) == 1:
             return dict(maps[0])

@@ -1,0 +1,86 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What modules for other libraries share: a frozen model that reads normalized batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmaselect.apis.features import FeatureInfo, pick_device
+from mmaselect.apis.reader import Calibration, Reader, Timesteps
+from mmaselect.checks import shorten
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.selection import SelectionResult
+
+
+class FrozenModule(nn.Module):
+    """A frozen model as a module; subclasses give its maps the form that a library expects.
+
+    No parameter is trained, and it stays in eval mode. Its state dict has the frozen weights, as
+    other libraries' backbones have; the backbone of this package, ASelecTDiT, keeps them out.
+
+    Args:
+        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        timestep: As in :class:`~mmaselect.FeatureExtractor`.
+        blocks: Blocks to read, one map each; the family's default if None.
+        feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
+        dtype: Of the frozen weights; maps are float32.
+        seed: Of the noise, which depends on it and on the latent's shape alone.
+        fusion: As in :class:`~mmaselect.FeatureExtractor`; ``calibration`` and ``selection`` too.
+        calibration: Images that ``timestep='auto'`` selects on.
+        selection: How it selects.
+        device: Where the model is put, and where a timestep is selected.
+        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        timestep: Timesteps,
+        blocks: Sequence[int] | int | None,
+        feature: str,
+        dtype: str | torch.dtype,
+        seed: int,
+        fusion: str,
+        calibration: Calibration | None,
+        selection: Mapping[str, Any] | str | None,
+        device: str | torch.device,
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(feature, str):
+            raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
+        self.dit = FrozenDiT.from_pretrained(
+            pretrained, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
+        ).to(pick_device(device))
+        self._reader = Reader(self.dit, timestep, fusion, seed, calibration, selection)
+        self.keys = [(block, feature) for block in self.dit.blocks]
+        self.feature_info = FeatureInfo(
+            [self._reader.channels(key) for key in self.keys],
+            self.dit.stride,
+            [f'block{block}.{name}' for block, name in self.keys],
+        )
+
+    @property
+    def timestep(self) -> int:
+        """Where images are read: of several timesteps the picked one or, without one, the first."""
+        return self._reader.timestep
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """All timesteps that images are read at."""
+        return self._reader.timesteps
+
+    @property
+    def selection_result(self) -> SelectionResult | None:
+        """Curve and pick, if the timestep was selected."""
+        return self._reader.selection_result
+
+    def _read(self, pixels: Tensor) -> list[Tensor]:
+        """A map for each block, of a batch (B, 3, H, W), RGB in [-1, 1]."""
+        maps = self._reader.read(pixels)
+        return [maps[key] for key in self.keys]

@@ -1,0 +1,160 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""What every face of a frozen model shares: where it is read, how that is picked, and reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmaselect.checks import is_sequence, seed_number
+from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
+from mmaselect.diffusion.fusion import TimestepPlan
+from mmaselect.images import ImageSource
+from mmaselect.images.datasets import build_image_source
+from mmaselect.images.inputs import ImageLike, ImageList
+from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
+from mmaselect.selection.notice import announce_pick
+
+#: Images to select a timestep on.
+Calibration = ImageLike | Sequence[ImageLike] | Mapping[str, Any] | ImageSource
+#: Where to read: once, or several times.
+Timesteps = int | str | SelectionResult | Sequence[int | str | SelectionResult] | TimestepPlan
+
+
+def calibration_source(
+    images: Calibration | None,
+    labels: Sequence[int] | None = None,
+    array_order: str = 'rgb',
+) -> ImageSource:
+    """Images to select a timestep on, from whatever a caller has.
+
+    Args:
+        images: A folder or a list of folders, a registered dataset or its config, an image source,
+            or images in any form that :func:`~mmaselect.images.inputs.list_images` takes.
+        labels: One class label per image of a list, for label-aware criteria.
+        array_order: Channel order of datasets in memory.
+
+    Raises:
+        FileNotFoundError: If a path leads nowhere.
+        ValueError: If there are no images, or labels do not fit them.
+    """
+    listed = is_sequence(images) and not all(isinstance(one, (str, Path)) for one in images)
+    files = is_sequence(images) and not listed and any(os.path.isfile(one) for one in images)
+    single = isinstance(images, (np.ndarray, Tensor, Image.Image, bytes, bytearray))
+    if listed or files or single:
+        return ImageList(images, labels)
+    return build_image_source(images, array_order)
+
+
+class Reader:
+    """Reads batches of images at one timestep or at several, with noise that depends on a seed.
+
+    Args:
+        dit: The frozen model.
+        timestep: A number, a :class:`SelectionResult`, ``'auto'``, or a list of different ones, of
+            which one may be ``'auto'``.
+        fusion: How maps of several timesteps become one: ``'concat'`` or ``'mean'``.
+        seed: Of the noise, which depends on it and on the latent's shape alone.
+        calibration: For ``'auto'``: see :func:`calibration_source`.
+        selection: For ``'auto'``: options of the selection, as the backbone takes them.
+        image_size: Of the calibration images, where ``selection`` does not say it; the model's own
+            if None.
+        progress: Draw a progress bar of the sweep.
+
+    Attributes:
+        selection_result (SelectionResult | None): Curve and pick, if this reader selected.
+
+    Raises:
+        ValueError: If a timestep is out of range, or ``'auto'`` has nothing to be selected on.
+    """
+
+    def __init__(
+        self,
+        dit: FrozenDiT,
+        timestep: Timesteps,
+        fusion: str = 'concat',
+        seed: int = 0,
+        calibration: Calibration | None = None,
+        selection: Mapping[str, Any] | str | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.dit = dit
+        self.plan = timestep_plan(timestep, fusion)
+        self.seed = seed_number('seed', seed)
+        self.selection_result: SelectionResult | None = None
+        options = SelectionOptions.parse(selection)
+        given = [dit.process.check_timestep(s) for s in self.plan.steps if isinstance(s, int)]
+        if not self.plan.is_automatic:
+            if calibration is not None or selection is not None:
+                raise ValueError(
+                    f"calibration and selection are for timestep='auto', and timestep is "
+                    f'{self.plan.steps[0] if self.plan.count == 1 else list(self.plan.steps)}: '
+                    f'leave them out, or let the timestep be selected'
+                )
+            self._picked = given[0]
+            return
+        source = calibration_source(calibration, array_order=options.array_order)
+        if options.image_size is None and image_size is not None:
+            options = options.replaced(image_size=image_size)
+        sweep = Sweep.of_source(dit, source, options, SelectionCache(options.cache_dir))
+        self.selection_result = sweep.run(progress=progress)
+        announce_pick(sweep, self.selection_result)
+        self._picked = self.selection_result.timestep
+
+    @property
+    def timestep(self) -> int:
+        """Where images are read: of several timesteps the picked one or, without one, the first."""
+        return self._picked
+
+    @timestep.setter
+    def timestep(self, value: int) -> None:
+        self._picked = self.dit.process.check_timestep(value)
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """All timesteps that images are read at."""
+        return self.plan.resolved(self._picked)
+
+    @property
+    def keys(self) -> tuple[TapKey, ...]:
+        """(block, feature) of every map."""
+        return self.dit.keys
+
+    def channels(self, key: TapKey) -> int:
+        """Channels of a map."""
+        return self.plan.channels(self.dit.channels(key))
+
+    @torch.no_grad()
+    def read(self, pixels: Tensor) -> dict[TapKey, Tensor]:
+        """Float32 maps of a batch (B, 3, H, W), RGB in [-1, 1]."""
+        latent = self.dit.encode(pixels)
+        noise = draw_noise(tuple(latent.shape[1:]), [noise_seed(self.seed)], latent.device)
+        maps = self.plan.fuse(
+            [self.dit.features(latent, step, noise.expand_as(latent)) for step in self.timesteps]
+        )
+        return {key: value.float() for key, value in maps.items()}
+
+
+def timestep_plan(timestep: Timesteps, fusion: str = 'concat') -> TimestepPlan:
+    """A plan from what a caller gave, if it is none; a selection stands for its pick.
+
+    Raises:
+        ValueError: If it is no timestep, nor a list of different ones.
+    """
+
+    def number(step: Any) -> Any:
+        return step.timestep if isinstance(step, SelectionResult) else step
+
+    if isinstance(timestep, TimestepPlan):
+        return timestep
+    given: Any = timestep
+    steps = [number(step) for step in given] if is_sequence(given) else number(given)
+    return TimestepPlan.parse(steps, fusion)

@@ -1,0 +1,193 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A frozen model with the face of ``AutoBackbone``, for what is written for Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmaselect.apis.frozen_module import FrozenModule
+from mmaselect.apis.reader import Calibration, Timesteps
+from mmaselect.checks import is_sequence, shorten, three_numbers
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BackboneOutput
+
+
+class TransformersBackbone(FrozenModule):
+    """A module that is called, and answers, as ``AutoBackbone.from_pretrained(...)`` does.
+
+    Its stages are the transformer's blocks: ``stage_names`` is ``['block0', 'block1', ...]``, and
+    ``out_indices`` are places in it. It can stand where a model of ``transformers`` has its
+    ``backbone``. It is frozen: no parameter is trained, and it stays in eval mode.
+
+    Args:
+        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        timestep: Where to read: a number, a :class:`SelectionResult`, ``'auto'``, or a list, as in
+            :class:`~mmaselect.FeatureExtractor`.
+        out_indices: Blocks to read, in ascending order, negative ones counted from the end; the
+            family's default if None.
+        out_features: The same by their names; one of the two at most.
+        feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
+        image_mean: What the image processor subtracted, of images from 0 to 1; one number, or one
+            for each channel. The model's own range is restored from it.
+        image_std: What it divided by.
+        dtype: Of the frozen weights; maps are float32.
+        seed: Of the noise, which depends on it and on the latent's shape alone.
+        fusion: How maps of several timesteps become one, ``'concat'`` or ``'mean'``.
+        calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
+        selection: How it selects.
+        device: Where the model is put, and where a timestep is selected.
+        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+
+    Attributes:
+        stage_names (list[str]): Of all blocks.
+        out_features (list[str]): Of those that are read.
+        out_indices (list[int]): Their places.
+        channels (list[int]): Of each map.
+
+    Shape:
+        - Input: (B, 3, H, W), as the image processor gives it; any H and W.
+        - ``.feature_maps``: tuple of (B, C, ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        ImportError: If ``transformers`` is not installed.
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> import torch
+        >>> from mmaselect.apis import TransformersBackbone
+        >>> backbone = TransformersBackbone.from_pretrained(
+        ...     'mmaselect://dit_cifar10', timestep=75, out_indices=[1, 3]
+        ... )
+        >>> backbone.out_features, backbone.channels
+        (['block1', 'block3'], [224, 224])
+        >>> outputs = backbone(torch.zeros(2, 3, 32, 48))
+        >>> [tuple(one.shape) for one in outputs.feature_maps]
+        [(2, 224, 8, 12), (2, 224, 8, 12)]
+    """
+
+    image_scale: Tensor
+    image_shift: Tensor
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        timestep: Timesteps,
+        out_indices: Sequence[int] | int | None = None,
+        out_features: Sequence[str] | None = None,
+        feature: str = 'query',
+        image_mean: float | Sequence[float] = 0.5,
+        image_std: float | Sequence[float] = 0.5,
+        dtype: str | torch.dtype = 'fp32',
+        seed: int = 0,
+        fusion: str = 'concat',
+        calibration: Calibration | None = None,
+        selection: Mapping[str, Any] | str | None = None,
+        device: str | torch.device = 'cpu',
+        **model_kwargs: Any,
+    ) -> None:
+        _output_class()
+        mean = torch.tensor(three_numbers('image_mean', image_mean))
+        std = torch.tensor(three_numbers('image_std', image_std, positive=True))
+        blocks = _blocks(out_indices, out_features)
+        super().__init__(
+            pretrained, timestep, blocks, feature, dtype, seed, fusion, calibration, selection,
+            device, **model_kwargs,
+        )  # fmt: skip
+        self.stage_names = [f'block{number}' for number in range(self.dit.num_blocks)]
+        self.out_indices = list(self.dit.blocks)
+        if self.out_indices != sorted(set(self.out_indices)):
+            raise ValueError(
+                f'out_indices must be different and in ascending order, as in transformers; got '
+                f'{self.out_indices}'
+            )
+        self.out_features = [self.stage_names[index] for index in self.out_indices]
+        self.channels = self.feature_info.channels()
+        # Pixels as the model wants them are input * scale + shift.
+        scale, shift = (one.view(3, 1, 1).to(self.dit.device) for one in (2 * std, 2 * mean - 1))
+        self.register_buffer('image_scale', scale, persistent=False)
+        self.register_buffer('image_shift', shift, persistent=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained: str | Path, **kwargs: Any) -> TransformersBackbone:
+        """The same as the class itself, in the words of ``transformers``."""
+        return cls(pretrained, **kwargs)
+
+    @property
+    def out_feature_channels(self) -> dict[str, int]:
+        """Channels of each stage that is read."""
+        return dict(zip(self.out_features, self.channels, strict=True))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BackboneOutput | tuple[tuple[Tensor, ...]]:
+        """Maps of a batch.
+
+        Args:
+            pixel_values: See the class.
+            output_hidden_states: Must not be True: a pass ends at the deepest block that is read.
+            output_attentions: Must not be True: attention is computed without its weights.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            BackboneOutput: With ``feature_maps``.
+
+        Raises:
+            ValueError: If hidden states or attentions are asked for.
+        """
+        for name, asked in (
+            ('output_hidden_states', output_hidden_states),
+            ('output_attentions', output_attentions),
+        ):
+            if asked:
+                raise ValueError(
+                    f"{name}=True: there are feature maps alone. Read blocks with feature='output' "
+                    f'by out_indices'
+                )
+        maps = tuple(self._read(pixel_values.float() * self.image_scale + self.image_shift))
+        if return_dict is not None and not return_dict:
+            return (maps,)
+        return _output_class()(feature_maps=maps)
+
+    def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
+        """What models of ``transformers`` call; the same as a call."""
+        return self(*args, **kwargs)
+
+
+def _output_class() -> type[BackboneOutput]:
+    try:
+        from transformers.modeling_outputs import BackboneOutput
+    except ImportError as error:
+        raise ImportError(
+            'TransformersBackbone gives what transformers defines: pip install "mmaselect[text]"'
+        ) from error
+    return BackboneOutput
+
+
+def _blocks(
+    out_indices: Sequence[int] | int | None, out_features: Sequence[str] | None
+) -> Sequence[int] | int | None:
+    """Numbers of blocks, from either of the two ways to say them."""
+    if out_features is None:
+        return out_indices
+    if out_indices is not None:
+        raise ValueError('give out_indices or out_features, not both')
+    names = list(out_features) if is_sequence(out_features) else []
+    numbers = [name.removeprefix('block') if isinstance(name, str) else '' for name in names]
+    if not names or not all(
+        number.isdecimal() and name == f'block{number}'
+        for number, name in zip(numbers, names, strict=True)
+    ):
+        raise ValueError(
+            f"out_features must be a list of names such as 'block3', got {shorten(out_features)}"
+        )
+    return [int(number) for number in numbers]
