@@ -59,6 +59,7 @@ _CLASSES = {
     'auraflow': 'AuraFlowTransformer2DModel',
     'bria': 'BriaTransformer2DModel',
     'bria_fibo': 'BriaFiboTransformer2DModel',
+    'bria_fibo2': 'BriaFibo2Transformer2DModel',
     'chroma': 'ChromaTransformer2DModel',
     'cogview3_plus': 'CogView3PlusTransformer2DModel',
     'cogview4': 'CogView4Transformer2DModel',
@@ -74,6 +75,7 @@ _CLASSES = {
     'longcat_image': 'LongCatImageTransformer2DModel',
     'lumina2': 'Lumina2Transformer2DModel',
     'lumina_next': 'LuminaNextDiT2DModel',
+    'nucleus_image': 'NucleusMoEImageTransformer2DModel',
     'ovis_image': 'OvisImageTransformer2DModel',
     'pixart': 'PixArtTransformer2DModel',
     'prx': 'PRXTransformer2DModel',
@@ -218,6 +220,13 @@ _MODELS = (
         'briaai/FIBO',
         'bria_fibo', 3072, (8, 38), 23, 16, 'flow, shift by size', 8286, 9.5, 15.4, 'bria-fibo',
         gated=True),
+    PublishedModel(
+        'briaai/Fibo-2.0-dev',
+        'bria_fibo2', 3584, (44,), 22, 16, 'flow, shift by size', 8127, 8.7, 15.1,
+        'see its page'),
+    PublishedModel(
+        'NucleusAI/Nucleus-Image',
+        'nucleus_image', 2048, (32,), 16, 16, 'flow', 16923, 15.5, 31.5, 'see its page'),
     PublishedModel(
         'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',
         'hunyuan_image', 3584, (20, 40), 30, 32, 'flow, shift 5', 17426, 22.0, 32.5,

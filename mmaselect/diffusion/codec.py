@@ -158,6 +158,25 @@ class Flux2Codec(KLCodec):
         return (latent - mean) / torch.sqrt(var + self.eps)
 
 
+class UnpackedFlux2Codec(Flux2Codec):
+    """The same with latents that are put back in the VAE's own shape after they were scaled."""
+
+    @property
+    def channels(self) -> int:
+        return super().channels // self._patch**2
+
+    def _stride(self) -> int:
+        return super()._stride() // self._patch
+
+    def _normalize(self, latent: Tensor) -> Tensor:
+        latent = nn.functional.pixel_unshuffle(latent, self._patch)
+        norm = self.vae.bn
+        mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
+        # Times the reciprocal, as the pipeline has it: equal bit for bit.
+        latent = (latent - mean) * (1 / torch.sqrt(var + self.eps))
+        return nn.functional.pixel_shuffle(latent, self._patch)
+
+
 #: What turns images into latents.
 Codec = PixelCodec | KLCodec
 

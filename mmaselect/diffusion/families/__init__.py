@@ -5,6 +5,7 @@
 import mmaselect.diffusion.families.auraflow
 import mmaselect.diffusion.families.bria
 import mmaselect.diffusion.families.bria_fibo
+import mmaselect.diffusion.families.bria_fibo2
 import mmaselect.diffusion.families.chroma
 import mmaselect.diffusion.families.cogview3_plus
 import mmaselect.diffusion.families.cogview4
@@ -20,6 +21,7 @@ import mmaselect.diffusion.families.krea2
 import mmaselect.diffusion.families.longcat_image
 import mmaselect.diffusion.families.lumina2
 import mmaselect.diffusion.families.lumina_next
+import mmaselect.diffusion.families.nucleus_image
 import mmaselect.diffusion.families.ovis_image
 import mmaselect.diffusion.families.pixart
 import mmaselect.diffusion.families.prx

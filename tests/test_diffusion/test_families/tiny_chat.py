@@ -16,7 +16,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 TEMPLATE = """{%- for message in messages %}
@@ -76,7 +79,7 @@ def qwen25_vl(tokenizer, width=16, layers=2, seed=1):
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def qwen3_vl(tokenizer, width=16, layers=2, seed=1):
+def qwen3_vl(tokenizer, width=16, layers=2, seed=1, cls=Qwen3VLModel):
     torch.manual_seed(seed)
     config = Qwen3VLConfig(
         text_config={
@@ -98,7 +101,21 @@ def qwen3_vl(tokenizer, width=16, layers=2, seed=1):
             'deepstack_visual_indexes': [0],
         },
     )
-    return Qwen3VLModel(config).eval()
+    return cls(config).eval()
+
+
+def qwen3_vl_chat(processor, width=16, layers=2):
+    return qwen3_vl(processor.tokenizer, width, layers, cls=Qwen3VLForConditionalGeneration)
+
+
+def qwen3_vl_processor(max_length=512):
+    """A tokenizer with the names of images and clips, and processors of both."""
+    tokenizer = qwen2_tokenizer(max_length)
+    names = ('image_pad', 'video_pad', 'vision_start', 'vision_end')
+    tokenizer.add_special_tokens({'additional_special_tokens': [f'<|{name}|>' for name in names]})
+    return Qwen3VLProcessor(
+        Qwen2VLImageProcessor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=TEMPLATE
+    )
 
 
 def mistral3(width, layers, seed=1):
