@@ -71,6 +71,7 @@ _CLASSES = {
     'hunyuan_dit': 'HunyuanDiT2DModel',
     'hunyuan_image': 'HunyuanImageTransformer2DModel',
     'kandinsky5': 'Kandinsky5Transformer3DModel',
+    'kandinsky6': 'Kandinsky6Transformer3DModel',
     'krea2': 'Krea2Transformer2DModel',
     'longcat_image': 'LongCatImageTransformer2DModel',
     'lumina2': 'Lumina2Transformer2DModel',
@@ -243,6 +244,12 @@ _MODELS = (
     PublishedModel(
         'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers',
         'kandinsky5', 2560, (50,), 25, 16, 'flow, shift 5', 6022, 6.0, 11.2, 'mit'),
+    PublishedModel(
+        'kandinskylab/Kandinsky-6.0-Pro-5s-Diffusers',
+        'kandinsky6', 4096, (60,), 30, 16, 'flow, static shift', 30136, 19.5, 56.1, 'mit'),
+    PublishedModel(
+        'kandinskylab/Kandinsky-6.0-Lite-distill-5s-Diffusers',
+        'kandinsky6', 1792, (32,), 16, 16, 'flow, static shift', 3178, 2.1, 5.9, 'mit'),
     PublishedModel(
         'nvidia/Cosmos-Predict2-2B-Text2Image',
         'cosmos', 2048, (28,), 14, 16, 'flow', 1956, 2.0, 3.6, 'nvidia-open-model-license',

@@ -123,6 +123,16 @@ class WanCodec(QwenImageCodec):
         return int(self.vae.config.scale_factor_spatial)
 
 
+class HunyuanVideoCodec(KLCodec):
+    """``AutoencoderKLHunyuanVideo``: encodes clips, of which an image is one of one frame."""
+
+    def _stride(self) -> int:
+        return int(self.vae.config.spatial_compression_ratio)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.vae.encode(images.unsqueeze(2)).latent_dist.mode().squeeze(2)
+
+
 class HunyuanImageCodec(KLCodec):
     """``AutoencoderKLHunyuanImage``: stages that do not halve the image, too; a stride of 32."""
 
@@ -189,6 +199,7 @@ CODECS: dict[str, type[KLCodec]] = {
     'AutoencoderKLWan': WanCodec,
     'AutoencoderKLFlux2': Flux2Codec,
     'AutoencoderKLHunyuanImage': HunyuanImageCodec,
+    'AutoencoderKLHunyuanVideo': HunyuanVideoCodec,
 }
 
 

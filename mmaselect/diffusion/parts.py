@@ -131,9 +131,24 @@ class Part:
             raise FileNotFoundError(
                 f'{self.argument}={self.name!r}: cannot read {file} ({error}). {hint}{self.advice}'
             ) from error
+        if '_class_name' not in entries:
+            entries.update(self._class_by_index(kwargs))
         config = PartConfig(entries, self.place(file))
         config['_class_name']  # says so if there is none
         return config
+
+    def _class_by_index(self, kwargs: dict[str, Any]) -> dict[str, str]:
+        """Class of the part as the pipeline's index has it: Kandinsky 6 names it there alone."""
+
+        class Reader(ConfigMixin):
+            config_name = 'model_index.json'
+
+        try:
+            entry = dict(Reader.load_config(self.path, **kwargs)).get(self.kind)
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+        is_class = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+        return {'_class_name': entry[1]} if is_class else {}
 
     def read(self, cls: type[ModelMixin], **kwargs: Any) -> tuple[ModelMixin, dict[str, Any]]:
         """It with its weights, and what diffusers says of how it loaded them.

@@ -37,7 +37,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
         'WanAnimateTransformer3DModel',
         'WanVACETransformer3DModel',
     ),
-    f'{_VIDEO}; reading it with a single frame: {_UNWRITTEN}': ('Kandinsky6Transformer3DModel',),
     _SOUND: (
         'AceStepTransformer1DModel',
         'LongCatAudioDiTTransformer',

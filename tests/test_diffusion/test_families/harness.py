@@ -147,7 +147,7 @@ class FeatureProof:
 
         Each step, counted from 0, starts from the same latent.
         """
-        latents = self.stock_latents(pipeline, noisy.to(pipeline.transformer.dtype))
+        latents = self.running_latents(pipeline, noisy.to(pipeline.transformer.dtype))
 
         def after(pipeline, step, timestep, tensors):
             if step == wanted:
@@ -161,6 +161,10 @@ class FeatureProof:
     def stock_latents(self, pipeline, noisy):
         """A latent (B, C, h, w) of its dtype in the form in which the pipeline takes it."""
         return noisy
+
+    def running_latents(self, pipeline, noisy):
+        """The same in the form in which the pipeline keeps it from step to step."""
+        return self.stock_latents(pipeline, noisy)
 
     def stock_call(self, pipeline, noisy, size, timestep):
         """Let the pipeline make images of (height, width), from a noisy latent (B, C, h, w)."""

@@ -10,6 +10,7 @@ from transformers import (
     PixtralProcessor,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
@@ -144,8 +145,12 @@ def pixtral_processor():
     return PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=TEMPLATE)
 
 
-def qwen2_vl_processor(max_length=1100):
+def qwen2_vl_processor(max_length=1100, cls=Qwen2VLProcessor):
     """A "tokenizer" that would take images, too."""
-    return Qwen2VLProcessor(
-        Qwen2VLImageProcessor(), chat_tokenizer(max_length), Qwen2VLVideoProcessor()
-    )
+    tokenizer = chat_tokenizer(max_length)
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<|image_pad|>', '<|video_pad|>']})
+    return cls(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
+
+
+def qwen25_vl_processor(max_length=1200):
+    return qwen2_vl_processor(max_length, Qwen2_5_VLProcessor)
