@@ -70,6 +70,7 @@ _CLASSES = {
     'flux2': 'Flux2Transformer2DModel',
     'hunyuan_dit': 'HunyuanDiT2DModel',
     'hunyuan_image': 'HunyuanImageTransformer2DModel',
+    'ideogram4': 'Ideogram4Transformer2DModel',
     'kandinsky5': 'Kandinsky5Transformer3DModel',
     'kandinsky6': 'Kandinsky6Transformer3DModel',
     'krea2': 'Krea2Transformer2DModel',
@@ -241,6 +242,10 @@ _MODELS = (
     PublishedModel(
         'Wan-AI/Wan2.2-TI2V-5B-Diffusers',
         'wan', 3072, (30,), 15, 32, 'flow, shift 5', 5000, 5.0, 9.3, 'apache-2.0'),
+    PublishedModel(
+        'ideogram-ai/ideogram-4-nf4-diffusers',
+        'ideogram4', 4608, (34,), 17, 16, 'flow, static shift', 9279, 9.4, 17.3,
+        'ideogram-non-commercial', gated=True),
     PublishedModel(
         'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers',
         'kandinsky5', 2560, (50,), 25, 16, 'flow, shift 5', 6022, 6.0, 11.2, 'mit'),

@@ -144,11 +144,17 @@ class Flux2Codec(KLCodec):
     """``AutoencoderKLFlux2``: 2x2 patches become channels, and batch-norm statistics scale them.
 
     Packing is thus the codec's part: latents have 4 times the VAE's channels.
+
+    Attributes:
+        eps (float): Of the batch norm.
+        pixel_first (bool): Whether the VAE's channels of one pixel follow each other in the packed
+            latent (and in its statistics), and not the pixels of one of these channels.
     """
 
     def __init__(self, vae: ModelMixin) -> None:
         super().__init__(vae)
         self.eps = float(vae.config.batch_norm_eps)
+        self.pixel_first = False
 
     @property
     def channels(self) -> int:
@@ -162,7 +168,12 @@ class Flux2Codec(KLCodec):
         return self.vae.config.patch_size[0]
 
     def _normalize(self, latent: Tensor) -> Tensor:
-        latent = nn.functional.pixel_unshuffle(latent, self._patch)
+        if self.pixel_first:
+            # B C h 2 w 2
+            patches = latent.unflatten(3, (-1, self._patch)).unflatten(2, (-1, self._patch))
+            latent = patches.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        else:
+            latent = nn.functional.pixel_unshuffle(latent, self._patch)
         norm = self.vae.bn
         mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
         return (latent - mean) / torch.sqrt(var + self.eps)
@@ -179,7 +190,12 @@ class UnpackedFlux2Codec(Flux2Codec):
         return super()._stride() // self._patch
 
     def _normalize(self, latent: Tensor) -> Tensor:
-        latent = nn.functional.pixel_unshuffle(latent, self._patch)
+        if self.pixel_first:
+            # B C h 2 w 2
+            patches = latent.unflatten(3, (-1, self._patch)).unflatten(2, (-1, self._patch))
+            latent = patches.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+        else:
+            latent = nn.functional.pixel_unshuffle(latent, self._patch)
         norm = self.vae.bn
         mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
         # Times the reciprocal, as the pipeline has it: equal bit for bit.

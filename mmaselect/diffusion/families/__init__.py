@@ -16,6 +16,7 @@ import mmaselect.diffusion.families.flux
 import mmaselect.diffusion.families.flux2
 import mmaselect.diffusion.families.hunyuan_dit
 import mmaselect.diffusion.families.hunyuan_image
+import mmaselect.diffusion.families.ideogram4
 import mmaselect.diffusion.families.kandinsky5
 import mmaselect.diffusion.families.kandinsky6
 import mmaselect.diffusion.families.krea2

@@ -59,7 +59,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     'it makes proteins, not images': ('RFD4ProteinaTransformer',),
     'of the models that this older class holds only DiT (norm_type=ada_norm_zero) and PixArt '
     '(ada_norm_single) are read': ('Transformer2DModel',),
-    _UNWRITTEN: ('Ideogram4Transformer2DModel',),
     f'{_UNWRITTEN}: only a modular pipeline of diffusers calls it': ('Flux3Transformer2DModel',),
     f'{_UNWRITTEN}: it is told tokens that a language model writes for each prompt': (
         'GlmImageTransformer2DModel',
