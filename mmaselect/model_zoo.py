@@ -26,7 +26,8 @@ class PublishedModel:
         millions: Parameters of the transformer, in millions.
         held: GiB of 16-bit weights that are held when the default block is read.
         whole: GiB of the whole transformer's 16-bit weights.
-        license: As the model's page names it. The page has the last word.
+        license: As the model's page names it, which has the last word; 'see its page' where it is
+            not known.
         gated: Whether the page asks for a login and a consent before it gives the weights.
     """
 
@@ -68,6 +69,7 @@ _CLASSES = {
     'ernie_image': 'ErnieImageTransformer2DModel',
     'flux': 'FluxTransformer2DModel',
     'flux2': 'Flux2Transformer2DModel',
+    'hidream': 'HiDreamImageTransformer2DModel',
     'hunyuan_dit': 'HunyuanDiT2DModel',
     'hunyuan_image': 'HunyuanImageTransformer2DModel',
     'ideogram4': 'Ideogram4Transformer2DModel',
@@ -82,6 +84,7 @@ _CLASSES = {
     'pixart': 'PixArtTransformer2DModel',
     'prx': 'PRXTransformer2DModel',
     'qwen_image': 'QwenImageTransformer2DModel',
+    'qwen_image21': 'QwenImage21Transformer2DModel',
     'sana': 'SanaTransformer2DModel',
     'sd3': 'SD3Transformer2DModel',
     'wan': 'WanTransformer3DModel',
@@ -214,6 +217,22 @@ _MODELS = (
     PublishedModel(
         'Photoroom/prx-512-t2i-sft',
         'prx', 1792, (16,), 8, 16, 'flow, static shift', 1171, 1.2, 2.2, 'apache-2.0'),
+    PublishedModel(
+        'Photoroom/prxpixel-t2i',
+        'prx', 3584, (24,), 12, 16, 'flow, shift 3, noise x 2', 7004, 7.1, 13.0, 'see its page'),
+    PublishedModel(
+        'Qwen/Qwen-Image-2.1',
+        'qwen_image21', 4096, (32,), 16, 16, 'flow, shift by size', 7115, 7.2, 13.3,
+        'qwen-research'),
+    PublishedModel(
+        'HiDream-ai/HiDream-I1-Full',
+        'hidream', 2560, (16, 32), 24, 16, 'flow, shift 3', 17106, 18.8, 31.9, 'mit'),
+    PublishedModel(
+        'HiDream-ai/HiDream-I1-Dev',
+        'hidream', 2560, (16, 32), 24, 16, 'flow, shift 6', 17106, 18.8, 31.9, 'mit'),
+    PublishedModel(
+        'HiDream-ai/HiDream-I1-Fast',
+        'hidream', 2560, (16, 32), 24, 16, 'flow, shift 3', 17106, 18.8, 31.9, 'mit'),
     PublishedModel(
         'briaai/BRIA-3.2',
         'bria', 2304, (8, 28), 18, 16, 'flow, shift by size', 3786, 4.5, 7.1, 'cc-by-nc-4.0',

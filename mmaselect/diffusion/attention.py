@@ -27,23 +27,35 @@ class AttentionOperands(TorchFunctionMode):
         super().__init__()
         self._handles: list[Any] = []
         self._running: list[nn.Module] = []
-        self._callbacks: dict[nn.Module, list[tuple[str, Callable[[Tensor], None]]]] = {}
+        self._callbacks: dict[nn.Module, list[tuple[str, Callable[[Tensor], None], int]]] = {}
+        self._computed: dict[nn.Module, int] = {}
 
-    def watch(self, module: nn.Module, operand: str, callback: Callable[[Tensor], None]) -> None:
+    def watch(
+        self,
+        module: nn.Module,
+        operand: str,
+        callback: Callable[[Tensor], None],
+        product: int = 0,
+    ) -> None:
         """Call ``callback`` with an operand of ``module``'s attention product.
 
         Args:
             module: An attention layer.
             operand: ``'query'``, ``'key'``, or ``'product'`` for the result.
             callback: Gets (B, N, heads * head channels); may raise to end the pass.
+            product: Which product, where the layer computes several in a pass, counted from 0.
         """
         if module not in self._callbacks:
             self._callbacks[module] = []
             self._handles += [
-                module.register_forward_pre_hook(lambda m, args: self._running.append(m)),
+                module.register_forward_pre_hook(self._enter),
                 module.register_forward_hook(lambda m, args, out: self._running.remove(m)),
             ]
-        self._callbacks[module].append((operand, callback))
+        self._callbacks[module].append((operand, callback, product))
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._running.append(module)
+        self._computed[module] = 0
 
     def __torch_function__(
         self,
@@ -55,7 +67,10 @@ class AttentionOperands(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not torch.nn.functional.scaled_dot_product_attention or not self._running:
             return func(*args, **kwargs)
-        watched = self._callbacks[self._running[-1]]
+        module = self._running[-1]
+        number = self._computed[module]
+        self._computed[module] += 1
+        watched = [(o, callback) for o, callback, n in self._callbacks[module] if n == number]
         tensors = dict(zip(('query', 'key'), args, strict=False), **kwargs)
         # Operands first: a callback that ends the pass then saves the product.
         for operand, callback in watched:

@@ -116,6 +116,20 @@ class QwenImageCodec(KLCodec):
         return (latent - self.latents_mean) * (1.0 / self.latents_std)
 
 
+class QwenImage21Codec(QwenImageCodec):
+    """``AutoencoderKLQwenImage21``: a fourth channel, of opacity, and a stride of 16."""
+
+    def _stride(self) -> int:
+        return int(self.vae.config.scale_factor_spatial)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        # Opaque, as the pipeline has images without that channel.
+        return super()._encode(torch.cat([images, torch.ones_like(images[:, :1])], dim=1))
+
+    def _normalize(self, latent: Tensor) -> Tensor:
+        return (latent - self.latents_mean) / self.latents_std
+
+
 class WanCodec(QwenImageCodec):
     """``AutoencoderKLWan``: the same of Wan 2.1, and with a stride of 16 of Wan 2.2."""
 
@@ -212,6 +226,7 @@ CODECS: dict[str, type[KLCodec]] = {
     'AutoencoderTiny': TinyCodec,
     'AutoencoderDC': DCCodec,
     'AutoencoderKLQwenImage': QwenImageCodec,
+    'AutoencoderKLQwenImage21': QwenImage21Codec,
     'AutoencoderKLWan': WanCodec,
     'AutoencoderKLFlux2': Flux2Codec,
     'AutoencoderKLHunyuanImage': HunyuanImageCodec,

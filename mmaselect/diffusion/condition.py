@@ -82,6 +82,21 @@ def encoder_identity(source: PipelineSource, parts: Sequence[str]) -> dict[str, 
     }
 
 
+def model_identity(name: str, hub_kwargs: Mapping[str, Any]) -> Any:
+    """The same of one text encoder that lies elsewhere.
+
+    Args:
+        name: Its hub id or folder.
+        hub_kwargs: How it is found on the hub.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return [_fingerprint(file) for file in sorted(folder.glob('*')) if file.is_file()]
+    config = try_to_load_from_cache(name, 'config.json', cache_dir=hub_kwargs.get('cache_dir'))
+    commit = Path(config).parent.name if isinstance(config, str) else None
+    return {'hub_id': name, 'commit': commit}
+
+
 def _read(file: Path, key: str) -> dict[str, Tensor] | None:
     if not file.is_file():
         return None

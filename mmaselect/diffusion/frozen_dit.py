@@ -342,6 +342,7 @@ class FrozenDiT(nn.Module):
                         tap.module,
                         tap.operand,
                         lambda operand, key=key, tap=tap: catch(key, tap.tokens(operand, grid)),
+                        tap.product,
                     )
             yield caught
 

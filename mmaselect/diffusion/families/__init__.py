@@ -14,6 +14,7 @@ import mmaselect.diffusion.families.dit
 import mmaselect.diffusion.families.ernie_image
 import mmaselect.diffusion.families.flux
 import mmaselect.diffusion.families.flux2
+import mmaselect.diffusion.families.hidream
 import mmaselect.diffusion.families.hunyuan_dit
 import mmaselect.diffusion.families.hunyuan_image
 import mmaselect.diffusion.families.ideogram4
@@ -28,6 +29,7 @@ import mmaselect.diffusion.families.ovis_image
 import mmaselect.diffusion.families.pixart
 import mmaselect.diffusion.families.prx
 import mmaselect.diffusion.families.qwen_image
+import mmaselect.diffusion.families.qwen_image21
 import mmaselect.diffusion.families.sana
 import mmaselect.diffusion.families.sd3
 import mmaselect.diffusion.families.sit

@@ -43,11 +43,13 @@ class Tap:
         operand: None to read the module's output. ``'query'`` or ``'key'`` to read that operand of
             the ``scaled_dot_product_attention`` which the module calls instead, ``'product'`` to
             read its result; ``tokens`` is then given (B, N, C), the heads concatenated.
+        product: Which of the products that the module computes in a pass, counted from 0.
     """
 
     module: nn.Module
     tokens: Callable[[Any, tuple[int, int]], Tensor]
     operand: str | None = None
+    product: int = 0
 
 
 def whole_output(output: Any, grid: tuple[int, int]) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,22 +12,38 @@ from torch import Tensor, nn
 
 from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
-from mmaselect.diffusion.families.text import TextFamily
+from mmaselect.diffusion.families.text import TextFamily, require_prompt_cleaners
 from mmaselect.diffusion.families.tokens import last_tokens
+from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess, NoiseLevel
+
+_PIXELS = 'PRXPixelPipeline'
+
+
+class ScaledNoiseProcess(FlowMatchingProcess):
+    """A flow whose noise has another standard deviation than 1.
+
+    Args:
+        config: Config of a flow-matching scheduler.
+        noise_scale: That standard deviation.
+    """
+
+    def __init__(self, config: Mapping[str, Any], noise_scale: float) -> None:
+        super().__init__(config)
+        self.noise_scale = noise_scale
+
+    def at(self, timestep: int, num_tokens: int | None = None) -> NoiseLevel:
+        level = super().at(timestep, num_tokens)
+        return replace(level, sigma=level.sigma * self.noise_scale)
 
 
 @register_family
 class PRXFamily(TextFamily):
-    """``PRXTransformer2DModel``: ``Photoroom/prx-512-t2i-sft``, ...
+    """``PRXTransformer2DModel``: ``Photoroom/prx-512-t2i-sft``, ``Photoroom/prxpixel-t2i``, ...
 
     Blocks run over image tokens only; one projection gives their Q, K and V. Among the keys of the
-    attention product the text's come first.
-
-    Args:
-        config: The transformer's config.
-
-    Raises:
-        ValueError: If it is that of a model of pixels.
+    attention product the text's come first. PRXPixel works on pixels, and its noise has twice the
+    usual standard deviation (``noise_scale`` of its pipeline).
     """
 
     transformer_class = 'PRXTransformer2DModel'
@@ -36,20 +53,24 @@ class PRXFamily(TextFamily):
     stacks = (('depth', 'blocks'),)
     features = FEATURES + POST_FEATURES
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(config)
-        if config.get('bottleneck_size') is not None:
-            raise ValueError(
-                f'this {self.title} works on pixels (bottleneck_size={config["bottleneck_size"]}), '
-                f'with a pipeline of its own, and is not supported: use one that works on latents, '
-                f"such as 'Photoroom/prx-512-t2i-sft'"
-            )
+    def pipeline_name(self, source: PipelineSource) -> str:
+        return _PIXELS if source.index().get('_class_name') == _PIXELS else self.pipeline_class
+
+    def build_process(self, source: PipelineSource) -> ForwardProcess:
+        pipeline = source.pipeline
+        if self.pipeline_name(pipeline) != _PIXELS:
+            return super().build_process(source)
+        return ScaledNoiseProcess(
+            source.config('scheduler'), float(pipeline.index().get('noise_scale', 2.0))
+        )
 
     @property
     def width(self) -> int:
         return int(self.config['hidden_size'])
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        if type(pipeline).__name__ == _PIXELS:
+            require_prompt_cleaners('PRXPixel', ('ftfy',))
         states, mask, *_ = pipeline.encode_prompt(
             prompt, device=torch.device('cpu'), do_classifier_free_guidance=False
         )

@@ -63,10 +63,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     f'{_UNWRITTEN}: it is told tokens that a language model writes for each prompt': (
         'GlmImageTransformer2DModel',
     ),
-    f'{_UNWRITTEN}: one of its four text encoders is no part of its repository': (
-        'HiDreamImageTransformer2DModel',
-    ),
-    f'{_UNWRITTEN}, nor a codec for its VAE': ('QwenImage21Transformer2DModel',),
     f'{_UNWRITTEN}: its pipeline has no step that embeds a prompt alone': (
         'OmniGenTransformer2DModel',
     ),

@@ -21,16 +21,16 @@ from mmaselect.diffusion.loading import PipelineSource
 _LEFT_OUT = ('transformer', 'vae', 'image_encoder', 'feature_extractor', 'safety_checker')
 
 
-def require_prompt_cleaners(title: str) -> None:
+def require_prompt_cleaners(
+    title: str, packages: tuple[str, ...] = ('beautifulsoup4', 'ftfy')
+) -> None:
     """Raise an ImportError that names a missing package which cleans prompts of markup and links.
 
     The pipelines only log a line then, and leave them in.
     """
-    for package, installed in (
-        ('beautifulsoup4', is_bs4_available()),
-        ('ftfy', is_ftfy_available()),
-    ):
-        if not installed:
+    installed = {'beautifulsoup4': is_bs4_available(), 'ftfy': is_ftfy_available()}
+    for package in packages:
+        if not installed[package]:
             raise ImportError(
                 f'{title} cleans its prompts with {package}, which is not installed: '
                 f'`pip install {package}`, or all that prompts need by '
@@ -99,6 +99,16 @@ class TextFamily(Family):
         """Parts of the pipeline that are not loaded: None, or what stands in for them."""
         return dict.fromkeys(_LEFT_OUT)
 
+    def options_identity(self, options: Mapping[str, Any], source: PipelineSource) -> Any:
+        """What an embedding depends on of the options: as they are, unless one names files."""
+        return options
+
+    def late_parts(
+        self, source: PipelineSource, options: Mapping[str, Any], dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """Parts of the pipeline that lie elsewhere, loaded only when a prompt is embedded."""
+        return {}
+
     def weightless_transformer(self) -> nn.Module:
         """The transformer's config without its weights, for pipelines that look things up there."""
         cls = getattr(diffusers, self.transformer_class)
@@ -155,7 +165,7 @@ class TextFamily(Family):
             'pipeline': name,
             'encoders': encoder_identity(source, encoders),
             'prompt': prompt,
-            'options': options,
+            'options': self.options_identity(options, source),
             'dtype': str(dtype),
         }
         tensors = cached_embedding(
@@ -178,6 +188,7 @@ class TextFamily(Family):
         options: dict[str, Any],
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
+        replaced = {**replaced, **self.late_parts(source, options, dtype)}
         try:
             pipeline = getattr(diffusers, name).from_pretrained(
                 source.path, torch_dtype=dtype, **replaced, **source.hub_kwargs

@@ -43,7 +43,8 @@ def stock(request, folder):
         # gradient, no_grad or not (`should_fold` in its LinearAlgebra.cpp).
         # Our own prompts are embedded by encoders as diffusers loads them, so those stay.
         pipeline.transformer.requires_grad_(False)
-        pipeline.vae.requires_grad_(False)
+        if hasattr(pipeline, 'vae'):
+            pipeline.vae.requires_grad_(False)
         return pipeline
 
     return load

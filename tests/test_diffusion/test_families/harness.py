@@ -64,14 +64,13 @@ def recorded(model, paths):
 
 @contextlib.contextmanager
 def attention_operands(model, paths):
-    """(query, key), (B, heads, N, C), that attention layers hand to torch's product, by path."""
+    """(query, key), (B, heads, N, C), that attention layers hand to torch's products, by path."""
     operands, running = {}, []
     product = torch.nn.functional.scaled_dot_product_attention
 
     def recording(query, key, *args, **kwargs):
         if running:
-            assert running[-1] not in operands, f'{running[-1]} computes two products'
-            operands[running[-1]] = (query, key)
+            operands.setdefault(running[-1], []).append((query, key))
         return product(query, key, *args, **kwargs)
 
     handles = [model.register_forward_pre_hook(lambda module, args: operands.clear())]
@@ -109,6 +108,8 @@ class FeatureProof:
     timestep = 300
     #: Of the comparison in each precision: uneven and even.
     timesteps = (137, 612)
+    #: Products that an attention layer computes; the image's is the last of them.
+    products = 1
     #: What the pipeline calls the number of images.
     images_per_prompt = 'num_images_per_prompt'
     #: The prompt that the pipeline is given for it, and further arguments of its call.
@@ -219,7 +220,8 @@ class FeatureProof:
             self.stock_call(pipeline, noisy, size, timestep or self.timestep)
         tokens = {key: pick(outputs[path], rows * columns) for key, (path, pick) in points.items()}
         for block, (path, pick) in post.items():
-            for name, operand in zip(('query', 'key'), operands[path], strict=True):
+            assert len(operands[path]) == self.products, path
+            for name, operand in zip(('query', 'key'), operands[path][-1], strict=True):
                 heads_last = operand.transpose(1, 2).flatten(2)
                 tokens[block, f'{name}_post'] = pick(heads_last, rows * columns)
         return {

@@ -51,6 +51,7 @@ class NucleusImage:
     sizes = ((128, 128), (64, 96), (96, 32))
     call_options: ClassVar = {'guidance_scale': 1.0}
     dynamic = False
+    grouped = False
     # Block 3 is a mixture of experts, and the last one is dense.
     strategy = 'leave_first_three_and_last_block_dense'
 
@@ -74,6 +75,7 @@ class NucleusImage:
             num_experts=4,
             moe_intermediate_dim=16,
             capacity_factors=[0.0, 0.0, 0.0, 2.0, 1.0],
+            use_grouped_mm=self.grouped,
         )
         # Constructed without any values.
         for name, parameter in transformer.named_parameters():
@@ -125,7 +127,7 @@ class TestNucleusImageWithAPrompt(NucleusImage, FeatureProof):
 
     condition = prompt = 'a red bird'
     strategy = 'leave_first_three_blocks_dense'
-    dynamic = True
+    dynamic = grouped = True
 
 
 def test_too_large_an_image_is_refused():

@@ -3,14 +3,18 @@ from typing import ClassVar
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    PRXPipeline,
+    PRXPixelPipeline,
+    PRXTransformer2DModel,
+)
 from harness import FamilyProof, FeatureProof, item, last_tokens
 from published import check_published
+from tiny_chat import qwen3_vl
 from tiny_language import gemma2
-from tiny_text import gemma_tokenizer
+from tiny_text import gemma_tokenizer, qwen2_tokenizer
 from tiny_vae import kl_vae
-
-from mmaselect.diffusion.families.prx import PRXFamily
 
 _CONFIG = {
     'in_channels': 16,
@@ -22,8 +26,24 @@ _CONFIG = {
     'depth': 16,
 }
 
-#: Name, class, config, width, blocks, parameters in billions: all by the defaults of the class.
-PUBLISHED = [('Photoroom/prx-512-t2i-sft', PRXTransformer2DModel, _CONFIG, 1792, 16, 1.17)]
+_PIXELS = {
+    **_CONFIG,
+    'in_channels': 3,
+    'patch_size': 16,
+    'context_in_dim': 2048,
+    'hidden_size': 3584,
+    'depth': 24,
+    'axes_dim': [64, 64],
+    'bottleneck_size': 768,
+    'resolution_embeds': True,
+}
+
+#: Name, class, config (of the first by the defaults of the class), width, blocks, parameters in
+#: billions ('~7B' of the second).
+PUBLISHED = [
+    ('Photoroom/prx-512-t2i-sft', PRXTransformer2DModel, _CONFIG, 1792, 16, 1.17),
+    ('Photoroom/prxpixel-t2i', PRXTransformer2DModel, _PIXELS, 3584, 24, 7),
+]
 
 TEXT, WIDTH = 8, 32
 
@@ -98,9 +118,52 @@ class TestPRXWithAPrompt(PRX, FeatureProof):
     condition = prompt = 'a red bird'
 
 
-def test_a_model_of_pixels_is_refused():
-    with pytest.raises(ValueError, match=r'works on pixels \(bottleneck_size=512\)'):
-        PRXFamily({**_CONFIG, 'bottleneck_size': 512})
+class PRXPixel(PRX):
+    """No VAE, noise of twice the usual strength, and the size of the image embedded."""
+
+    stride = 4
+    sizes = ((32, 32), (16, 24), (24, 8))
+
+    def build(self, folder):
+        tokenizer = qwen2_tokenizer(max_length=300)
+        transformer = PRXTransformer2DModel(
+            in_channels=3,
+            patch_size=4,
+            context_in_dim=TEXT,
+            hidden_size=WIDTH,
+            mlp_ratio=2.0,
+            num_heads=2,
+            depth=self.num_blocks,
+            axes_dim=[8, 8],
+            bottleneck_size=12,
+            resolution_embeds=True,
+        )
+        for block in transformer.blocks:
+            for parameter in block.modulation.parameters():
+                torch.nn.init.normal_(parameter, std=0.2)
+        PRXPixelPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+            text_encoder=qwen3_vl(tokenizer, TEXT).language_model,
+            tokenizer=tokenizer,
+            prompt_max_tokens=32,
+            noise_scale=1.75,
+        ).save_pretrained(folder)
+
+    def stock_level(self, pipeline, timestep):
+        alpha, sigma = super().stock_level(pipeline, timestep)
+        return alpha, sigma * pipeline.config.noise_scale
+
+    def stock_latent(self, pipeline, images):
+        return images
+
+
+class TestPRXPixel(PRXPixel, FamilyProof):
+    pass
+
+
+class TestPRXPixelWithAPrompt(PRXPixel, FeatureProof):
+    condition = prompt = ' a red bird &amp; co '
 
 
 @pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])

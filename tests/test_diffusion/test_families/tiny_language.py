@@ -12,6 +12,8 @@ from transformers import (
     Gemma2Model,
     GlmConfig,
     GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     SmolLM3Config,
     SmolLM3ForCausalLM,
@@ -55,6 +57,20 @@ def umt5(tokenizer, width=8):
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2
     )
     return UMT5EncoderModel(config).eval()
+
+
+def llama(tokenizer, width=8, layers=3):
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def smollm3(width=16, layers=3):

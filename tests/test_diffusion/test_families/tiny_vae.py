@@ -6,6 +6,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     AutoencoderKLWan,
 )
 
@@ -37,6 +38,20 @@ def qwen_image_vae(seed=2):
         dim_mult=[1, 1, 1, 1],
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[0.9, 1.1, 0.8, 1.3],
+    ).eval()
+
+
+def qwen_image21_vae(seed=2):
+    """Stride 16, 4 channels; encodes clips of four channels."""
+    torch.manual_seed(seed)
+    return AutoencoderKLQwenImage21(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
         latents_mean=[0.1, -0.2, 0.3, 0.4],
         latents_std=[0.9, 1.1, 0.8, 1.3],
     ).eval()
