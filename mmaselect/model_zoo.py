@@ -29,6 +29,7 @@ class PublishedModel:
         license: As the model's page names it, which has the last word; 'see its page' where it is
             not known.
         gated: Whether the page asks for a login and a consent before it gives the weights.
+        brief: Whether its card says that it was trained briefly, so that it may be best at t = 0.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PublishedModel:
     whole: float
     license: str
     gated: bool = False
+    brief: bool = False
 
     @property
     def blocks(self) -> int:
@@ -99,10 +101,10 @@ _CLASSES = {
 _MODELS = (
     PublishedModel(
         'mmaselect://dit_cifar10',
-        'dit', 224, (6,), 3, 4, 'DDPM, linear', 6, 0.0, 0.0, 'apache-2.0'),
+        'dit', 224, (6,), 3, 4, 'DDPM, linear', 6, 0.0, 0.0, 'apache-2.0', brief=True),
     PublishedModel(
         'mmaselect://dit_digits',
-        'dit', 96, (5,), 2, 4, 'DDPM, linear', 1, 0.0, 0.0, 'apache-2.0'),
+        'dit', 96, (5,), 2, 4, 'DDPM, linear', 1, 0.0, 0.0, 'apache-2.0', brief=True),
     PublishedModel(
         'facebook/DiT-XL-2-256',
         'dit', 1152, (28,), 14, 16, 'DDPM, linear', 750, 0.8, 1.4, 'cc-by-nc-4.0'),

@@ -166,6 +166,33 @@ NEAR: dict[str, list[Any]] = {
         np.zeros((0, 8, 3), np.uint8),
     ],
     'device': ['cpu', 'cuda:99', 'tpu', 'meta'],
+    'method': ['race', 'full', 'fast'],
+    'confidence': [0.9, 0.5, 1, 0.4, np.float64(0.99)],
+    'refine': [None, 1, 25, 50, 60, np.int64(10)],
+    'compile': [
+        True,
+        False,
+        {},
+        dict(mode='max-autotune'),
+        dict(dynamic=True),
+        dict(backend='eager'),
+        dict(backend='none'),
+        dict(mode='slow'),
+        dict(foo=1),
+    ],
+    'cache': [
+        'features',
+        'latents',
+        'maps',
+        dict(kind='features', dtype='bf16'),
+        dict(kind='latents', max_gb=1),
+        dict(kind='latents', max_gb=0),
+        dict(kind='latents', dtype='int8'),
+        dict(kind='features', folder='x\0'),
+        dict(dtype='fp16'),
+    ],
+    'timestep_from': ['checkpoint', 'config', 'file'],
+    'fusion': ['concat', 'mean', 'sum'],
     'pool': ['mean', 'max'],
     'store': ['fp16', 'fp64'],
     'shard_size': [1, 3, np.int64(2)],
@@ -220,7 +247,7 @@ class Outcome:
 
 
 SELECTION = ('criterion', 'others', 'timesteps', 'num_images', 'image_size', 'batch_size', 'seed',
-             'views', 'array_order')  # fmt: skip
+             'views', 'method', 'confidence', 'refine', 'array_order')  # fmt: skip
 SMALL = dict(
     criterion='HighFrequencyRatio', others=(), timesteps=[0, 50], num_images=2, image_size=32
 )
@@ -241,7 +268,8 @@ def make_targets(model: str, folder: str, scratch: Path) -> dict[str, Target]:
         selection = {**SMALL, 'cache_dir': scratch / 'cache'}
         config = dict(pretrained=model, timestep=50, calibration=folder, selection=selection)
         built = ASelecTDiT(**{**config, **given})
-        if 'calibration' not in given and 'selection' not in given:
+        # Compiling takes long, and a cache writes: both have tests of their own.
+        if not {'calibration', 'selection', 'compile', 'cache'}.intersection(given):
             built.init_weights()
             built(torch.zeros(1, 3, 32, 32))
 
@@ -289,8 +317,17 @@ def make_targets(model: str, folder: str, scratch: Path) -> dict[str, Target]:
                 'noise',
                 'noise_seed',
                 'num_draws',
+                'compile',
+                'cache',
                 'load_kwargs',
                 'hub_kwargs',
+                'base',
+                'vae',
+                'original',
+                'lora',
+                'lora_scale',
+                'timestep_from',
+                'fusion',
                 'init_cfg',
             ),
             backbone,

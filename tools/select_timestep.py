@@ -37,6 +37,10 @@ The pick is cached: training with the same settings finds it and does not sweep 
 """
 
 
+#: Flags that replace an option of the config's selection.
+OVERRIDES = ('timesteps', 'num_images', 'method', 'confidence', 'refine', 'batch_size', 'seed')
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_tool_parser(__doc__, EXAMPLES)
@@ -82,6 +86,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=float,
         help='of the race: that a dropped timestep is worse than the leader; default: 0.999',
     )
+    parser.add_argument(
+        '--refine',
+        type=int,
+        metavar='SPACING',
+        help='search a finer grid of this spacing around the best timesteps; default: none',
+    )
     parser.add_argument('--batch-size', type=int, help='images per transformer pass')
     parser.add_argument('--seed', type=int, help='of the choice of images and of the noise')
     parser.add_argument(
@@ -123,11 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         backbone.blocks = args.blocks
     if args.feature:
         backbone.feature = args.feature
-    overrides = {
-        name: getattr(args, name)
-        for name in ('timesteps', 'num_images', 'method', 'confidence', 'batch_size', 'seed')
-        if getattr(args, name) is not None
-    }
+    overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
     if args.criterion:
         overrides['criterion'] = dict(type=args.criterion, **(args.criterion_options or {}))
 

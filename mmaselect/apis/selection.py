@@ -45,6 +45,7 @@ def select_timestep(
     views: ViewOptions | Mapping[str, Any] | None = None,
     method: str = SelectionOptions.method,
     confidence: float = SelectionOptions.confidence,
+    refine: int | None = SelectionOptions.refine,
     dtype: str | torch.dtype = 'fp32',
     device: str | torch.device | None = None,
     out: str | Path | None = None,
@@ -75,6 +76,8 @@ def select_timestep(
         method: ``'race'``, which drops timesteps that cannot be the best any more, or ``'full'``,
             which scores all of them on all images.
         confidence: Of the race: that a timestep which is dropped is worse than the leader.
+        refine: Spacing of a finer grid around the timesteps that may be the best, which is searched
+            at the end; None for the grid alone.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
         out: Folder for ``selection.json``, ``selection.png`` and ``selection.html``; nothing is
@@ -109,6 +112,7 @@ def select_timestep(
             views=views,
             method=method,
             confidence=confidence,
+            refine=refine,
         )
     )
     if out is not None:

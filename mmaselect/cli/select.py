@@ -29,7 +29,7 @@ The result is cached: asked the same again, the command does not sweep again. La
 
 
 #: Flags that are options of a selection, with its defaults.
-OPTIONS = ('timesteps', 'criterion', 'num_images', 'method', 'confidence')
+OPTIONS = ('timesteps', 'criterion', 'num_images', 'method', 'confidence', 'refine')
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -67,6 +67,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '--confidence',
         type=float,
         help='of the race: that a dropped timestep is worse than the leader. Default: 0.999',
+    )
+    group.add_argument(
+        '--refine',
+        type=int,
+        metavar='SPACING',
+        help='search a finer grid of this spacing around the best timesteps. Default: none',
     )
     group.add_argument(
         '--no-cache', action='store_true', help='sweep even if a stored result fits, and store none'

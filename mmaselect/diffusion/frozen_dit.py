@@ -85,6 +85,8 @@ class FrozenDiT(nn.Module):
         features: str | Sequence[str] = ('query',),
     ) -> None:
         super().__init__()
+        #: What it was loaded from.
+        self.name: str | None = None
         self.family = family
         self.process = process
         self.transformer = transformer
@@ -172,7 +174,9 @@ class FrozenDiT(nn.Module):
                 f'vae={str(vae)!r} gives latents of {codec.channels} channels, and {family.title} '
                 f'takes {family.in_channels}: it is the VAE of another model'
             )
-        return cls(transformer, family, process, codec, prepared, resolved, features)
+        dit = cls(transformer, family, process, codec, prepared, resolved, features)
+        dit.name = source.name
+        return dit
 
     # -- facts ------------------------------------------------------------------------------------
     @property

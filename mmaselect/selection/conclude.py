@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmaselect.diffusion import TapKey
+from mmaselect.model_zoo import list_models, model_info
 from mmaselect.selection.race import RoundScores, on_one_scale
 from mmaselect.selection.result import Curve, CurvePoint, best_point, finalists
 from mmaselect.selection.scoring import StepScores
@@ -40,16 +41,20 @@ def conclude(
     dtype: str,
     num_images: int | None = None,
     at_ends: Mapping[int, RoundScores] | None = None,
+    grid: Sequence[int] | None = None,
+    model: str | None = None,
 ) -> Conclusion:
     """Pick the timestep that scores best, and say what is suspect about it.
 
     Args:
-        steps: Scores of each timestep, in the order of the grid.
+        steps: Scores of each timestep, sorted by it.
         criteria: Names; the first one decides.
         taps: The (block, feature) that were scored.
         dtype: Precision of the model, for messages.
         num_images: All that a timestep could have been scored on.
         at_ends: Of a race: see :func:`~mmaselect.selection.race.on_one_scale`.
+        grid: The timesteps without those of a finer grid; all if None.
+        model: What the model was loaded from, which may be in the list of published models.
 
     Raises:
         RuntimeError: If no timestep has finite features, or a criterion no finite score.
@@ -61,12 +66,12 @@ def conclude(
     steps = on_one_scale(steps, at_ends or {}, winner)
     curve = build_curve(steps, deciding, taps, finalists)
     others = {name: build_curve(steps, name, taps) for name in rest}
-    warnings += warn_of_grid_end(curve)
+    warnings += warn_of_grid_end(curve, model)
     # Where somebody was dropped, or the race ended early, it has been seen that they differ.
     seen = {point.images for point in curve.points if point.score is not None}
     if len(seen) == 1 and seen <= {None, num_images}:
         warnings += warn_of_flat_curve(curve)
-    warnings += warn_of_disagreement(curve, others)
+    warnings += warn_of_disagreement(curve, others, grid or curve.timesteps)
     per_tap = [build_curve(steps, deciding, [tap]) for tap in taps]
     last = [step for step in steps if step.images == curve.best.images]
     return Conclusion(curve, others, per_tap, warnings, pick_interval(last, deciding, taps))
@@ -177,19 +182,29 @@ def warn_of_nonfinite_features(steps: Sequence[StepScores], dtype: str) -> list[
     ]
 
 
-def warn_of_grid_end(curve: Curve) -> list[str]:
-    """A warning if the pick is the first or the last scored point of the grid."""
+def warn_of_grid_end(curve: Curve, model: str | None = None) -> list[str]:
+    """A warning if the pick is the first or the last scored point of the grid.
+
+    Args:
+        curve: That of the deciding criterion.
+        model: Its name. One whose card says that it was trained briefly may well be best at t = 0.
+    """
     scored = [point.timestep for point in curve.points if point.score is not None]
     if len(scored) <= 2 or curve.timestep not in (scored[0], scored[-1]):
         return []
     end = 'first' if curve.timestep == scored[0] else 'last'
-    # Nothing lies below 0: to advise a wider grid would be no help.
-    reason = (
-        'the image with the least noise. A model that was trained briefly can be best there; of a '
-        'published one, look at the curve'
-        if curve.timestep == 0
-        else 'the maximum may lie outside of it, or the criterion may be measuring the noise itself'
-    )
+    reason = 'the maximum may lie outside of it, or the criterion may be measuring the noise itself'
+    if curve.timestep == 0:
+        # Nothing lies below 0: to advise a wider grid would be no help.
+        published = model_info(model) if model in list_models() else None
+        if published is not None and published.brief:
+            return []
+        reason = 'the image with the least noise. ' + (
+            'A model that was trained briefly can be best there; a well-trained one seldom is'
+            if published is None
+            else f'{model} was trained at length, and such a model seldom is best there: look at '
+            f'the curve, and check the pick with labels if you have some'
+        )
     return [f'the pick, timestep {curve.timestep}, is the {end} point of the grid: {reason}']
 
 
@@ -206,13 +221,15 @@ def warn_of_flat_curve(curve: Curve) -> list[str]:
     ]
 
 
-def warn_of_disagreement(curve: Curve, others: Mapping[str, Curve]) -> list[str]:
+def warn_of_disagreement(
+    curve: Curve, others: Mapping[str, Curve], grid: Sequence[int]
+) -> list[str]:
     """A warning for each criterion whose pick is far away: by more than a tenth of the grid.
 
     A pick that was scored on fewer images must be better by more than two standard errors.
     """
-    position = {step: i for i, step in enumerate(curve.timesteps)}
-    near = max(1, len(position) // 10)
+    position = {step: np.interp(step, grid, range(len(grid))) for step in curve.timesteps}
+    near = max(1, len(grid) // 10)
     return [
         f'{name} disagrees: it would pick timestep {other.timestep} instead of {curve.timestep}'
         for name, other in others.items()

@@ -42,6 +42,29 @@ def parse_timesteps(spec: str | int | Sequence[int], num_train_timesteps: int) -
     return sorted(set(steps))
 
 
+def finer_grid(grid: Sequence[int], around: Sequence[int], spacing: int) -> list[int]:
+    """Timesteps between some of a grid and their neighbors in it.
+
+    Args:
+        grid: The coarse one, sorted.
+        around: Timesteps of it.
+        spacing: Of the finer one, which goes on from each of ``around`` to both sides.
+
+    Returns:
+        Those that are not in the grid, sorted.
+
+    Example:
+        >>> finer_grid([0, 25, 50, 75], [0, 50], 10)
+        [10, 20, 30, 40, 60, 70]
+    """
+    found: set[int] = set()
+    for step in around:
+        below = max((other for other in grid if other < step), default=step)
+        above = min((other for other in grid if other > step), default=step)
+        found.update(range(step + spacing, above, spacing), range(step - spacing, below, -spacing))
+    return sorted(found.difference(grid))
+
+
 def read_grid(spec: Any) -> list[int]:
     """The timesteps that a user wrote, in the order in which they stand.
 

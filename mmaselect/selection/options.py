@@ -56,6 +56,8 @@ class SelectionOptions:
             ``'full'``, which scores every timestep on every image. See
             :mod:`mmaselect.selection.race`.
         confidence: Of a race: that a timestep which is dropped is worse than the leader.
+        refine: Spacing of a finer grid between the timesteps that may be the best and their
+            neighbors, which is searched once the grid itself has been; None to leave it at that.
 
     Raises:
         ValueError: If a value is of another type, or out of range; the message names it.
@@ -73,6 +75,7 @@ class SelectionOptions:
     array_order: str = 'rgb'
     method: str = DEFAULT_METHOD
     confidence: float = DEFAULT_CONFIDENCE
+    refine: int | None = None
 
     def __post_init__(self) -> None:
         criterion = criterion_config('criterion', self.criterion)
@@ -105,6 +108,8 @@ class SelectionOptions:
                 f'confidence must be from 0.5 to below 1, got {shorten(self.confidence)}'
             )
         checked['confidence'] = float(self.confidence)
+        if self.refine is not None:
+            checked['refine'] = whole_number('refine', self.refine, 1)
         if self.image_size is not None:
             checked['image_size'] = image_size('image_size', self.image_size)
         if self.cache_dir is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Done:
         goal: Rounds that these have behind them at its end.
         rounds: Timestep to the rounds that it had behind it when the stage began.
         units: Pairs of a batch and a timestep that this rank has scored in the stage.
+        refined: Whether the finer grid has been begun.
         at_ends: Number of images at the end of a round to the scores of those who raced then: see
             :func:`~mmaselect.selection.race.on_one_scale`.
         evaluations: Transformer passes of one image each, so far.
@@ -51,6 +52,7 @@ class Done:
     goal: int = 1
     rounds: dict[int, int] = field(default_factory=dict)
     units: int = 0
+    refined: bool = False
     at_ends: dict[int, RoundScores] = field(default_factory=dict)
     evaluations: int = 0
     seconds: float = 0.0
@@ -63,6 +65,7 @@ class Done:
             steps=list(self.steps),
             goal=self.goal,
             rounds=dict(self.rounds),
+            refined=self.refined,
             at_ends=dict(self.at_ends),
         )
 
@@ -89,21 +92,28 @@ class PartialSums:
         self._due = time.monotonic() + SAVE_SECONDS
         self._broken = False
 
-    def load(self, meters: Mapping[int, Meters]) -> Done | None:
-        """Put the stored sums into empty meters; says how far they are, None if there are none."""
+    def load(self, meters: dict[int, Meters], start: Callable[[], Meters]) -> Done | None:
+        """Put the stored sums into empty meters; says how far they are, None if there are none.
+
+        Args:
+            meters: Those of the grid; timesteps of a finer one are added.
+            start: Makes empty ones.
+        """
+        grid = list(meters)
         self._clear_old()
         try:
             stored = torch.load(self.path, map_location='cpu', weights_only=True)
             done = Done(**stored['done'])
             if stored.get('order') != self.order:
                 raise ValueError('its images were taken in another order')
+            meters.update({step: start() for step in done.rounds if step not in meters})
             for name, meter in _named(meters):
                 _restore(meter, stored['sums'][name])
         except FileNotFoundError:
             return None
         except Exception as error:  # torch.load raises whatever a damaged file makes it meet
             warn(f'{self.path} cannot be used ({error!r}): the selection starts from its beginning')
-            reset(meters)
+            reset(meters, grid)
             return None
         return done
 
@@ -143,8 +153,10 @@ class PartialSums:
                     os.unlink(entry.path)
 
 
-def reset(meters: Mapping[int, Meters]) -> None:
-    """Empty them."""
+def reset(meters: dict[int, Meters], grid: Sequence[int]) -> None:
+    """Empty those of a grid, and leave out the others."""
+    for step in set(meters).difference(grid):
+        del meters[step]
     for _, meter in _named(meters):
         meter.reset()
 

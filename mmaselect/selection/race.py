@@ -108,7 +108,9 @@ def on_one_scale(
     Each keeps its distance to the winner on the images that both saw. For a mean over images that
     is the difference estimator of two-phase sampling (Cochran, "Sampling Techniques", 1977,
     chapter 12), closer to the mean over all images than the mean over a few of them; for a
-    criterion that compares images with one another it takes out what depends on their number.
+    criterion that compares images with one another it takes out what depends on their number. A
+    winner of the finer grid was not in all rounds: there its nearest neighbor among the finalists
+    stands for it.
 
     Args:
         steps: Scores of each timestep, with its number of images.
@@ -119,12 +121,15 @@ def on_one_scale(
     end = found[winner]
     placed = []
     for step in steps:
-        before = rounds.get(step.images or 0, {}).get(winner)
-        if step.images == end.images or before is None:
+        before = rounds.get(step.images or 0, {})
+        anchors = [t for t, other in found.items() if other.images == end.images and t in before]
+        if step.images == end.images or not anchors:
             placed.append(step)
             continue
+        anchor = min(anchors, key=lambda timestep: abs(timestep - winner))
+        after = found[anchor].values
         values = {
-            key: {**value, 'score': value['score'] + end.values[key]['score'] - before[key]}
+            key: {**value, 'score': value['score'] + after[key]['score'] - before[anchor][key]}
             for key, value in step.values.items()
         }
         placed.append(replace(step, values=values))

@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from mmaselect.files import write_json
+from mmaselect.selection.grid import finer_grid
 
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
 #: version of the package alone costs nobody a sweep.
@@ -228,7 +229,13 @@ class SelectionResult:
         ):
             if not isinstance(found, list) or any(type(value) is not kind for value in found):
                 raise ValueError(f'{name} is {found!r}')
+        if self.key != settings_key(self.settings):
+            raise ValueError(f'key {self.key!r} is not that of the settings')
         grid = self.settings.get('timesteps') if isinstance(self.settings, dict) else None
+        refine = self.settings.get('refine') if isinstance(self.settings, dict) else None
+        if grid is not None and refine is not None:
+            finer = finer_grid(grid, grid, refine)
+            grid = sorted([*grid, *set(finer).intersection(self.curve.timesteps)])
         for curve in (self.curve, *self.others.values(), *self.per_tap):
             _check_curve(curve, grid)
         best = self.curve.best
@@ -240,8 +247,6 @@ class SelectionResult:
             and set(self.interval) <= set(self.curve.timesteps)
         ):
             raise ValueError(f'interval is {self.interval!r}')
-        if self.key != settings_key(self.settings):
-            raise ValueError(f'key {self.key!r} is not that of the settings')
 
 
 def _check_numbers(name: str, value: Any, kind: type, lowest: float = 0) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 from mmengine.dist import get_dist_info
 
+from mmaselect.checks import shorten
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationBatch, CalibrationSet, ImageSource
 from mmaselect.images.views import ViewOptions
-from mmaselect.selection.conclude import conclude
+from mmaselect.selection.conclude import build_curve, conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
-from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
+from mmaselect.selection.grid import DEFAULT_GRID, finer_grid, parse_timesteps
 from mmaselect.selection.identity import code_identity, model_identity
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import Done, PartialSums, reset
@@ -71,6 +72,7 @@ class Sweep:
         cache: Where results are kept; None for no cache.
         method: ``'race'``, or ``'full'`` for every timestep on every image.
         confidence: Of the race.
+        refine: Spacing of a finer grid around the timesteps that may be the best, or None.
 
     Attributes:
         round_ends (list[int]): How many images a timestep has seen after each round of the race;
@@ -79,8 +81,8 @@ class Sweep:
         was_stored (bool): Whether the last run found its result there, and computed nothing.
 
     Raises:
-        ValueError: If the grid is out of range, or a criterion needs labels that the calibration
-            set does not have.
+        ValueError: If the grid is out of range, the finer one is no finer, or a criterion needs
+            labels that the calibration set does not have.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Sweep:
         views: ViewOptions | None = None,
         method: str = SelectionOptions.method,
         confidence: float = SelectionOptions.confidence,
+        refine: int | None = SelectionOptions.refine,
     ) -> None:
         options = SelectionOptions(
             timesteps=timesteps,
@@ -106,10 +109,20 @@ class Sweep:
             views=ViewOptions() if views is None else views,
             method=method,
             confidence=confidence,
+            refine=refine,
         )
         self.dit = dit
         self.calibration = calibration
         self.timesteps = parse_timesteps(options.timesteps, dit.num_train_timesteps)
+        self.refine = options.refine
+        self._finer: list[int] = []
+        if self.refine is not None:
+            self._finer = finer_grid(self.timesteps, self.timesteps, self.refine)
+            if not self._finer:
+                raise ValueError(
+                    f'refine={self.refine} is no finer than timesteps='
+                    f'{shorten(options.timesteps)}: give a spacing below theirs, or None'
+                )
         self.configs = [dict(config) for config in (options.criterion, *options.others)]
         self.prototypes = build_criteria(self.configs)
         self.seed = options.seed
@@ -154,6 +167,7 @@ class Sweep:
             views=options.views,
             method=options.method,
             confidence=options.confidence,
+            refine=options.refine,
         )
 
     @classmethod
@@ -206,6 +220,8 @@ class Sweep:
             seed=self.seed,
             views=None if self.views is None else asdict(self.views),
         )
+        if self.refine is not None:
+            settings['refine'] = self.refine
         if self.races:
             settings['race'] = dict(rounds=self.round_ends, confidence=self.confidence)
         return from_rank_zero(json.loads(json.dumps(settings, default=str)))
@@ -220,7 +236,8 @@ class Sweep:
             if self.cache is not None:
                 warn(f'{error}: no stored result is looked for, and none is stored')
             self.cache = None
-        return dict(model_identity(self.dit, self.timesteps, self._num_tokens()), code=code)
+        timesteps = sorted([*self.timesteps, *self._finer])
+        return dict(model_identity(self.dit, timesteps, self._num_tokens()), code=code)
 
     def _facts(self, model: dict[str, Any]) -> dict[str, Any]:
         """What must be the same on all ranks, by its name in a message."""
@@ -288,10 +305,7 @@ class Sweep:
             self.stored_at = self.cache.path(key) if self.cache else None
             return found
 
-        meters = {
-            step: start_meters(self.prototypes, self.dit.keys, self.dit.device)
-            for step in self.timesteps
-        }
+        meters = {step: self._start_meters() for step in self.timesteps}
         partial = None
         if self.cache is not None:
             partial = PartialSums(
@@ -305,7 +319,7 @@ class Sweep:
             )
             if not self._next_stage(meters, done):
                 break
-        result = self._result([self._read(meters, done, step) for step in meters], done)
+        result = self._result([self._read(meters, done, step) for step in sorted(meters)], done)
         result.seconds = round(time.perf_counter() - start, 3)
         result.model_evaluations = sum(shares)
         result.key, result.settings = key, settings
@@ -318,6 +332,9 @@ class Sweep:
                 partial.clear()
         return result
 
+    def _start_meters(self) -> Meters:
+        return start_meters(self.prototypes, self.dit.keys, self.dit.device)
+
     def _resume(self, meters: dict[int, Meters], partial: PartialSums | None) -> Done:
         """Where a killed sweep was, its sums in the meters; or the beginning."""
         rank, world_size = get_dist_info()
@@ -325,7 +342,7 @@ class Sweep:
 
         def load(tell: Callable[[str], None]) -> Done:
             tell('looking for the sums of a sweep that was stopped')
-            return (partial.load(meters) if partial else None) or first
+            return (partial.load(meters, self._start_meters) if partial else None) or first
 
         found = gather_answers(load)
         # Ranks are in one stage; but some may have been killed at the end of the one before.
@@ -336,8 +353,9 @@ class Sweep:
                 or done.units < sum(len(s) for _, s in self._work(done, number, world_size))
             ):
                 warn('ranks were stopped too far apart: the selection starts from its beginning')
-                reset(meters)
+                reset(meters, self.timesteps)
                 return first
+        meters.update({s: self._start_meters() for s in latest.rounds if s not in meters})
         mine = found[rank]
         return mine if mine.stage == latest.stage else replace(mine, **latest.plan, units=0)
 
@@ -369,7 +387,9 @@ class Sweep:
         work = list(self._work(done, rank, world_size))
         before, unit = done.units, 0
         name = 'selecting timestep'
-        if done.stage:
+        if done.refined:
+            name += f': {len(done.steps)} around the best'
+        elif done.stage:
             name += f': {len(done.steps)} of {len(self.timesteps)} left'
         with progress_bar('images x timesteps', disable=not (progress and rank == 0)) as bar:
             total = sum(len(positions) * len(steps) for positions, steps in work)
@@ -399,26 +419,43 @@ class Sweep:
         """
         done.rounds.update(dict.fromkeys(done.steps, done.goal))
         scores = [self._read(meters, done, step) for step in done.steps]
-        last = len(self.round_ends)
-        if done.goal < last:
-            done.at_ends[self.round_ends[done.goal - 1]] = round_scores(scores)
+        last, goal = len(self.round_ends), done.goal
+        if goal < last:
+            ended = done.at_ends.setdefault(self.round_ends[goal - 1], {})
+            done.at_ends[self.round_ends[goal - 1]] = {**ended, **round_scores(scores)}
             left = contenders(scores, next(iter(self.prototypes)), self.dit.keys, self.confidence)
-            left, goal = from_rank_zero(left), done.goal + 1
-            if len(left) == 1:
-                return False
+            left = from_rank_zero(left)
         else:
-            left, goal = [step.timestep for step in scores if step.is_finite], last
-            if left:
-                return False
+            left = [step.timestep for step in scores if step.is_finite]
         if not left:
             # Everybody who led has features that overflow on an image: back to all the others.
-            out = [step for step in self.timesteps if step not in done.steps]
+            out = [step for step in sorted(meters) if step not in done.steps]
             left = [step for step in out if self._read(meters, done, step).is_finite]
             goal = last
             if not left:
                 return False
+        elif goal < last and len(left) > 1:
+            goal += 1
+        else:
+            if self.refine is None or done.refined:
+                return False
+            done.refined = True
+            leaders = from_rank_zero(self._leaders(scores))
+            finer = finer_grid(self.timesteps, leaders, self.refine)
+            if not finer:
+                return False
+            meters.update({step: self._start_meters() for step in finer})
+            done.rounds.update(dict.fromkeys(finer, 0))
+            left = sorted([*leaders, *finer])
         done.stage, done.steps, done.goal, done.units = done.stage + 1, left, goal, 0
         return True
+
+    def _leaders(self, scores: Sequence[StepScores]) -> list[int]:
+        """Who may be the best; one alone by a criterion that does not say what images add."""
+        deciding = next(iter(self.prototypes))
+        if all((tap, deciding) in step.per_image for step in scores for tap in self.dit.keys):
+            return contenders(scores, deciding, self.dit.keys, self.confidence)
+        return [build_curve(scores, deciding, self.dit.keys).timestep]
 
     def _read(self, meters: dict[int, Meters], done: Done, step: int) -> StepScores:
         """Scores of a timestep on the images that it has seen, over all ranks."""
@@ -448,7 +485,14 @@ class Sweep:
         """What the scores say, and of what."""
         names = list(self.prototypes)
         found = conclude(
-            steps, names, self.dit.keys, str(self.dit.dtype), len(self.calibration), done.at_ends
+            steps,
+            names,
+            self.dit.keys,
+            str(self.dit.dtype),
+            len(self.calibration),
+            done.at_ends,
+            self.timesteps,
+            self.dit.name,
         )
         return SelectionResult(
             timestep=found.curve.timestep,

@@ -65,6 +65,20 @@ def test_a_pick_at_the_end_of_the_grid(scores, said):
     assert (warnings == []) if said is None else (len(warnings) == 1 and said in warnings[0])
 
 
+def test_what_is_said_of_zero_depends_on_the_model():
+    steps = make_steps({'A': {TAPS[0]: [0.9, 0.2, 0.1]}})
+
+    def said(model):
+        return conclude(steps, ['A'], TAPS[:1], 'torch.float32', model=model).warnings
+
+    assert said('mmaselect://dit_digits') == []
+    (unknown,) = said('runs/dit/pipeline')
+    (published,) = said('facebook/DiT-XL-2-256')
+    assert 'trained briefly can be best there' in unknown
+    assert 'facebook/DiT-XL-2-256 was trained at length' in published
+    assert all('is the first point of the grid' in warning for warning in (unknown, published))
+
+
 def test_ends_are_those_of_the_finite_scores():
     (warning, end) = one_tap([0.1, 0.9, 0.5, 0.3], broken=[(0, TAPS[0])]).warnings
     assert 'at timesteps [0]: those timesteps cannot be picked' in warning

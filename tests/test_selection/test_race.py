@@ -16,6 +16,7 @@ from mmaselect.selection import (
     CalibrationSet,
     FisherScore,
     HighFrequencyRatio,
+    ImageArrays,
     ImageFolder,
     InstanceSensitivity,
     SelectionCache,
@@ -26,6 +27,7 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.criteria import PerImageCriterion
+from mmaselect.selection.grid import finer_grid
 from mmaselect.selection.race import contenders, on_one_scale, round_ends, round_scores
 from mmaselect.selection.scoring import StepScores
 
@@ -143,7 +145,7 @@ def make_sweep(folder, photos, num_images=20, **options):
     dit = FrozenDiT.from_pretrained(folder, blocks=[1, 3])
     images = CalibrationSet(ImageFolder(photos), 32, num_images=num_images)
     given = dict(criterion='Spread', others=['HighFrequencyRatio'], batch_size=3, confidence=0.99)
-    return Sweep(dit, images, timesteps=GRID, **{**given, **options})
+    return Sweep(dit, images, **{**given, 'timesteps': GRID, **options})
 
 
 def images_of(result):
@@ -205,17 +207,22 @@ def test_batch_size_does_not_matter(tiny_dit, photos, raced, size):
     assert result.model_evaluations == raced.model_evaluations
 
 
-def test_dropped_timesteps_keep_their_distance_to_the_pick(tiny_dit, photos, raced):
-    order = make_sweep(tiny_dit, photos).calibration.order
+def score_on_first(tiny_dit, photos, criterion, count, timesteps):
+    """Scores on the images that a race takes first, by the model and the criterion alone."""
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
-    first = CalibrationSet(ImageFolder(photos), 32, num_images=20)
-    sweep = Sweep(dit, first, GRID, criterion='Spread', others=[], batch_size=20, method='full')
-    encoded = sweep._encode(first.batch(order[:4]))
-    dropped = min(images_of(raced), key=images_of(raced).get)
+    images = CalibrationSet(ImageFolder(photos), 32, num_images=20)
+    sweep = Sweep(dit, images, GRID, criterion='Spread', others=[], batch_size=20, method='full')
+    encoded = sweep._encode(images.batch(images.order[:count]))
     scores = {}
-    for step in (dropped, raced.timestep):
+    for step in timesteps:
         maps = dit.features(encoded.draws[0].latent, step, encoded.draws[0].noise)
-        scores[step] = np.mean([Spread().per_image(maps[key]).mean() for key in dit.keys])
+        scores[step] = np.mean([criterion.per_image(maps[key]).mean() for key in dit.keys])
+    return scores
+
+
+def test_dropped_timesteps_keep_their_distance_to_the_pick(tiny_dit, photos, raced):
+    dropped = min(images_of(raced), key=images_of(raced).get)
+    scores = score_on_first(tiny_dit, photos, Spread(), 4, (dropped, raced.timestep))
     points = {point.timestep: point.score for point in raced.curve.points}
     assert points[dropped] - points[raced.timestep] == pytest.approx(
         scores[dropped] - scores[raced.timestep], abs=1e-5
@@ -250,6 +257,71 @@ def test_the_others_come_back_if_all_leaders_overflow_later_on(tiny_dit, photos,
     for step in rest:
         place = GRID.index(step)
         assert result.curve.scores[place] == pytest.approx(full.curve.scores[place], abs=1e-6)
+
+
+# -- a finer grid at the end ----------------------------------------------------------------------
+def test_a_finer_grid_lies_between_the_best_and_their_neighbors():
+    assert finer_grid(GRID, [0], 50) == [50]
+    assert finer_grid(GRID, [300], 80) == [140, 220, 380, 460, 540]
+    assert finer_grid(GRID, [600, 900], 100) == [400, 500, 700, 800]
+    assert finer_grid(GRID, [900], 300) == finer_grid(GRID, [], 10) == []
+    assert finer_grid([7], [7], 1) == []
+
+
+@CRITERIA.register_module()
+class NearSpread(Spread):
+    """Best where the spread is that of timestep 240: of the grid, at 300."""
+
+    def per_image(self, feature):
+        return -(super().per_image(feature) - 0.147).abs()
+
+
+def make_finer(*args, **options):
+    return make_sweep(*args, **{**dict(criterion='NearSpread', refine=60), **options})
+
+
+def test_the_finer_grid_finds_what_a_full_sweep_of_it_finds(tiny_dit, photos):
+    coarse = make_finer(tiny_dit, photos, refine=None).run(progress=False)
+    result = make_finer(tiny_dit, photos).run(progress=False)
+    finer = finer_grid(GRID, [300], 60)
+    assert result.curve.timesteps == sorted([*GRID, *finer])
+    dense = make_finer(
+        tiny_dit, photos, timesteps=result.curve.timesteps, method='full', refine=None
+    ).run(progress=False)
+    assert (coarse.timestep, result.timestep, dense.timestep) == (300, 240, 240)
+    seen = images_of(result)
+    assert result.model_evaluations == sum(seen.values())
+    # What was in the race to its end has the score of the full sweep, and what was dropped keeps
+    # its distance to the coarse grid's finalists.
+    scores = dict(zip(result.curve.timesteps, result.curve.scores, strict=True))
+    for point in dense.curve.points:
+        if seen[point.timestep] == result.num_images:
+            assert scores[point.timestep] == pytest.approx(point.score, abs=1e-6)
+    first = score_on_first(tiny_dit, photos, NearSpread(), coarse.num_images, (0, 240))
+    assert scores[0] - scores[240] == pytest.approx(first[0] - first[240], abs=1e-5)
+    assert result.settings['refine'] == 60 and 'refine' not in coarse.settings
+    result.check()
+
+
+def test_a_full_sweep_is_refined_too(tiny_dit, photos):
+    result = make_finer(tiny_dit, photos, method='full').run(progress=False)
+    assert set(images_of(result).values()) == {20} and result.timestep == 240
+    assert result.curve.timesteps == sorted([*GRID, *finer_grid(GRID, [300], 60)])
+    # Without what each image adds there is but one leader.
+    source = ImageArrays([np.full((32, 32, 3), 9 * n, np.uint8) for n in range(12)], [0, 1] * 6)
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
+    images = CalibrationSet(source, 32, num_images=12)
+    criterion = dict(type='FisherScore', num_classes=2)
+    coarse = Sweep(dit, images, GRID, criterion, others=[]).run(progress=False)
+    fine = Sweep(dit, images, GRID, criterion, others=[], refine=60).run(progress=False)
+    assert fine.curve.timesteps == sorted([*GRID, *finer_grid(GRID, [coarse.timestep], 60)])
+
+
+def test_a_spacing_that_is_no_finer_is_an_error(tiny_dit, photos):
+    with pytest.raises(ValueError, match='refine=300 is no finer than timesteps='):
+        make_sweep(tiny_dit, photos, refine=300)
+    with pytest.raises(ValueError, match='refine must be at least 1'):
+        make_sweep(tiny_dit, photos, refine=0)
 
 
 # -- results -------------------------------------------------------------------------------------
@@ -331,11 +403,27 @@ def test_sums_of_images_in_another_order_are_not_gone_on_with(
     assert len(calls) == len(all_calls)
 
 
-def _rank(rank, world, folder, photos, out, passes):
+@pytest.mark.parametrize('left', [1, 4])
+def test_a_killed_refinement_goes_on_where_it_was(tiny_dit, photos, tmp_path, left, always_saved):
+    whole = make_finer(tiny_dit, photos)
+    all_calls = stop_after(whole.dit, 1000)
+    wanted = whole.run(progress=False)
+    cache = SelectionCache(tmp_path / 'cache')
+    sweep = make_finer(tiny_dit, photos, cache=cache)
+    stop_after(sweep.dit, len(all_calls) - left)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    again = make_finer(tiny_dit, photos, cache=cache)
+    calls = stop_after(again.dit, 1000)
+    assert without_seconds(again.run(progress=False)) == without_seconds(wanted)
+    assert len(calls) == left
+
+
+def _rank(rank, world, folder, photos, out, passes, options):
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{out}/store', rank=rank, world_size=world
     )
-    sweep = make_sweep(folder, photos, cache=SelectionCache(f'{out}/cache'))
+    sweep = make_sweep(folder, photos, cache=SelectionCache(f'{out}/cache'), **options)
     calls = stop_after(sweep.dit, passes[rank])
     try:
         result = without_seconds(sweep.run(progress=False))
@@ -346,10 +434,10 @@ def _rank(rank, world, folder, photos, out, passes):
     torch.distributed.destroy_process_group()
 
 
-def run_ranks(folder, photos, out, world=2, passes=(1000, 1000)):
+def run_ranks(folder, photos, out, world=2, passes=(1000, 1000), **options):
     context = torch.multiprocessing.get_context('fork')
     (out / 'store').unlink(missing_ok=True)
-    args = (world, folder, photos, str(out), passes)
+    args = (world, folder, photos, str(out), passes, options)
     ranks = [context.Process(target=_rank, args=(rank, *args)) for rank in range(world)]
     for process in ranks:
         process.start()
@@ -367,6 +455,14 @@ def test_two_ranks_race_as_one(tiny_dit, photos, tmp_path, raced):
     assert result.curve.scores == pytest.approx(raced.curve.scores, abs=1e-6)
     assert result.interval == raced.interval
     assert result.model_evaluations == raced.model_evaluations
+
+
+def test_two_ranks_refine_as_one(tiny_dit, photos, tmp_path):
+    one, two = run_ranks(tiny_dit, photos, tmp_path, criterion='NearSpread', refine=60)
+    alone = make_finer(tiny_dit, photos).run(progress=False)
+    assert one['result'] == two['result']
+    result = SelectionResult.from_dict(one['result'])
+    assert result.timestep == alone.timestep and images_of(result) == images_of(alone)
 
 
 def test_ranks_that_were_killed_in_two_stages_go_on_together(

@@ -261,7 +261,12 @@ class ASelecTDiT(BaseModule):
             )
         )
         if compile or isinstance(compile, Mapping):
-            self.dit.compile_blocks(**compile_options)
+            try:
+                self.dit.compile_blocks(**compile_options)
+            except Exception as error:  # torch.compile looks at each option in a way of its own
+                raise ValueError(
+                    f'compile={shorten(compile_options)} is nothing torch.compile takes: {error}'
+                ) from error
         self.blocks = self.dit.blocks
         #: The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it.
         self.out_indices = tuple(self.blocks)
