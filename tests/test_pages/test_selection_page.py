@@ -29,7 +29,7 @@ def make_result():
     main, other = curve('Mine', [0.1, 0.4, None, 0.2]), curve('Other<i>', [0.3, 0.2, 0.1, 0.9])
     return SelectionResult(
         100, 0.1, 2.0, 'Mine', 'query', [3, 3], 64, 1.25, 512, main, {'Other<i>': other},
-        warnings=warn_of_disagreement(main, {'Other': other}),
+        warnings=warn_of_disagreement(main, {'Other': other}, main.timesteps),
         settings={'transformer': 'DiTTransformer2DModel'}, interval=(0, 100),
     )  # fmt: skip
 

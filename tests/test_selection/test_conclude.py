@@ -66,7 +66,7 @@ def test_a_pick_at_the_end_of_the_grid(scores, said):
 
 
 def test_what_is_said_of_zero_depends_on_the_model():
-    steps = make_steps({'A': {TAPS[0]: [0.9, 0.2, 0.1]}})
+    steps = make_steps({'A': {TAPS[0]: [0.9, 0.2, 0.1]}}, grid=[0, 100, 200])
 
     def said(model):
         return conclude(steps, ['A'], TAPS[:1], 'torch.float32', model=model).warnings
