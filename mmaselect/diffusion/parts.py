@@ -147,8 +147,9 @@ class Part:
             entry = dict(Reader.load_config(self.path, **kwargs)).get(self.kind)
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
-        is_class = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
-        return {'_class_name': entry[1]} if is_class else {}
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
+            return {'_class_name': entry[1]}
+        return {}
 
     def read(self, cls: type[ModelMixin], **kwargs: Any) -> tuple[ModelMixin, dict[str, Any]]:
         """It with its weights, and what diffusers says of how it loaded them.
