@@ -71,6 +71,7 @@ _CLASSES = {
     'ernie_image': 'ErnieImageTransformer2DModel',
     'flux': 'FluxTransformer2DModel',
     'flux2': 'Flux2Transformer2DModel',
+    'glm_image': 'GlmImageTransformer2DModel',
     'hidream': 'HiDreamImageTransformer2DModel',
     'hunyuan_dit': 'HunyuanDiT2DModel',
     'hunyuan_image': 'HunyuanImageTransformer2DModel',
@@ -82,6 +83,7 @@ _CLASSES = {
     'lumina2': 'Lumina2Transformer2DModel',
     'lumina_next': 'LuminaNextDiT2DModel',
     'nucleus_image': 'NucleusMoEImageTransformer2DModel',
+    'omnigen': 'OmniGenTransformer2DModel',
     'ovis_image': 'OvisImageTransformer2DModel',
     'pixart': 'PixArtTransformer2DModel',
     'prx': 'PRXTransformer2DModel',
@@ -263,6 +265,12 @@ _MODELS = (
     PublishedModel(
         'Wan-AI/Wan2.2-TI2V-5B-Diffusers',
         'wan', 3072, (30,), 15, 32, 'flow, shift 5', 5000, 5.0, 9.3, 'apache-2.0'),
+    PublishedModel(
+        'zai-org/GLM-Image',
+        'glm_image', 4096, (30,), 15, 16, 'flow, shift by size', 6927, 7.0, 12.9, 'mit'),
+    PublishedModel(
+        'Shitao/OmniGen-v1-diffusers',
+        'omnigen', 3072, (32,), 16, 16, 'flow', 3762, 4.1, 7.2, 'mit'),
     PublishedModel(
         'ideogram-ai/ideogram-4-nf4-diffusers',
         'ideogram4', 4608, (34,), 17, 16, 'flow, static shift', 9279, 9.4, 17.3,

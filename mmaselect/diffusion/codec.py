@@ -90,11 +90,8 @@ class DCCodec(KLCodec):
         return self.vae.encode(images).latent
 
 
-class QwenImageCodec(KLCodec):
-    """``AutoencoderKLQwenImage``: encodes clips, of which an image is one with a single frame.
-
-    Its config states a mean and a standard deviation for each channel.
-    """
+class StandardizedCodec(KLCodec):
+    """An ``AutoencoderKL`` whose config states a mean and a standard deviation for each channel."""
 
     latents_mean: Tensor
     latents_std: Tensor
@@ -104,6 +101,13 @@ class QwenImageCodec(KLCodec):
         for name in ('latents_mean', 'latents_std'):
             value = torch.tensor(vae.config[name], dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(name, value, persistent=False)
+
+    def _normalize(self, latent: Tensor) -> Tensor:
+        return (latent - self.latents_mean) / self.latents_std
+
+
+class QwenImageCodec(StandardizedCodec):
+    """``AutoencoderKLQwenImage``: encodes clips, of which an image is one with a single frame."""
 
     def _stride(self) -> int:
         return 2 ** len(self.vae.config.temperal_downsample)

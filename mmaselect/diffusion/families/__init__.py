@@ -14,6 +14,7 @@ import mmaselect.diffusion.families.dit
 import mmaselect.diffusion.families.ernie_image
 import mmaselect.diffusion.families.flux
 import mmaselect.diffusion.families.flux2
+import mmaselect.diffusion.families.glm_image
 import mmaselect.diffusion.families.hidream
 import mmaselect.diffusion.families.hunyuan_dit
 import mmaselect.diffusion.families.hunyuan_image
@@ -25,6 +26,7 @@ import mmaselect.diffusion.families.longcat_image
 import mmaselect.diffusion.families.lumina2
 import mmaselect.diffusion.families.lumina_next
 import mmaselect.diffusion.families.nucleus_image
+import mmaselect.diffusion.families.omnigen
 import mmaselect.diffusion.families.ovis_image
 import mmaselect.diffusion.families.pixart
 import mmaselect.diffusion.families.prx

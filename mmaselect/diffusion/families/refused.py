@@ -60,12 +60,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     'of the models that this older class holds only DiT (norm_type=ada_norm_zero) and PixArt '
     '(ada_norm_single) are read': ('Transformer2DModel',),
     f'{_UNWRITTEN}: only a modular pipeline of diffusers calls it': ('Flux3Transformer2DModel',),
-    f'{_UNWRITTEN}: it is told tokens that a language model writes for each prompt': (
-        'GlmImageTransformer2DModel',
-    ),
-    f'{_UNWRITTEN}: its pipeline has no step that embeds a prompt alone': (
-        'OmniGenTransformer2DModel',
-    ),
 }
 
 #: Class to reason.
