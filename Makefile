@@ -51,7 +51,7 @@ ifeq ($(STACK),openmmlab)
 $(INSTALLED): setup.py pyproject.toml requirements/tested-openmmlab.txt | venv
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -r requirements/tested-openmmlab.txt
 	MMCV_WITH_OPS=1 $(BIN)/python -m pip install $(PIP_ARGS) --no-build-isolation mmcv==2.1.0
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[openmmlab,test]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e ".[openmmlab,det,test]"
 	@touch $@
 else ifeq ($(STACK),onedl)
 $(INSTALLED): setup.py pyproject.toml requirements/tested-onedl.txt | venv

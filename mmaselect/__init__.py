@@ -7,7 +7,7 @@ torch: each name below is looked up when it is first asked for (PEP 562).
 """
 
 # First of all: says which toolboxes are missing, and how to get them.
-from mmaselect.utils import map_config_scopes  # isort: skip
+from mmaselect.utils import leave_out_broken_multimodal, map_config_scopes  # isort: skip
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -57,3 +57,5 @@ def __dir__() -> list[str]:
 
 # Bases such as 'mmseg::...' are then found with either distribution of OpenMMLab.
 map_config_scopes()
+# Before anything imports MMPretrain's models.
+leave_out_broken_multimodal()

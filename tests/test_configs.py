@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detection import why_no_detection
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, HOOKS, METRICS, TRANSFORMS, DefaultScope
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
@@ -21,7 +22,7 @@ from mmaselect.utils import load_config
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 NAME = re.compile(
-    r'aselect_(?P<backbone>[a-z0-9]+-[a-z0-9-]+)_(?P<head>upernet|fcn|segformer|deeplabv3plus|bnlinear|linear|attnpool)_'
+    r'aselect_(?P<backbone>[a-z0-9]+-[a-z0-9-]+)_(?P<head>upernet|fcn|segformer|deeplabv3plus|mask2former|bnlinear|linear|attnpool|mask-rcnn-sfp|mask-rcnn-f2p)_'
     r'(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<length>\d+)(?P<unit>e|k)_[a-z0-9-]+'
 )
 #: Backbones by their short names: what configs load, and the width of its features as published.
@@ -37,6 +38,13 @@ BACKBONES = {
 
 def config_id(path):
     return path.relative_to(CONFIGS).with_suffix('').as_posix()
+
+
+def skip_without_toolbox(config):
+    """MMDetection is an extra, and needs ops that most installs of MMCV lack."""
+    needs_detection = config.default_scope == 'mmdet' or head_of(config).type == 'Mask2FormerHead'
+    if needs_detection and why_no_detection():
+        pytest.skip(why_no_detection())
 
 
 @pytest.fixture(scope='module')
@@ -89,6 +97,8 @@ def build(config, tiny_folder):
     )
     transformer = json.loads(Path(backbone.pretrained, 'transformer', 'config.json').read_text())
     narrow = transformer['num_attention_heads'] * transformer['attention_head_dim']
+    if model.get('decode_head', {}).get('type') == 'Mask2FormerHead':
+        shrink_mask2former(model)
     # Only the true width becomes the miniature's: any other number in a head will not fit.
     for part in ('neck', 'head', 'decode_head', 'auxiliary_head'):
         if part in model:
@@ -105,11 +115,20 @@ def build(config, tiny_folder):
     return MMENGINE_MODELS.build(model)
 
 
+def shrink_mask2former(model):
+    """One layer of each kind; what is wide stays so."""
+    model.decode_head.pixel_decoder.encoder.num_layers = 1
+    model.decode_head.transformer_decoder.num_layers = 1
+    model.decode_head.train_cfg.num_points = 64
+
+
 def batch_for(config, size=32):
     """Two noise images with labels of the right kind and range, as a dataloader gives them."""
     images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(2)]
     if config.default_scope == 'mmpretrain':
         samples = [DataSample().set_gt_label(config.num_classes - 1 - n) for n in range(2)]
+    elif config.default_scope == 'mmdet':
+        samples = [detection_sample(config, size) for _ in images]
     else:
         config.model.data_preprocessor.size = (size, size)
         classes = config.model.decode_head.num_classes
@@ -123,9 +142,29 @@ def batch_for(config, size=32):
     return dict(inputs=images, data_samples=samples)
 
 
+def detection_sample(config, size):
+    """An image's annotation: one thing of the last class, as large as half of the image."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+
+    mask = torch.zeros(1, size, size, dtype=torch.uint8)
+    mask[:, : size // 2, : size // 2] = 1
+    return DetDataSample(
+        gt_instances=InstanceData(
+            bboxes=HorizontalBoxes(torch.tensor([[0.0, 0.0, size / 2, size / 2]])),
+            labels=torch.tensor([config.model.roi_head.bbox_head.num_classes - 1]),
+            masks=BitmapMasks(mask.numpy(), size, size),
+        ),
+        ignored_instances=InstanceData(bboxes=HorizontalBoxes(torch.zeros(0, 4))),
+        metainfo=dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0)),
+    )
+
+
 @pytest.mark.parametrize('path', FILES, ids=config_id)
 def test_builds_and_takes_a_loss(path, tiny_folder):
     config = Config.fromfile(path)
+    skip_without_toolbox(config)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         batch = batch_for(config)
         model = build(config, tiny_folder)
@@ -163,6 +202,7 @@ def test_child_config_of_the_readme(tiny_folder, tmp_path):
 @pytest.mark.parametrize('path', FILES, ids=config_id)
 def test_everything_named_is_registered(path):
     config = Config.fromfile(path)
+    skip_without_toolbox(config)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         registered = {
             kind: registry.switch_scope_and_registry(None)
@@ -196,7 +236,8 @@ def test_parts_agree(path):
     preprocessor = config.get('data_preprocessor') or config.model.data_preprocessor
     assert list(preprocessor.mean) == list(backbone.get('input_mean', [127.5] * 3))
     assert list(preprocessor.std) == list(backbone.get('input_std', [127.5] * 3))
-    (head,) = filter(None, [config.model.get(key) for key in ('head', 'decode_head')])
+    skip_without_toolbox(config)
+    head = head_of(config)
     with (
         DefaultScope.overwrite_default_scope(config.default_scope),
         DATASETS.switch_scope_and_registry(None) as datasets,
@@ -205,6 +246,12 @@ def test_parts_agree(path):
             metainfo = getattr(datasets.get(dataset.type), 'METAINFO', {})
             names = dataset.get('metainfo', metainfo).get('classes')
             assert not names or head.num_classes == len(names)
+
+
+def head_of(config):
+    """The head that knows the classes."""
+    model = config.model
+    return model.get('head') or model.get('decode_head') or model.roi_head.bbox_head
 
 
 @pytest.mark.parametrize('path', [p for p in FILES if NAME.match(p.stem)], ids=config_id)
@@ -217,14 +264,21 @@ def test_name_says_what_is_inside(path):
     else:
         assert config.train_cfg.max_iters == int(name['length']) * 1000
     assert config.model.backbone.pretrained == BACKBONES[name['backbone']][0]
-    head = (config.model.get('head') or config.model.get('decode_head')).type
+    neck = config.model.get('neck')
+    first, last = (neck[0], neck[-1]) if isinstance(neck, list) else (neck, neck)
+    if name['head'].startswith('mask-rcnn'):
+        assert config.model.type == 'MaskRCNN'
+        necks = dict(sfp=last, f2p=first)[name['head'].rpartition('-')[2]]
+        assert necks.type in ('mmaselect.SimpleFeaturePyramid', 'mmseg.Feature2Pyramid')
+        return
     assert (
-        head
+        head_of(config).type
         == dict(
             upernet='UPerHead',
             fcn='FCNHead',
             segformer='SegformerHead',
             deeplabv3plus='DepthwiseSeparableASPPHead',
+            mask2former='Mask2FormerHead',
             bnlinear='FCNHead',
             linear='LinearClsHead',
             attnpool='mmaselect.AttentionPoolClsHead',

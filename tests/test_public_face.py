@@ -8,6 +8,7 @@ import pytest
 
 import mmaselect
 from mmaselect import list_models, model_info
+from mmaselect.utils import multimodal_is_broken
 
 
 def test_every_public_name_is_there():
@@ -23,6 +24,7 @@ def test_every_public_name_is_there():
         mmaselect.no_such_thing  # noqa: B018
 
 
+@pytest.mark.skipif(multimodal_is_broken(), reason='MMPretrain has to be mended here at once')
 def test_import_is_lazy_and_registers():
     code = (
         'import sys, mmaselect\n'

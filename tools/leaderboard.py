@@ -101,7 +101,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def describe(config: Config) -> dict[str, Any]:
     """What a row says of the model, from its config."""
     backbone = config.model.backbone
-    head = config.model.get('head') or config.model.get('decode_head')
+    # A detector is more than its head.
+    head = config.model.get('head') or config.model.get('decode_head') or config.model
     head = head[-1] if isinstance(head, (list, tuple)) else head
     name = str(backbone.get('pretrained') or backbone.type)
     if Path(name).is_dir():

@@ -1,10 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Test a checkpoint of a MMSegmentation or MMPretrain config.
+"""Test a checkpoint of a MMSegmentation, MMPretrain or MMDetection config.
 
     python tools/test.py configs/aselect_dit_ade20k.py work_dirs/aselect_dit_ade20k/iter_80000.pth
     bash tools/dist_test.sh configs/aselect_dit_ade20k.py CHECKPOINT 8 --tta
 
-The flags are those of both toolboxes' own ``tools/test.py``.
+The flags are those of the toolboxes' own ``tools/test.py``.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ if TYPE_CHECKING:
     from mmengine.runner import Runner
 
 PICKLES = ('.pkl', '.pickle')
+#: What MMDetection's `PackDetInputs` keeps of an image, where a config does not say it.
+DETECTION_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 METRIC_FILES = ('.json', '.yaml', '.yml', *PICKLES)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser('Test a segmentor or a classifier')
+    parser = make_parser('Test a segmentor, a classifier or a detector')
     # Read as the second positional argument, after the config.
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
         metavar='PATH',
         help='where predictions go: segmentation, a folder for label maps in the format of the '
-        'dataset; classification, a .pkl file. With --out-item metrics: a file of the metrics',
+        'dataset; classification and detection, a .pkl file. With --out-item metrics: a file of '
+        'the metrics',
     )
     parser.add_argument(
         '--out-item',
@@ -91,7 +94,7 @@ def check_out(args: argparse.Namespace, toolbox: str) -> None:
 
     Args:
         args (Namespace): The command line.
-        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+        toolbox (str): ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
 
     Raises:
         ValueError: If the file's suffix is none that it can have.
@@ -100,7 +103,7 @@ def check_out(args: argparse.Namespace, toolbox: str) -> None:
         return
     if args.out_item == 'metrics':
         suffixes = METRIC_FILES
-    elif toolbox == 'mmpretrain':
+    elif toolbox != 'mmseg':
         suffixes = PICKLES
     else:
         return
@@ -114,14 +117,18 @@ def set_visualization(config: Config, args: argparse.Namespace, toolbox: str) ->
     Args:
         config (Config): The run's config; changed in place.
         args (Namespace): The command line.
-        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+        toolbox (str): ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
 
     Raises:
         ValueError: If the config has no such hook.
     """
     hook = config.get('default_hooks', {}).get('visualization')
     if hook is None:
-        kind = {'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}[toolbox]
+        kind = {
+            'mmseg': 'SegVisualizationHook',
+            'mmpretrain': 'VisualizationHook',
+            'mmdet': 'DetVisualizationHook',
+        }[toolbox]
         raise ValueError(
             '--show and --show-dir need a visualization hook: set '
             f"`default_hooks = dict(visualization=dict(type='{kind}'))` in the config."
@@ -133,6 +140,11 @@ def set_visualization(config: Config, args: argparse.Namespace, toolbox: str) ->
         hook.draw = True
         if args.show_dir:
             config.visualizer.save_dir = args.show_dir
+    elif toolbox == 'mmdet':
+        hook.draw = True
+        if args.show_dir:
+            # It joins a relative one to the work dir.
+            hook.test_out_dir = os.path.abspath(args.show_dir)
     else:
         hook.enable = True
         hook.out_dir = args.show_dir
@@ -156,12 +168,12 @@ def check_image_files(runner: Runner) -> None:
 def set_tta(config: Config, toolbox: str) -> None:
     """Wrap the model and the pipeline for test-time augmentation.
 
-    Classification configs without settings of their own get what MMPretrain gives them: the mean
-    score over an image and its mirror image.
+    Configs without settings of their own get what MMPretrain and MMDetection give them, an image
+    and its mirror image: the mean score of both, or the boxes of both after NMS.
 
     Args:
         config (Config): The run's config; changed in place.
-        toolbox (str): ``'mmseg'`` or ``'mmpretrain'``.
+        toolbox (str): ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
 
     Raises:
         ValueError: If a segmentation config lacks ``tta_model`` or ``tta_pipeline``.
@@ -173,13 +185,28 @@ def set_tta(config: Config, toolbox: str) -> None:
             '_base_/default_runtime.py and _base_/datasets.'
         )
     pipeline = config.test_dataloader.dataset.pipeline
+    if toolbox == 'mmdet' and config.model.get('roi_head', {}).get('mask_head') is not None:
+        raise ValueError(
+            '--tta: MMDetection merges the boxes of several views and no masks, and this model has '
+            'a mask_head. Leave --tta out.'
+        )
     if 'tta_model' in missing:
-        config.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+        config.tta_model = (
+            dict(
+                type='DetTTAModel',
+                tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+            )
+            if toolbox == 'mmdet'
+            else dict(type='mmpretrain.AverageClsScoreTTA')
+        )
     if 'tta_pipeline' in missing:
         flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        pack = deepcopy(pipeline[-1])
+        if toolbox == 'mmdet':  # what boxes are flipped back by
+            pack.meta_keys = (*pack.get('meta_keys', DETECTION_META), 'flip', 'flip_direction')
         config.tta_pipeline = [
             *deepcopy(pipeline[:-1]),
-            dict(type='TestTimeAug', transforms=[flips, [deepcopy(pipeline[-1])]]),
+            dict(type='TestTimeAug', transforms=[flips, [pack]]),
         ]
     config.model = dict(config.tta_model, module=config.model)
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
@@ -221,8 +248,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner = build_runner(config)
     if toolbox == 'mmseg' and (predictions or args.show or args.show_dir):
         check_image_files(runner)
-    if predictions and toolbox == 'mmpretrain':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=predictions))
+    if predictions and toolbox != 'mmseg':
+        dump_results = DumpResults
+        if toolbox == 'mmdet':  # masks as runs, not as pixels
+            from mmdet.evaluation import DumpDetResults as dump_results
+        runner.test_evaluator.metrics.append(dump_results(out_file_path=predictions))
     metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         dump(metrics, args.out)

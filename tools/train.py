@@ -1,10 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Train a model of a MMSegmentation or MMPretrain config.
+"""Train a model of a MMSegmentation, MMPretrain or MMDetection config.
 
     python tools/train.py configs/aselect_dit_ade20k.py
     bash tools/dist_train.sh configs/aselect_dit_ade20k.py 8 --amp
 
-The flags are those of both toolboxes' own ``tools/train.py``.
+The flags are those of the toolboxes' own ``tools/train.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser('Train a segmentor or a classifier')
+    parser = make_parser('Train a segmentor, a classifier or a detector')
     parser.add_argument(
         '--resume',
         nargs='?',

@@ -303,6 +303,11 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     """
     config = load_config(args.config, args.cfg_options)
     toolbox = get_toolbox(config)
+    if toolbox not in TASKS:
+        raise ValueError(
+            f'{args.config} is a config of {toolbox}, and studies read labels of images or of '
+            f'pixels: give a config of {" or ".join(TASKS)}'
+        )
     init_default_scope(toolbox)
     backbone = find_backbone(config, args.config)
     device = pick_device(args.device)

@@ -12,6 +12,9 @@ import numpy as np
 from mmaselect.images.calibration import CalibrationSet
 from mmaselect.images.reading import resize_and_crop
 
+#: As many as a selection uses by default.
+MOST = 128
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,8 +31,8 @@ class Thumbnail:
     pixels: np.ndarray
 
 
-def thumbnails(images: CalibrationSet, count: int = 24, side: int = 72) -> list[Thumbnail]:
-    """Some images of a set, evenly spread over it.
+def thumbnails(images: CalibrationSet, count: int = MOST, side: int = 72) -> list[Thumbnail]:
+    """All images of a set, or as many, evenly spread over it.
 
     Args:
         images: The set.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Toolbox to the metric that a table shows.
-PRIMARY_METRICS = {'mmpretrain': 'accuracy/top1', 'mmseg': 'mIoU'}
+PRIMARY_METRICS = {'mmpretrain': 'accuracy/top1', 'mmseg': 'mIoU', 'mmdet': 'coco/bbox_mAP'}
 #: Top-1 accuracies that the paper states (arXiv 2603.25758), by dataset class.
 PAPER_ACCURACIES = {'Flowers102': 90.6, 'StanfordCars': 86.1}
 #: Its six fine-grained datasets, and their average.
@@ -34,6 +34,8 @@ def group_runs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for runs in groups.values():
         first = runs[0]
         values = [run['value'] for run in runs]
+        # The others are in percent.
+        digits = 4 if first['metric'] == PRIMARY_METRICS['mmdet'] else 2
         rows.append(
             {
                 'data set': first['dataset'],
@@ -43,8 +45,8 @@ def group_runs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 'feature': first['feature'],
                 'timestep': _one_or_all(run['timestep'] for run in runs),
                 'metric': first['metric'],
-                'mean': round(statistics.mean(values), 2),
-                'deviation': round(statistics.stdev(values), 2) if len(values) > 1 else None,
+                'mean': round(statistics.mean(values), digits),
+                'deviation': round(statistics.stdev(values), digits) if len(values) > 1 else None,
                 'runs': len(values),
                 'paper': PAPER_ACCURACIES.get(first['dataset'])
                 if first['metric'] == PRIMARY_METRICS['mmpretrain']

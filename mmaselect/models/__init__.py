@@ -3,9 +3,9 @@
 
 from mmaselect.models.backbones import ASelecTDiT
 from mmaselect.models.heads import AttentionPoolClsHead
-from mmaselect.models.necks import BatchNormNeck
+from mmaselect.models.necks import BatchNormNeck, SimpleFeaturePyramid
 from mmaselect.utils.checkpoints import allow_mmengine_objects
 
 allow_mmengine_objects()
 
-__all__ = ['ASelecTDiT', 'AttentionPoolClsHead', 'BatchNormNeck']
+__all__ = ['ASelecTDiT', 'AttentionPoolClsHead', 'BatchNormNeck', 'SimpleFeaturePyramid']

@@ -27,6 +27,9 @@ ADVICE = {
     'probe at both timesteps, tools/analysis_tools/probe_timesteps.py) settles it.',
 }
 
+#: Images that are seen without a click.
+SHOWN_AT_ONCE = 24
+
 
 def advice(warning: str) -> str:
     """What to do about a warning of a selection; nothing for one that says it itself.
@@ -60,6 +63,7 @@ def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) ->
             (point, [curve.points[place] for curve in curves.values()])
             for place, point in enumerate(result.curve.points)
         ],
+        shown=SHOWN_AT_ONCE,
         images=[(image.name, image_uri(image.pixels, 'jpeg')) for image in images],
         settings=json.dumps(result.settings, indent=2, sort_keys=True),
     )

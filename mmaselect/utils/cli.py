@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmaselect.tool import make_tool_parser
 
 from .checkpoints import read_only_weights, write_whole_files
-from .config import check_optimizer, get_toolbox, load_config
+from .config import check_optimizer, check_pyramid, get_toolbox, load_config
 from .distributed import AverageNormStatistics, prepare_cpu_launch
 from .flags import add_cfg_options, add_launcher
 
@@ -23,7 +23,7 @@ from .flags import add_cfg_options, add_launcher
 def make_parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the flags that both tools have."""
     parser = make_tool_parser(description)
-    parser.add_argument('config', help='config file, of MMSegmentation or MMPretrain')
+    parser.add_argument('config', help='config file, of MMSegmentation, MMPretrain or MMDetection')
     parser.add_argument(
         '--work-dir',
         help='folder for logs and checkpoints; default: that of the config, else '
@@ -52,7 +52,7 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
         args: What :func:`make_parser`'s parser returned.
 
     Returns:
-        tuple[Config, str]: The config, and its toolbox (``'mmseg'`` or ``'mmpretrain'``).
+        tuple[Config, str]: The config, and its toolbox, one of ``TOOLBOXES``.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     read_only_weights(trust=args.trust_checkpoint)
@@ -61,6 +61,7 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
     import_mmaselect(config)
     toolbox = get_toolbox(config)
     check_optimizer(config)
+    check_pyramid(config)
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
@@ -100,7 +101,7 @@ def set_dataloaders(
 
     Args:
         config: The run's config; changed in place.
-        toolbox: ``'mmseg'`` or ``'mmpretrain'``.
+        toolbox: ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
         names: The dataloaders' names in the config.
         no_pin_memory: Whether to turn ``pin_memory`` off. Defaults to False.
         no_persistent_workers: Whether to turn ``persistent_workers`` off. Defaults to False.

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Loading a config of either toolbox."""
+"""Loading a config of any of the toolboxes."""
 
 import os
 from collections.abc import Mapping
@@ -42,18 +42,18 @@ def get_toolbox(config: Config) -> str:
         config: A config with a ``default_scope``.
 
     Returns:
-        str: ``'mmseg'`` or ``'mmpretrain'``.
+        str: ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
 
     Raises:
-        ValueError: If the config's ``default_scope`` is neither.
+        ValueError: If the config's ``default_scope`` is none of them.
         ImportError: If the toolbox is not installed, or is installed twice.
     """
     scope = config.get('default_scope')
     if scope not in TOOLBOXES:
         raise ValueError(
-            f"The config's `default_scope` is {scope!r}; it must be 'mmseg' (MMSegmentation) or "
-            "'mmpretrain' (MMPretrain): set it in the config, or inherit the toolbox's "
-            'default_runtime.py.'
+            f"The config's `default_scope` is {scope!r}; it must be 'mmseg' (MMSegmentation), "
+            "'mmpretrain' (MMPretrain) or 'mmdet' (MMDetection): set it in the config, or inherit "
+            "the toolbox's default_runtime.py."
         )
     check_toolboxes(scope)
     return scope
@@ -93,4 +93,41 @@ def check_optimizer(config: Config) -> None:
             f"constructor='DefaultOptimWrapperConstructor', paramwise_cfg=dict(_delete_=True) into "
             f'the optim_wrapper of your config (norms and biases without weight decay: '
             f'paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0))'
+        )
+
+
+#: Necks of MMDetection that take a pyramid and give one: maps of one stride stay so.
+PYRAMIDS_OF_PYRAMIDS = (
+    'FPG',
+    'FPN',
+    'FPN_CARAFE',
+    'FPN_DropBlock',
+    'NASFCOS_FPN',
+    'NASFPN',
+    'PAFPN',
+    'RFP',
+)
+
+
+def check_pyramid(config: Config) -> None:
+    """See that a detector's levels have the strides that its anchors and its RoIs assume.
+
+    Raises:
+        ValueError: If the neck is an FPN right after an ASelecTDiT, whose maps have one stride: all
+            levels would be of one size, and nothing else would say so.
+    """
+    model = config.get('model') or {}
+    neck = model.get('neck')
+    first = neck[0] if isinstance(neck, (list, tuple)) and neck else neck
+    name = type_name(first)
+    if (
+        config.get('default_scope') == 'mmdet'
+        and type_name(model.get('backbone')) == 'ASelecTDiT'
+        and name in PYRAMIDS_OF_PYRAMIDS
+    ):
+        raise ValueError(
+            f'the neck is {name}, and all maps of ASelecTDiT have one stride: its levels would all '
+            f"be of one size. Use dict(type='mmaselect.SimpleFeaturePyramid', ...) in its place, "
+            f"or neck=[dict(type='mmseg.Feature2Pyramid', ...), dict(type='{name}', ...)]; "
+            f'configs/detection has both'
         )

@@ -36,7 +36,8 @@ def summarize(runner: Runner) -> str:
     }
     if metrics:
         lines.append(
-            'last validation: ' + ', '.join(f'{key} {value:.2f}' for key, value in metrics.items())
+            'last validation: '
+            + ', '.join(f'{key} {_short(value)}' for key, value in metrics.items())
         )
     work_dir = Path(runner.work_dir)
     for module in runner.model.modules():
@@ -46,6 +47,11 @@ def summarize(runner: Runner) -> str:
     if checkpoint.is_file():
         lines.append(f'checkpoint: {checkpoint.read_text(encoding="utf-8").strip()}')
     return '\n'.join(lines)
+
+
+def _short(value: float) -> str:
+    """A metric in few digits; those of detection are fractions of 1, others are in percent."""
+    return f'{value:.4f}' if abs(value) < 1 else f'{value:.2f}'
 
 
 def _pick_lines(timestep: int, work_dir: Path) -> list[str]:

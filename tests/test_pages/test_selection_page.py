@@ -2,6 +2,7 @@
 """``selection.html``."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,6 +51,20 @@ def test_page_has_everything(tmp_path):
     assert html.count('<tr class="best">') == 1 and '<td>-</td>' in html
     assert not re.search(r'(src|href)="(?!data:)', html)
     assert selection_page(make_result(), seen) == html
+
+
+def test_all_images_are_there_with_their_names(photos):
+    images = CalibrationSet(ImageFolder(photos), 32, num_images=24)
+    seen = thumbnails(images) * 3
+    few = replace(make_result(), num_images=24)
+    html = selection_page(few, seen[:24])
+    assert 'The 24 that were used' in html and 'The other' not in html
+    assert re.findall(r'<figcaption>(.*?)</figcaption>', html) == [
+        f'{n:02d}.png' for n in range(24)
+    ]
+    many = selection_page(make_result(), seen[:64])
+    assert 'The 64 that were used' in many and 'The other 40' in many
+    assert many.count('<figcaption>') == 64
 
 
 def test_every_warning_has_advice():

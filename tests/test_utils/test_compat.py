@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,18 @@ from mmaselect.utils import (
     installed_distributions,
     load_config,
     map_config_scopes,
+    multimodal_is_broken,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIGINALS = {'mmseg': 'mmsegmentation', 'mmpretrain': 'mmpretrain'}
 
 
-def add_distribution(folder, name):
+def add_distribution(folder, name, version='9.9'):
     """The metadata that an installer leaves of a distribution."""
-    info = folder / f'{name.replace("-", "_")}-9.9.dist-info'
-    info.mkdir()
-    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n')
+    info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
+    info.mkdir(parents=True)
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
 
 
 @pytest.fixture
@@ -88,3 +90,35 @@ def test_config_without_scope(tmp_path):
     (tmp_path / 'a.py').write_text('model = dict()\n')
     with pytest.raises(ValueError, match="is None; it must be 'mmseg'"):
         get_toolbox(load_config(tmp_path / 'a.py'))
+
+
+@pytest.mark.parametrize(
+    ('mmpretrain', 'transformers', 'broken'),
+    [('1.2.0', '5.24.0', True), ('1.2.0', '4.53.3', False), ('1.3.6', '5.24.0', False)],
+)
+def test_multimodal_models_that_cannot_be_imported(
+    mmpretrain, transformers, broken, tmp_path, monkeypatch
+):
+    versions = dict(mmpretrain=mmpretrain, transformers=transformers, pycocotools='2.0.11')
+    for name, version in versions.items():
+        add_distribution(tmp_path, name, version)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert multimodal_is_broken() is broken
+
+
+def test_mmpretrain_is_imported_all_the_same():
+    """Where pycocotools and a transformers of today are installed beside MMPretrain 1.2."""
+    if not multimodal_is_broken():
+        pytest.skip('MMPretrain, pycocotools and transformers fit together here')
+    code = 'import mmaselect, mmpretrain.models; print(mmpretrain.models.VisionTransformer)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert 'vision_transformer' in done.stdout, done.stderr
+
+
+def test_detection_without_compiled_ops(tmp_path, monkeypatch):
+    add_distribution(tmp_path, 'mmdet')
+    monkeypatch.syspath_prepend(tmp_path)
+    if find_spec('mmcv._ext') is not None:
+        pytest.skip('MMCV has its compiled ops here')
+    with pytest.raises(ImportError, match=r'without them\. Run: .*mmaselect\[openmmlab,det\]'):
+        check_toolboxes('mmdet')

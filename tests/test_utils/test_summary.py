@@ -34,8 +34,9 @@ def test_lines_are_those_of_the_run(tmp_path, tiny_dit):
         'checkpoint: iter_2.pth',
     ]
     model.timestep = 300  # the files tell of another pick than the one in use
+    hub.update_scalar('val/coco/bbox_mAP', 0.3127)
     assert summarize(runner).splitlines() == [
-        'last validation: mIoU 41.26',
+        'last validation: mIoU 41.26, coco/bbox_mAP 0.3127',
         'timestep in use: 300 (given by the config or by a checkpoint)',
         'checkpoint: iter_2.pth',
     ]

@@ -33,6 +33,8 @@ HEADS = {
     'DepthwiseSeparableASPPHead': 'DeepLabV3+',
     'FCNHead': 'FCN',
     'LinearClsHead': 'linear',
+    'Mask2FormerHead': 'Mask2Former',
+    'MaskRCNN': 'Mask R-CNN',
     'SegformerHead': 'SegFormer',
     'UPerHead': 'UperNet',
     'mmaselect.AttentionPoolClsHead': 'attention pooling',
@@ -44,13 +46,18 @@ DATA = {
     'data/ade/ADEChallengeData2016': 'ADE20K',
     'data/camvid11': 'CamVid',
     'data/cifar10': 'CIFAR-10',
+    'data/coco': 'COCO 2017',
     'data/custom': 'image folder',
     'data/fgvc-aircraft-2013b': 'FGVC-Aircraft',
     'data/imagenet': 'ImageNet-1k',
     'data/nabirds': 'NABirds',
     'data/stanford_dogs': 'Stanford Dogs',
 }
-TASKS = {'classification': 'Image Classification', 'segmentation': 'Semantic Segmentation'}
+TASKS = {
+    'classification': 'Image Classification',
+    'detection': 'Instance Segmentation',
+    'segmentation': 'Semantic Segmentation',
+}
 PAPER = {
     'Title': 'A-SelecT: Automatic Timestep Selection for Diffusion Transformer Representation '
     'Learning',
@@ -77,7 +84,8 @@ def metafile(task: str) -> str:
     models = []
     for path in sorted((ROOT / 'configs' / task).glob('*.py')):
         config = load_config(path)
-        head = config.model.get('head') or config.model.decode_head
+        # A detector is more than its head.
+        head = config.model.get('head') or config.model.get('decode_head') or config.model
         words = {
             'Backbone': (BACKBONES, config.model.backbone.pretrained),
             'Head': (HEADS, 'LinearClsHead' if is_linear(head) else head.type),
