@@ -307,7 +307,14 @@ class PipelineSource:
         kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
         place = f'{self.argument}={self.name!r}'
         try:
-            entries = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
+            try:
+                entries = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
+            except OSError:
+                # Of a pipeline that is put together from blocks. What both lack is said below.
+                with contextlib.suppress(OSError, AttributeError):
+                    entries = diffusers.ModularPipeline.load_config(self.path, **kwargs)
+                    return PartConfig(dict(entries), f'{place}: modular_model_index.json')
+                raise
             return PartConfig(dict(entries), f'{place}: model_index.json')
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise FileNotFoundError(
@@ -483,5 +490,9 @@ def _find_vae(vae: str | Path, hub_kwargs: dict[str, Any]) -> Part:
 
 
 def _names_a_part(entry: Any) -> bool:
-    """Whether an entry of a ``model_index.json``, (library, class), is one of a part."""
-    return isinstance(entry, (list, tuple)) and bool(entry) and bool(entry[0])
+    """Whether an entry of a ``model_index.json``, (library, class), is one of a part.
+
+    That of a ``modular_model_index.json`` has a third member, where the part is loaded from.
+    """
+    is_entry = isinstance(entry, (list, tuple)) and bool(entry)
+    return is_entry and (bool(entry[0]) or (len(entry) == 3 and bool(entry[2])))

@@ -14,6 +14,7 @@ import mmaselect.diffusion.families.dit
 import mmaselect.diffusion.families.ernie_image
 import mmaselect.diffusion.families.flux
 import mmaselect.diffusion.families.flux2
+import mmaselect.diffusion.families.flux3
 import mmaselect.diffusion.families.glm_image
 import mmaselect.diffusion.families.hidream
 import mmaselect.diffusion.families.hunyuan_dit

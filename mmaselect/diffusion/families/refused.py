@@ -7,7 +7,6 @@ _VIDEO = 'it makes videos, and video transformers are out of scope'
 _SOUND = 'it makes sound, not images'
 _PART = 'it is a part of U-Nets and of other models, not one of its own'
 _REFERENCE = 'it makes no sense without a picture to edit, beside the one that is read'
-_UNWRITTEN = 'no family has been written for it yet'
 
 _REASONS: dict[str, tuple[str, ...]] = {
     _VIDEO: (
@@ -59,7 +58,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
     'it makes proteins, not images': ('RFD4ProteinaTransformer',),
     'of the models that this older class holds only DiT (norm_type=ada_norm_zero) and PixArt '
     '(ada_norm_single) are read': ('Transformer2DModel',),
-    f'{_UNWRITTEN}: only a modular pipeline of diffusers calls it': ('Flux3Transformer2DModel',),
 }
 
 #: Class to reason.

@@ -13,6 +13,8 @@ import mmaselect
 from mmaselect import list_models, model_info
 from mmaselect.diffusion import known_families, register_family
 
+#: Families whose weights are published under no name that is known here.
+UNPUBLISHED = {'Flux3Transformer2DModel'}
 WEIGHTS = Path(mmaselect.__file__).parent / 'weights'
 MODELS = {
     model[0]: model
@@ -41,7 +43,7 @@ def test_a_class_has_one_family():
 def test_every_published_model_has_a_row_and_every_family_a_model():
     assert set(list_models()) == MODELS.keys()
     listed = {model_info(name).transformer_class for name in list_models()}
-    assert listed == known_families().keys()
+    assert listed == known_families().keys() - UNPUBLISHED
 
 
 @pytest.mark.parametrize('name', MODELS)
