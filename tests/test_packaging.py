@@ -131,7 +131,7 @@ def test_mim_index_names_every_config():
             assert Path(model['Config']).stem == model['Name']
             assert model['In Collection'] in collections
             listed.add(model['Config'])
-    folders = (ROOT / 'configs' / name for name in ('classification', 'segmentation'))
+    folders = (ROOT / 'configs' / name for name in ('classification', 'detection', 'segmentation'))
     there = {
         path.relative_to(ROOT).as_posix() for folder in folders for path in folder.glob('*.py')
     }
