@@ -114,7 +114,8 @@ def _other_model(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
             'LightningDiT',
             f'it has rotary positions, RMS norm, QK norm and SwiGLU, {_NO_CLASS}',
         )
-    if has('cross_attn.') and has('t_block.'):
+    # Sana, which diffusers converts, has a convolution in its MLP.
+    if has('cross_attn.') and has('t_block.') and not has('inverted_conv.'):
         return (
             'PixArt in its original layout',
             'diffusers has no converter for it: give the same model in the layout of diffusers, '

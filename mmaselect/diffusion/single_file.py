@@ -32,16 +32,26 @@ if TYPE_CHECKING:
 STACKS: dict[str, tuple[str, ...]] = {
     'AuraFlowTransformer2DModel': ('double_layers', 'single_layers'),
     'ChromaTransformer2DModel': ('double_blocks', 'single_blocks'),
+    'CosmosTransformer3DModel': ('blocks',),
     'Flux2Transformer2DModel': ('double_blocks', 'single_blocks'),
+    'Flux3Transformer2DModel': ('content_mode_blocks', 'single_blocks'),
     'FluxTransformer2DModel': ('double_blocks', 'single_blocks'),
     'Krea2Transformer2DModel': ('blocks',),
     'Lumina2Transformer2DModel': ('layers',),
+    'QwenImage21Transformer2DModel': ('transformer_blocks',),
     'SD3Transformer2DModel': ('joint_blocks',),
     'SanaTransformer2DModel': ('blocks',),
+    'WanTransformer3DModel': ('blocks',),
     'ZImageTransformer2DModel': ('layers',),
 }
+#: Class to the only number of channels that its converter knows.
+_WIDTHS = {
+    'ChromaTransformer2DModel': 3072,
+    'FluxTransformer2DModel': 3072,
+    'Lumina2Transformer2DModel': 2304,
+}
 #: What stands before the transformer's names in files that may hold other models, too.
-_PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'transformer.')
+_PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'transformer.', 'net.')
 #: Ends of the names that quantized layouts of other programs have beside the weights.
 _FOREIGN = ('scale_weight', 'weight_scale', 'scaled_fp8', 'comfy_quant', 'quant_state', '.absmax')
 
@@ -53,6 +63,19 @@ def transformer_names(names: Collection[str]) -> dict[str, str]:
         if found:
             return found
     return {name: name for name in names}
+
+
+class _Asked(dict[str, Tensor]):
+    """Weights that remember what a converter would have liked to find."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self.missed: list[str] = []
+
+    def pop(self, name: str, *default: Any) -> Any:
+        if name not in self:
+            self.missed.append(name)
+        return super().pop(name, *default)
 
 
 class SingleFile:
@@ -161,7 +184,8 @@ class SingleFile:
         stacks = dict(zip(STACKS[class_name], counts, strict=False))
         kept = set()
         for name in self.names:
-            found = re.match(r'(\w+)\.(\d+)\.', name)
+            # FLUX.3 has a list for each kind of token: `content_mode_blocks.image.0.`.
+            found = re.match(r'(\w+)\.(?:\w+\.)??(\d+)\.', name)
             last = None if found is None else stacks.get(found[1])
             if found is None or last is None or int(found[2]) <= last:
                 kept.add(name)
@@ -186,7 +210,7 @@ class SingleFile:
                 return built[-1]
 
         Watched.__name__ = cls.__name__
-        weights = {name: self.tensors[self.names[name]] for name in kept}
+        weights = _Asked({name: self.tensors[self.names[name]] for name in kept})
         try:
             model = Watched.from_single_file(weights, config=folder, **options)
         except (ImportError, MemoryError, torch.OutOfMemoryError):
@@ -196,16 +220,43 @@ class SingleFile:
                 # Parameters that nothing was read for cannot leave the meta device.
                 lost = _unread(built[-1])
                 if len(lost) < len(list(built[-1].parameters())) / 2:
-                    refuse_missing(self.where, lost)
+                    self._refuse_unread(lost, weights)
+            if isinstance(error, TypeError) and len(weights.missed) < len(kept) / 2:
+                # Some converters go on with None for what is missing.
+                refuse_missing(self.where, sorted(weights.missed))
             raise ValueError(
                 f'{self.where}: diffusers cannot convert its weights to {cls.__name__} '
                 f'({type(error).__name__}: {shorten(str(error), 300)}). Either they are of another '
-                f'model than base=..., or its converter does not know this layout: give the model '
-                f"in diffusers' layout"
+                f'model than base=..., or its converter does not know this layout'
+                f"{self._width_note(cls)}: give the model in diffusers' layout"
             ) from error
-        refuse_missing(self.where, _unread(model))
+        self._refuse_unread(_unread(model), weights)
         model.__class__ = cls
         return model
+
+    def _refuse_unread(self, lost: list[str], left: Collection[str]) -> None:
+        """Say which weights are missing, or what of the file the converter left."""
+        left = sorted(left)
+        if lost and left and not isinstance(self.tensors, GGUFTensors):
+            raise ValueError(
+                f"{self.where}: diffusers' converter does not know {len(left)} weights of the file "
+                f'(first: {left[:3]}), and {len(lost)} of the model stay without (first: '
+                f"{lost[:3]}): give the model in diffusers' layout"
+            )
+        refuse_missing(self.where, lost)
+
+    def _width_note(self, cls: type[ModelMixin]) -> str:
+        """Of a model that is not as wide as the only one that the converter knows."""
+        known, config = _WIDTHS.get(cls.__name__), self.config
+        if known is None:
+            return ''
+        if 'hidden_size' in config:
+            width = config['hidden_size']
+        else:
+            width = config['num_attention_heads'] * config['attention_head_dim']
+        if width == known:
+            return ''
+        return f' (it knows {known} channels alone, and base=... has {width})'
 
 
 def _unread(model: nn.Module) -> list[str]:
