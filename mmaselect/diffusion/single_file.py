@@ -154,6 +154,12 @@ class SingleFile:
             refuse_missing(self.where, sorted(parameters - self.names.keys()))
             kept = needed & self.names.keys()
             if isinstance(self.tensors, GGUFTensors):
+                if not hasattr(cls, 'from_single_file'):
+                    raise ValueError(
+                        f'{self.where}: diffusers reads no GGUF files of {cls.__name__}: give '
+                        f'the weights as .safetensors, and load_kwargs=dict('
+                        f'quantization_config=...) if they shall be quantized'
+                    )
                 return self._from_single_file(cls, folder, kept, options)
             return self._from_pretrained(cls, Path(folder), kept, options)
 
@@ -221,6 +227,11 @@ class SingleFile:
                 lost = _unread(built[-1])
                 if len(lost) < len(list(built[-1].parameters())) / 2:
                     self._refuse_unread(lost, weights)
+            modules = {name.partition('.')[0] for name in kept}
+            last = weights.missed[-1:]
+            # One of a layout that the file has, or else the model is another.
+            if isinstance(error, KeyError) and last and last[0].partition('.')[0] in modules:
+                refuse_missing(self.where, last)
             if isinstance(error, TypeError) and len(weights.missed) < len(kept) / 2:
                 # Some converters go on with None for what is missing.
                 refuse_missing(self.where, sorted(weights.missed))

@@ -21,8 +21,8 @@ import test_qwen_image21
 import test_sana
 import test_wan
 import torch
-from diffusers import Lumina2Transformer2DModel
-from test_single_files import COMFY, assert_same_weights, save
+from diffusers import DiTTransformer2DModel, Lumina2Transformer2DModel
+from test_single_files import COMFY, assert_same_weights, save, save_gguf
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.parts import MissingWeights
@@ -49,9 +49,15 @@ NEEDED = {
         'double_layers.0.attn.w2k.weight',
         r'lacks 1 weights .*double_layers\.0\.attn\.w2k',
     ),
-    'chroma': ('double_blocks.0.img_attn.proj.weight', r'double_blocks\.0\.img_attn\.proj'),
+    'chroma': (
+        'double_blocks.0.img_attn.proj.weight',
+        r'lacks 1 weights .*double_blocks\.0\.img_attn\.proj',
+    ),
     'cosmos': ('net.blocks.0.mlp.layer1.weight', r'lacks 1 weights .*blocks\.0\.ff\.net\.0'),
-    'flux': ('double_blocks.0.img_mod.lin.weight', r'double_blocks\.0\.img_mod\.lin'),
+    'flux': (
+        'double_blocks.0.img_mod.lin.weight',
+        r'lacks 1 weights .*double_blocks\.0\.img_mod\.lin',
+    ),
     'flux3': (
         'content_mode_blocks.image.0.mlp_in.weight',
         r'lacks 1 weights .*mode_blocks\.image\.0\.ff\.linear_in',
@@ -61,7 +67,7 @@ NEEDED = {
         'transformer_blocks.0.img_mlp.gate_up.weight',
         r'lacks 2 weights .*blocks\.0\.img_mlp\.gate_layer',
     ),
-    'sana': ('blocks.0.attn.qkv.weight', r'blocks\.0\.attn\.qkv'),
+    'sana': ('blocks.0.attn.qkv.weight', r'lacks 1 weights .*blocks\.0\.attn\.qkv'),
     'wan': ('blocks.0.ffn.0.bias', r'lacks 1 weights .*blocks\.0\.ffn\.net\.0\.proj\.bias'),
 }
 STACKS = ('double_blocks', 'double_layers', 'content_mode_blocks', 'blocks', 'transformer_blocks')
@@ -168,7 +174,7 @@ def test_a_missing_weight_is_named(case, tmp_path, name):
     theirs = original(name, weights)
     del theirs[lost]
     file = save(theirs, tmp_path / 'x.safetensors')
-    with pytest.raises((ValueError, RuntimeError), match=message) as caught:
+    with pytest.raises(MissingWeights, match=message) as caught:
         features(file, [0], base=folder)
     assert str(file) in str(caught.value)
     # Of a block that is not read, it is none.
@@ -235,3 +241,25 @@ def test_what_a_converter_leaves_out(tmp_path):
     ):
         features(file, [0], base=tmp_path)
     assert_same(tmp_path, [0], [save(weights, tmp_path / 'x.safetensors')])
+
+
+@pytest.mark.parametrize('name', ['flux', 'qwen_image', 'hidream'])
+def test_gguf(case, tmp_path, name):
+    folder, weights = case(name)
+    theirs = original(name, weights) if name == 'flux' else weights
+    dit, found = features(save_gguf(theirs, tmp_path / 'x.gguf'), [1], base=folder)
+    assert sum(p.dtype == torch.uint8 for p in dit.transformer.parameters()) > 10
+    for key, value in features(folder, [1])[1].items():
+        assert not torch.equal(found[key], value)
+        assert (found[key] - value).abs().max() < 0.05 * value.abs().max(), key
+
+
+def test_gguf_of_a_class_that_diffusers_does_not_read(tiny_latent_dit, tmp_path):
+    weights = DiTTransformer2DModel.from_pretrained(
+        tiny_latent_dit, subfolder='transformer'
+    ).state_dict()
+    file = save_gguf(weights, tmp_path / 'x.gguf')
+    with pytest.raises(
+        ValueError, match=r'no GGUF files of DiTTransformer2DModel: give .*\.safetensors'
+    ):
+        features(file, [0], base=tiny_latent_dit)

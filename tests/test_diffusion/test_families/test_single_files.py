@@ -221,7 +221,9 @@ def save_gguf(weights, file, kind='Q8_0'):
     for name, value in weights.items():
         values = value.float().numpy()
         kinds = gguf.GGMLQuantizationType
-        if value.ndim == 2 and value.shape[1] % 32 == 0 and 'pad_token' not in name:
+        # Published files leave the gates of HiDream's experts as they are, too.
+        exact = name.endswith(('pad_token', 'ff_i.gate.weight'))
+        if value.ndim == 2 and value.shape[1] % 32 == 0 and not exact:
             values = gguf.quants.quantize(np.ascontiguousarray(values), kinds[kind])
             writer.add_tensor(name, values, raw_dtype=kinds[kind])
         else:
