@@ -192,9 +192,13 @@ class Flux2Codec(KLCodec):
             latent = patches.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
         else:
             latent = nn.functional.pixel_unshuffle(latent, self._patch)
+        mean, std = self._statistics()
+        return (latent - mean) / std
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
         norm = self.vae.bn
         mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
-        return (latent - mean) / torch.sqrt(var + self.eps)
+        return mean, torch.sqrt(var + self.eps)
 
 
 class UnpackedFlux2Codec(Flux2Codec):
@@ -208,16 +212,9 @@ class UnpackedFlux2Codec(Flux2Codec):
         return super()._stride() // self._patch
 
     def _normalize(self, latent: Tensor) -> Tensor:
-        if self.pixel_first:
-            # B C h 2 w 2
-            patches = latent.unflatten(3, (-1, self._patch)).unflatten(2, (-1, self._patch))
-            latent = patches.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-        else:
-            latent = nn.functional.pixel_unshuffle(latent, self._patch)
-        norm = self.vae.bn
-        mean, var = (x.float().view(1, -1, 1, 1) for x in (norm.running_mean, norm.running_var))
+        mean, std = self._statistics()
         # Times the reciprocal, as the pipeline has it: equal bit for bit.
-        latent = (latent - mean) * (1 / torch.sqrt(var + self.eps))
+        latent = (nn.functional.pixel_unshuffle(latent, self._patch) - mean) * (1 / std)
         return nn.functional.pixel_shuffle(latent, self._patch)
 
 
