@@ -75,14 +75,22 @@ _DTYPES = {
 }
 
 
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """``'fp16'``, ``'bf16'``, ``'fp32'`` (or torch's own names and dtypes) as a torch dtype."""
+def parse_dtype(dtype: str | torch.dtype, argument: str = 'dtype') -> torch.dtype:
+    """``'fp16'``, ``'bf16'``, ``'fp32'`` (or torch's own names and dtypes) as a torch dtype.
+
+    Args:
+        dtype: What the user wrote.
+        argument: The argument, for the message.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
     if isinstance(dtype, torch.dtype):
         if dtype in _DTYPES.values():
             return dtype
     elif str(dtype).removeprefix('torch.') in _DTYPES:
         return _DTYPES[str(dtype).removeprefix('torch.')]
-    raise ValueError(f"dtype {dtype!r} is not supported: use 'fp32', 'fp16' or 'bf16'")
+    raise ValueError(f"{argument} {dtype!r} is not supported: use 'fp32', 'fp16' or 'bf16'")
 
 
 def dequantized(weight: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ SAFETENSORS, GGUF = '.safetensors', '.gguf'
 WEIGHT_SUFFIXES = (*PICKLED, SAFETENSORS, GGUF)
 
 
-def _shipped(name: str) -> str:
+def _shipped(argument: str, name: str) -> str:
     """Folder of a model that ships with the package."""
     shipped_name = name.removeprefix(SHIPPED_PREFIX)
     folder = WEIGHTS_DIR / shipped_name
@@ -35,7 +35,7 @@ def _shipped(name: str) -> str:
     ):
         shipped = sorted(p.parents[1].name for p in WEIGHTS_DIR.glob('*/transformer/config.json'))
         raise FileNotFoundError(
-            f'pretrained={name!r} does not ship with mmaselect. Shipped models: '
+            f'{argument}={name!r} does not ship with mmaselect. Shipped models: '
             f'{", ".join(SHIPPED_PREFIX + s for s in shipped) or "none"}'
         )
     return str(folder)
@@ -84,7 +84,7 @@ def resolve_folder(argument: str, name: str | Path) -> str:
     """
     text = str(path(argument, name))
     if text.startswith(SHIPPED_PREFIX):
-        return _shipped(text)
+        return _shipped(argument, text)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return str(folder)

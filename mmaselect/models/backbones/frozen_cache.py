@@ -73,7 +73,7 @@ class CacheOptions:
         options = cls(**{'kind': None, **given})
         choice('cache kind', options.kind, KINDS)
         if options.dtype is not None:
-            parse_dtype(options.dtype)
+            parse_dtype(options.dtype, 'cache dtype')
         if options.folder is not None:
             path('cache folder', options.folder)
         if not is_number(options.max_gb) or options.max_gb <= 0:
