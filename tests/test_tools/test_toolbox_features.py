@@ -190,7 +190,7 @@ def test_a_child_config_without_our_hook_shows_its_pick(demo, photos, tmp_path, 
     result = json.loads((work / 'selection.json').read_text())
     assert (work / 'selection.png').is_file()
     page = (work / 'selection.html').read_text()
-    assert '4 of the 4 that were used' in page and page.count('data:image/jpeg') == 4
+    assert 'The 4 that were used' in page and page.count('data:image/jpeg') == 4
     (scalars,) = work.glob('*/vis_data/scalars.json')
     assert 'selection/InstanceSensitivity' in scalars.read_text()
     assert re.search(rf'^\|A-SelecT picked timestep {result["timestep"]} .*\|$', out, re.M)

@@ -294,7 +294,7 @@ def test_segmentation_dataloaders_keep_their_own_settings(segmentation):
         (['--resume', 'no/such.pth'], FileNotFoundError, "no checkpoint 'no/such.pth'"),
         (['--auto-scale-lr'], ValueError, 'base_batch_size'),
         (['--amp', '--cfg-options', 'optim_wrapper.type=Mine'], ValueError, 'not Mine'),
-        (['--cfg-options', 'default_scope=mmdet'], ValueError, "is 'mmdet'; it must be 'mmseg'"),
+        (['--cfg-options', 'default_scope=mmrotate'], ValueError, "is 'mmrotate'; it must be"),
     ],
 )
 def test_bad_train_flags(segmentation, flags, error, message):

@@ -62,6 +62,9 @@ class NucleusImageFamily(TextFamily):
         # The last block that is built is not the last of the model.
         if num_blocks < self.num_blocks and self.config['dense_moe_strategy'] == _DENSE_LAST:
             overrides['dense_moe_strategy'] = _MIXED_LAST
+        if not hasattr(nn.functional, 'grouped_mm'):
+            # Before PyTorch 2.9: expert by expert gives the same.
+            overrides['use_grouped_mm'] = False
         return overrides
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
