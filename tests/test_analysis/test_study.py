@@ -45,7 +45,7 @@ def test_flags(open_with, segmentation_config):
         (['--image-size', '1', '2', '3'], 'takes a side, or height and width'),
         (['--cfg-options', 'model.backbone.type=ResNet'], "model.backbone is 'ResNet'"),
         (['--cfg-options', 'model.head.num_classes=0'], 'neither model.head.num_classes'),
-        (['--cfg-options', 'default_scope=mmdet'], 'mmdet'),
+        (['--cfg-options', 'default_scope=mmrotate'], "is 'mmrotate'"),
     ],
 )
 def test_bad_flags(open_with, classification_config, flags, message):
