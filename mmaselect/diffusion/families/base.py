@@ -135,6 +135,23 @@ class Family(ABC):
         """
         return
 
+    def refuse_beyond(
+        self, limit: int, grid: tuple[int, int], stride: int, what: str = 'positions'
+    ) -> None:
+        """What :meth:`check_grid` does where the positions of both sides end at one number.
+
+        Args:
+            limit: Rows, and columns, that there are positions for.
+            grid: As in :meth:`check_grid`.
+            stride: As in :meth:`check_grid`.
+            what: Kind of the positions.
+        """
+        if max(grid) > limit:
+            raise ValueError(
+                f'{self.title} has {what} for {limit}x{limit} tokens, and this image makes '
+                f'{grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} pixels a side'
+            )
+
     # -- building ---------------------------------------------------------------------------------
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
         """Config entries that make ``from_pretrained`` build the first blocks only."""

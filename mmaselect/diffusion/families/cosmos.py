@@ -69,12 +69,7 @@ class CosmosFamily(TextFamily):
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         sizes = zip(self.config['max_size'], self.config['patch_size'], strict=True)
         limit = max(size // patch for size, patch in sizes)
-        if max(grid) > limit:
-            raise ValueError(
-                f'{self.title} has rotary positions for {limit}x{limit} tokens, and this image '
-                f'makes {grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} pixels '
-                f'a side'
-            )
+        self.refuse_beyond(limit, grid, stride, 'rotary positions')
 
     def build_process(self, source: PipelineSource) -> ForwardProcess:
         # Whatever its scheduler's shift is: the pipeline's noise levels do not depend on it.

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, KLCodec
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import Tap, whole_output
+from mmaselect.diffusion.families.kandinsky import KandinskyFamily
 from mmaselect.diffusion.families.lookup import register_family
-from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 
-# Rotary positions along each side of an image.
-_POSITIONS = 128
-
 
 @register_family
-class Kandinsky5Family(TextFamily):
+class Kandinsky5Family(KandinskyFamily):
     """``Kandinsky5Transformer3DModel``: ``kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers``, ...
 
     Blocks are those of the image, into which text enters by cross-attention, so every token is an
@@ -38,8 +35,6 @@ class Kandinsky5Family(TextFamily):
     title = 'Kandinsky 5'
     pipeline_class = 'Kandinsky5T2IPipeline'
     min_diffusers = '0.36'
-    features = FEATURES + POST_FEATURES
-    stacks = (('num_visual_blocks', 'visual_transformer_blocks'),)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
@@ -48,26 +43,6 @@ class Kandinsky5Family(TextFamily):
                 f'this {self.title} takes an image or the first frame of a clip beside the noisy '
                 f'one (visual_cond=True), as the editing (I2I) and video (T2V, I2V) models do, '
                 f"and is not supported: use 'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers'"
-            )
-
-    @property
-    def width(self) -> int:
-        return int(self.config['model_dim'])
-
-    @property
-    def patch_size(self) -> int:
-        return int(self.config['patch_size'][1])
-
-    @property
-    def in_channels(self) -> int:
-        return int(self.config['in_visual_dim'])
-
-    def check_grid(self, grid: tuple[int, int], stride: int) -> None:
-        if max(grid) > _POSITIONS:
-            raise ValueError(
-                f'{self.title} has rotary positions for {_POSITIONS}x{_POSITIONS} tokens, and this '
-                f'image makes {grid[0]}x{grid[1]}: resize or crop it to at most '
-                f'{_POSITIONS * stride} pixels a side'
             )
 
     def codec(self, source: PipelineSource, dtype: torch.dtype) -> Codec:
@@ -103,5 +78,6 @@ class Kandinsky5Family(TextFamily):
 
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         block = self.block(transformer, index)
-        names = ('to_query', 'to_key', 'to_value')
-        return usual_taps(block, block.self_attention, whole_output, names=names)[feature]
+        return usual_taps(block, block.self_attention, whole_output, names=self.projections)[
+            feature
+        ]

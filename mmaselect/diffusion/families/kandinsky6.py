@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import Tap, whole_output
+from mmaselect.diffusion.families.kandinsky import KandinskyFamily
 from mmaselect.diffusion.families.lookup import register_family
-from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess
 
-# Rotary positions along each side of an image.
-_POSITIONS = 128
 # What only sound runs through, in each block.
 _SOUND = (
     'audio_dec_block',
@@ -31,7 +29,7 @@ _SOUND = (
 
 
 @register_family
-class Kandinsky6Family(TextFamily):
+class Kandinsky6Family(KandinskyFamily):
     """``Kandinsky6Transformer3DModel``: ``kandinskylab/Kandinsky-6.0-Pro-5s-Diffusers``, ...
 
     The pipeline's call with ``num_frames=1`` and ``sample_audio=False``. The half of the model that
@@ -44,28 +42,6 @@ class Kandinsky6Family(TextFamily):
     title = 'Kandinsky 6'
     pipeline_class = 'Kandinsky6TI2VAPipeline'
     min_diffusers = '0.42'
-    features = FEATURES + POST_FEATURES
-    stacks = (('num_visual_blocks', 'visual_transformer_blocks'),)
-
-    @property
-    def width(self) -> int:
-        return int(self.config['model_dim'])
-
-    @property
-    def patch_size(self) -> int:
-        return int(self.config['patch_size'][1])
-
-    @property
-    def in_channels(self) -> int:
-        return int(self.config['in_visual_dim'])
-
-    def check_grid(self, grid: tuple[int, int], stride: int) -> None:
-        if max(grid) > _POSITIONS:
-            raise ValueError(
-                f'{self.title} has rotary positions for {_POSITIONS}x{_POSITIONS} tokens, and this '
-                f'image makes {grid[0]}x{grid[1]}: resize or crop it to at most '
-                f'{_POSITIONS * stride} pixels a side'
-            )
 
     def trim(self, transformer: nn.Module, num_blocks: int) -> None:
         transformer.audio_text_transformer_blocks = nn.ModuleList()
@@ -118,5 +94,5 @@ class Kandinsky6Family(TextFamily):
             attention,
             whole_output,
             output=member(0),
-            names=('to_query', 'to_key', 'to_value'),
+            names=self.projections,
         )[feature]

@@ -51,11 +51,7 @@ class NucleusImageFamily(TextFamily):
 
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         limit = 2 * _POSITIONS
-        if max(grid) > limit:
-            raise ValueError(
-                f'{self.title} has positions for {limit}x{limit} tokens, and this image makes '
-                f'{grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} pixels a side'
-            )
+        self.refuse_beyond(limit, grid, stride)
 
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
         overrides = super().build_overrides(num_blocks)

@@ -52,11 +52,7 @@ class OmniGenFamily(TextFamily):
 
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         side = int(self.config['pos_embed_max_size'])
-        if max(grid) > side:
-            raise ValueError(
-                f'{self.title} has positions for {side}x{side} tokens, and this image makes '
-                f'{grid[0]}x{grid[1]}: resize or crop it to at most {side * stride} pixels a side'
-            )
+        self.refuse_beyond(side, grid, stride)
 
     def build_process(self, source: PipelineSource) -> ForwardProcess:
         return OmniGenProcess({**source.config('scheduler'), 'num_train_timesteps': _STEPS})

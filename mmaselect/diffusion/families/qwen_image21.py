@@ -56,11 +56,7 @@ class QwenImage21Family(TextFamily):
 
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         limit = 2 * min(_BEFORE, _AFTER)
-        if max(grid) > limit:
-            raise ValueError(
-                f'{self.title} has positions for {limit}x{limit} tokens, and this image makes '
-                f'{grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} pixels a side'
-            )
+        self.refuse_beyond(limit, grid, stride)
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         # Of a single prompt no token is padding, and there is no mask.

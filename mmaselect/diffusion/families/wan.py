@@ -62,12 +62,7 @@ class WanFamily(TextFamily):
 
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         limit = int(self.config['rope_max_seq_len'])
-        if max(grid) > limit:
-            raise ValueError(
-                f'{self.title} has rotary positions for {limit}x{limit} tokens, and this image '
-                f'makes {grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} pixels '
-                f'a side'
-            )
+        self.refuse_beyond(limit, grid, stride, 'rotary positions')
 
     def embed(self, pipeline: Any, prompt: str) -> dict[str, Tensor]:
         embeds, _ = pipeline.encode_prompt(
