@@ -27,14 +27,16 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 # Processes, not threads, share the cores: a small model on many threads only waits for itself.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST = $(THREADS) $(BIN)/python -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test coverage lint types docs clean
+.PHONY: help install venv demo test test-all coverage lint types docs clean
 
 help:
 	@echo "make demo      train a small segmentor on a timestep that is picked automatically (minutes, CPU)"
-	@echo "make test      run the tests"
-	@echo "make coverage  run the tests and say which lines they reach"
+	@echo "make test      run the daily tests (minutes)"
+	@echo "make test-all  run all tests, those marked thorough included"
+	@echo "make coverage  run all tests and say which lines they reach"
 	@echo "make lint      check style, formatting and types, as pre-commit does"
 	@echo "make types     check types alone (mypy)"
 	@echo "make docs      build the documentation in site/; a warning is an error"
@@ -72,10 +74,13 @@ demo: install
 	$(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR)
 
 test: install
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(PYTEST) -m "not thorough" $(PYTEST_ARGS)
+
+test-all: install
+	$(PYTEST) $(PYTEST_ARGS)
 
 coverage: install
-	$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(PYTEST_ARGS)
+	$(PYTEST) --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

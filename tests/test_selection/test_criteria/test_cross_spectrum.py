@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pairwise import combinations
 
 from mmaselect.selection.criteria import (
     CrossSpectrumHFR,
@@ -43,10 +44,10 @@ def draws(request):
     return image + 0.5 * randn(*image.shape, seed=1), image + 0.5 * randn(*image.shape, seed=2)
 
 
-@pytest.mark.parametrize('cutoff', [0.15, 0.25])
-@pytest.mark.parametrize('shape', ['radial', 'square'])
-@pytest.mark.parametrize('include_dc', [True, False])
-@pytest.mark.parametrize('denominator', ['power', 'signal'])
+@pytest.mark.parametrize(
+    ('cutoff', 'shape', 'include_dc', 'denominator'),
+    combinations([0.15, 0.25], ['radial', 'square'], [True, False], ['power', 'signal']),
+)
 def test_equals_numpy_spectrum_summed_one_frequency_at_a_time(
     draws, cutoff, shape, include_dc, denominator
 ):
@@ -79,10 +80,15 @@ def test_equals_numpy_spectrum_summed_one_frequency_at_a_time(
     )
 
 
-@pytest.mark.parametrize('dims', ['2d', 'tokens', 'channels'])
-@pytest.mark.parametrize('reduction', ['channel_mean', 'total'])
-@pytest.mark.parametrize('include_dc', [True, False])
-@pytest.mark.parametrize('denominator', ['power', 'signal'])
+@pytest.mark.parametrize(
+    ('dims', 'reduction', 'include_dc', 'denominator'),
+    combinations(
+        ['2d', 'tokens', 'channels'],
+        ['channel_mean', 'total'],
+        [True, False],
+        ['power', 'signal'],
+    ),
+)
 def test_identical_draws_give_the_plain_ratio_of_powers(dims, reduction, include_dc, denominator):
     feature = randn(3, 9, 7, 8)
     options = {'dims': dims, 'reduction': reduction, 'include_dc': include_dc}

@@ -1,10 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from pairwise import combinations
 
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria import HighFrequencyRatio, high_frequency_ratio
@@ -44,23 +44,25 @@ def reference(image, cutoff, shape, measure, include_dc, reduction, dims):
     return np.mean([p / w for p, w in zip(parts, wholes, strict=True)])
 
 
-OPTIONS = list(
-    itertools.product(
-        (0.15, 0.35),
-        ('radial', 'square'),
-        ('power', 'amplitude'),
-        (True, False),
-        ('channel_mean', 'total'),
-        ('2d', 'tokens', 'channels'),
-    )
-)
 NAMES = ('cutoff', 'shape', 'measure', 'include_dc', 'reduction', 'dims')
 
 
-@pytest.mark.parametrize('size', [(8, 8), (7, 9)])
-@pytest.mark.parametrize('options', OPTIONS, ids=lambda o: '-'.join(map(str, o)))
-def test_equals_numpy_spectrum_summed_one_frequency_at_a_time(size, options):
-    options = dict(zip(NAMES, options, strict=True))
+@pytest.mark.parametrize(
+    ('size', *NAMES),
+    combinations(
+        [(8, 8), (7, 9)],
+        [0.15, 0.35],
+        ['radial', 'square'],
+        ['power', 'amplitude'],
+        [True, False],
+        ['channel_mean', 'total'],
+        ['2d', 'tokens', 'channels'],
+    ),
+)
+def test_equals_numpy_spectrum_summed_one_frequency_at_a_time(
+    size, cutoff, shape, measure, include_dc, reduction, dims
+):
+    options = dict(zip(NAMES, (cutoff, shape, measure, include_dc, reduction, dims), strict=True))
     feature = randn(2, 9, *size) * torch.linspace(0.1, 3, 9)[:, None, None] + 0.5
     expected = [reference(image, **options) for image in feature.numpy()]
     ratio = high_frequency_ratio(feature, **options)
@@ -90,11 +92,16 @@ def test_white_noise_scores_the_share_of_frequencies(shape, cutoff):
     assert result['sem'] < 1e-3
 
 
-@pytest.mark.parametrize('size', [(8, 8), (7, 9), (13, 11), (1, 16)])
-@pytest.mark.parametrize('measure', ['power', 'amplitude'])
-@pytest.mark.parametrize('dims', ['2d', 'tokens', 'channels'])
-@pytest.mark.parametrize('include_dc', [True, False])
-@pytest.mark.parametrize('value', [0.0, 0.1, 1234.567])
+@pytest.mark.parametrize(
+    ('size', 'measure', 'dims', 'include_dc', 'value'),
+    combinations(
+        [(8, 8), (7, 9), (13, 11), (1, 16)],
+        ['power', 'amplitude'],
+        ['2d', 'tokens', 'channels'],
+        [True, False],
+        [0.0, 0.1, 1234.567],
+    ),
+)
 def test_constant_map_scores_zero(size, measure, dims, include_dc, value):
     feature = torch.full((2, 11, *size), value)
     ratio = high_frequency_ratio(feature, measure=measure, dims=dims, include_dc=include_dc)
@@ -148,10 +155,15 @@ def test_non_contiguous_feature():
         )
 
 
-@pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf, 1e30])
-@pytest.mark.parametrize('dims', ['2d', 'tokens', 'channels'])
-@pytest.mark.parametrize('measure', ['power', 'amplitude'])
-@pytest.mark.parametrize('reduction', ['channel_mean', 'total'])
+@pytest.mark.parametrize(
+    ('bad', 'dims', 'measure', 'reduction'),
+    combinations(
+        [torch.nan, torch.inf, -torch.inf, 1e30],
+        ['2d', 'tokens', 'channels'],
+        ['power', 'amplitude'],
+        ['channel_mean', 'total'],
+    ),
+)
 def test_image_that_is_not_finite_is_counted_and_left_out(bad, dims, measure, reduction):
     if measure == 'amplitude' and bad == 1e30:
         bad = torch.inf  # an amplitude of that size is still finite
