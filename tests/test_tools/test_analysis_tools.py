@@ -12,8 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools' / 'analysis_tools'
-ANALYSIS = ('block_feature_grid', 'criteria_study', 'fisher_score', 'frequency_maps',
-            'probe_timesteps')  # fmt: skip
+ANALYSIS = ('block_feature_grid', 'fisher_score', 'frequency_maps', 'probe_timesteps')
 
 
 def load(path):
@@ -109,64 +108,6 @@ def test_probe_resumes_and_refuses(classification, probed, capsys, monkeypatch):
         tool('probe_timesteps', classification, *PROBE, '--out', probed, '--num-train', '20')
 
 
-def test_criteria_are_joined_with_the_probe(classification, probed, tmp_path):
-    flags = ('--probe', probed, '--out', tmp_path, '--only', 'HFR 2d 0.15|Fisher|channels')
-    tool('criteria_study', classification, *flags, '--add', 'type=HighFrequencyRatio', 'cutoff=0.3')
-    rows = rows_of(tmp_path / 'criteria_study.csv')
-    accuracies = {
-        (row['timestep'], row['block'], row['feature']): float(row['accuracy'])
-        for row in rows_of(probed / 'probe_timesteps.csv')
-    }
-    scores = rows_of(tmp_path / 'scores.csv')
-    assert len({row['criterion'] for row in rows}) > 20
-    for row in rows:
-        tap = row['block'], row['feature']
-        mine = [s for s in scores if (s['criterion'], s['block'], s['feature']) ==
-                (row['criterion'], *tap)]  # fmt: skip
-        pick = max(mine, key=lambda s: (float(s['score']), -int(s['timestep'])))['timestep']
-        best = max(accuracies[(step, *tap)] for step in ('0', '300', '900'))
-        assert float(row['regret']) == pytest.approx(best - accuracies[(pick, *tap)])
-    table = (tmp_path / 'criteria_study.md').read_text().splitlines()
-    worst = [float(line.split('|')[3]) for line in table[2:]]
-    assert worst == sorted(worst)
-    check_figure(tmp_path, 'criteria_study')
-
-
-def test_studies_are_put_together(classification, probed, tmp_path):
-    flags = ('--probe', probed, '--only', 'HFR channels 0.15')
-    tool('criteria_study', classification, *flags, '--out', tmp_path / 'a', '--case', 'first')
-    more = ('--blocks', '4', '--also', tmp_path / 'a')
-    tool('criteria_study', classification, *flags, *more, '--out', tmp_path / 'b')
-    both = rows_of(tmp_path / 'b' / 'criteria_study.csv')
-    single = rows_of(tmp_path / 'a' / 'criteria_study.csv')
-    assert [row for row in both if row['case'] == 'first'] == single
-    (line,) = [
-        line
-        for line in (tmp_path / 'b' / 'criteria_study.md').read_text().splitlines()
-        if 'HFR channels 0.15 per-channel power |' in line and 'cross' not in line
-    ]
-    worst = max(float(row['regret']) for row in both
-                if row['criterion'] == 'HFR channels 0.15 per-channel power')  # fmt: skip
-    assert float(line.split('|')[3]) == pytest.approx(worst, abs=0.01)
-    assert line.split('|')[6].strip().endswith('/6')
-    with pytest.raises(ValueError, match=r"named \['first'\] is there already"):
-        tool('criteria_study', classification, *flags, '--case', 'first', '--also', tmp_path / 'a')
-    with pytest.raises(FileNotFoundError, match='no finished study is there'):
-        tool('criteria_study', classification, *flags, '--also', tmp_path)
-
-
-def test_criteria_study_of_another_model_is_refused(classification, probed, tmp_path):
-    flags = ('--probe', probed, '--out', tmp_path, '--image-size', '64')
-    with pytest.raises(ValueError, match='image_size=32, but this command has 64'):
-        tool('criteria_study', classification, *flags)
-    with pytest.raises(ValueError, match="'nothing' matches none of the 82 definitions"):
-        tool('criteria_study', classification, '--probe', probed, '--only', 'nothing')
-    with pytest.raises(ValueError, match=r"--add takes type=NAME and KEY=VALUE, got \['cutoff"):
-        tool('criteria_study', classification, '--probe', probed, '--add', 'cutoff=0.1')
-    with pytest.raises(FileNotFoundError, match='no folder of results'):
-        tool('criteria_study', classification, '--probe', tmp_path / 'none')
-
-
 def test_fisher_score_and_joint_choice(classification, probed, tmp_path):
     flags = (*PROBE, '--num-images', '30', '--out', tmp_path, '--joint', '--probe', probed)
     tool('fisher_score', classification, *flags)
@@ -235,8 +176,6 @@ def test_segmentation_from_end_to_end(segmentation, tmp_path):
     tool('probe_timesteps', segmentation, *flags)
     rows = rows_of(tmp_path / 'probe_timesteps.csv')
     assert float(rows[0]['mIoU']) > float(rows[1]['mIoU']), 'clean against noise'
-    tool('criteria_study', segmentation, '--probe', tmp_path, '--only', 'Fisher|per-image$')
-    assert (tmp_path / 'criteria' / 'criteria_study.md').is_file()
 
 
 @pytest.mark.parametrize('name', ANALYSIS)

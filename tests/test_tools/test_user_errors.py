@@ -10,7 +10,7 @@ import pytest
 from mmaselect.tool import in_one_line, make_tool_parser, run_tool
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-STUDIES = ('block_feature_grid', 'criteria_study', 'fisher_score', 'frequency_maps')
+STUDIES = ('block_feature_grid', 'fisher_score', 'frequency_maps')
 
 #: Tool to a command line with a mistake in it, the error, and what is said of it.
 MISTAKES = {

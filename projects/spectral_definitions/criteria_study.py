@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from variants import describe, variants
 
 from mmaselect.analysis.figures import make_figure, save_all, styled
 from mmaselect.analysis.probe_table import ProbeTable, read_steps, scores_over
@@ -31,7 +32,6 @@ from mmaselect.analysis.study import (
     make_parser,
     open_study,
 )
-from mmaselect.analysis.variants import describe, variants
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection.scoring import build_criteria
 from mmaselect.tool import run_tool
@@ -41,18 +41,18 @@ EXAMPLES = """
 examples:
   # first the accuracies, then the definitions at the same timesteps, blocks and features
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:600:25 --out work_dirs/probe
-  python tools/analysis_tools/criteria_study.py CONFIG --probe work_dirs/probe
+  python projects/spectral_definitions/criteria_study.py CONFIG --probe work_dirs/probe
 
   # one table over two data sets: which definition is right on both?
-  python tools/analysis_tools/criteria_study.py CONFIG_B --probe work_dirs/probe_b \
+  python projects/spectral_definitions/criteria_study.py CONFIG_B --probe work_dirs/probe_b \
       --also work_dirs/probe/criteria
 
   # all combinations of options (many more), of the cross spectrum over the token grid only
-  python tools/analysis_tools/criteria_study.py CONFIG --probe work_dirs/probe --full \\
+  python projects/spectral_definitions/criteria_study.py CONFIG --probe work_dirs/probe --full \\
       --only 'cross HFR 2d'
 
   # a criterion of your own, registered by the config's custom_imports
-  python tools/analysis_tools/criteria_study.py CONFIG --probe work_dirs/probe \\
+  python projects/spectral_definitions/criteria_study.py CONFIG --probe work_dirs/probe \\
       --add type=MyCriterion power=2 --only MyCriterion
 
 writes, into --out (default: the folder `criteria` in that of --probe):
