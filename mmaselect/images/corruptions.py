@@ -52,12 +52,50 @@ def _low_resolution(image: Tensor, severity: int, generator: torch.Generator) ->
     )
 
 
+def _impulse(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Salt and pepper: values that are lost to black or white, half of them each."""
+    share = (0.05, 0.15, 0.3)[severity - 1]
+    lost = torch.rand(image.shape, generator=generator) < share
+    white = torch.rand(image.shape, generator=generator) < 0.5
+    return torch.where(lost, torch.where(white, 255.0, 0.0), image)
+
+
+def _contrast(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Less contrast, around the mean of the image."""
+    share = (0.5, 0.3, 0.15)[severity - 1]
+    mean = image.mean()
+    return mean + share * (image - mean)
+
+
+def _motion_blur(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Motion along a line of random direction, its length in shares of the shorter side."""
+    length = (0.12, 0.22, 0.35)[severity - 1] * min(image.shape[1:])
+    angle = float(torch.rand((), generator=generator)) * torch.pi
+    # Bilinear shifts of the whole image along the line, four for each pixel of its length.
+    places = torch.linspace(-length / 2, length / 2, max(2, round(4 * length)))
+    height, width = image.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    centers = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+    shift = torch.tensor([2 * np.cos(angle) / width, 2 * np.sin(angle) / height])
+    grids = centers + (places[:, None] * shift)[:, None, None]
+    seen = torch.nn.functional.grid_sample(
+        image.expand(len(places), -1, -1, -1),
+        grids.to(image),
+        padding_mode='border',
+        align_corners=False,
+    )
+    return seen.mean(0)
+
+
 CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     'noise': _noise,
     'low_light': _low_light,
     'blur': _blur,
     'jpeg': _jpeg,
     'low_resolution': _low_resolution,
+    'impulse': _impulse,
+    'contrast': _contrast,
+    'motion_blur': _motion_blur,
 }
 
 
@@ -66,7 +104,8 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarra
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        name: ``'noise'``, ``'low_light'``, ``'blur'``, ``'jpeg'`` or ``'low_resolution'``.
+        name: ``'noise'``, ``'low_light'``, ``'blur'``, ``'jpeg'``, ``'low_resolution'``,
+            ``'impulse'``, ``'contrast'`` or ``'motion_blur'``.
         severity: 1 (weak) to 3 (strong).
         seed: Of what is random.
 

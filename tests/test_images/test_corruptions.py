@@ -21,7 +21,7 @@ def test_stronger_is_further_from_the_image(photo, name):
     assert 0.5 < errors[0] < errors[1] < errors[2]
 
 
-@pytest.mark.parametrize('name', ['noise', 'low_light'])
+@pytest.mark.parametrize('name', ['noise', 'low_light', 'impulse', 'motion_blur'])
 def test_noise_is_that_of_the_seed(photo, name):
     one = corrupt(photo, name, 2, seed=5)
     np.testing.assert_array_equal(corrupt(photo, name, 2, seed=5), one)
@@ -40,6 +40,33 @@ def test_low_light_keeps_the_brightness():
     assert dark.mean() == pytest.approx(100, rel=0.02)
     # Poisson noise of 60 * 100 / 255 photons and read noise of 1.5, in gray values.
     assert dark.std() == pytest.approx(np.sqrt(60 * 100 / 255 + 1.5**2) / 60 * 255, rel=0.03)
+
+
+def test_impulse_noise_loses_its_share_of_the_values():
+    grey = np.full((128, 128, 3), 100, np.uint8)
+    changed = corrupt(grey, 'impulse', 2, seed=0)
+    assert set(np.unique(changed)) == {0, 100, 255}
+    assert (changed != 100).mean() == pytest.approx(0.15, abs=0.01)
+    assert (changed == 0).mean() == pytest.approx((changed == 255).mean(), abs=0.01)
+
+
+def test_contrast_keeps_the_mean_and_scales_the_rest(photo):
+    changed = corrupt(photo, 'contrast', 2, seed=0).astype(float)
+    assert changed.mean() == pytest.approx(photo.mean(), abs=0.5)
+    assert changed.std() == pytest.approx(0.3 * photo.std(), rel=0.02)
+
+
+def test_motion_blurs_along_a_line_only():
+    """A point becomes a streak: its spread along the motion is that of the line, across it none."""
+    point = np.zeros((65, 65, 3), np.uint8)
+    point[32, 32] = 255
+    streak = corrupt(point, 'motion_blur', 3, seed=0)[..., 0].astype(float)
+    rows, columns = (axis - 32 for axis in np.nonzero(streak))
+    weights = streak[streak > 0] / streak.sum()
+    spread = np.linalg.eigvalsh(np.cov([rows, columns], aweights=weights, ddof=0))
+    length = 0.35 * 65
+    assert spread[1] == pytest.approx(length**2 / 12, rel=0.1)
+    assert spread[0] < 0.5
 
 
 def test_bad_arguments(photo):
