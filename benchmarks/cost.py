@@ -20,7 +20,6 @@ import diffusers
 import mmpretrain.models  # noqa: F401 (registers its classes)
 import mmseg.models  # noqa: F401
 import torch
-from mmengine.config import Config
 from mmpretrain.registry import MODELS as PRETRAIN_MODELS
 from mmseg.registry import MODELS as SEG_MODELS
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.diffusion import FrozenDiT, build_process, known_families
 from mmaselect.diffusion.codec import KLCodec, TinyCodec
+from mmaselect.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'cost.md'
@@ -155,8 +155,8 @@ def head_flops(features: Tensor) -> dict[str, int]:
     """FLOPs of the heads that the configs have, as they are trained, on maps of one kind."""
     width = features.shape[1]
 
-    def config(name: str) -> Config:
-        return Config.fromfile(ROOT / 'configs' / '_base_' / 'heads' / f'{name}.py').model
+    def config(name: str) -> Any:
+        return load_config(ROOT / 'configs' / '_base_' / 'heads' / f'{name}.py').model
 
     linear, pool, uper = (config(name) for name in ('linear', 'attnpool', 'upernet_aux'))
     with torch.device('meta'):

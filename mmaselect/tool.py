@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mmaselect.untrusted import only_weights
+
 DEBUG_FLAG = '--debug'
 
 
@@ -43,6 +45,9 @@ def make_tool_parser(
 def run_tool(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run a tool; what goes wrong is said in one line, unless ``--debug`` is among the flags.
 
+    No file that the tool reads may run code, see :mod:`mmaselect.untrusted`; a tool with
+    ``--trust-checkpoint`` lifts that itself.
+
     Called from Python, a tool's ``main`` raises as any function does: this is for the command line.
 
     Args:
@@ -54,7 +59,8 @@ def run_tool(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        main(argv)
+        with only_weights():
+            main(argv)
     except Exception as error:
         if DEBUG_FLAG in argv:
             raise

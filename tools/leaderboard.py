@@ -20,6 +20,7 @@ from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmaselect.files import write_atomically, write_json
@@ -196,7 +197,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         table.add_column(column, justify='right' if column in numbers else 'left')
     for row in rows:
         cells = (row.get(column) for column in (*columns, *numbers))
-        table.add_row(*('-' if cell is None else str(cell) for cell in cells))
+        table.add_row(*('-' if cell is None else escape(str(cell)) for cell in cells))
     Console().print(table)
 
 

@@ -36,6 +36,7 @@ from mmaselect.selection.scoring import (
     build_criteria,
     finite_or_none,
 )
+from mmaselect.utils.config import load_config
 from mmaselect.utils.progress import progress_bar
 
 TOOLBOXES = {'classification': 'mmpretrain', 'segmentation': 'mmseg'}
@@ -189,9 +190,7 @@ def load_cases(path: str | Path, options: Mapping[str, Any] | None = None) -> tu
     Raises:
         ValueError: If it holds none, an entry is wrong, or two cases have one name.
     """
-    config = Config.fromfile(path)
-    if options:
-        config.merge_from_dict(dict(options))
+    config = load_config(path, None if options is None else dict(options))
     if not config.get('cases') or not config.get('criteria'):
         raise ValueError(f'{str(path)!r} must hold `cases` and `criteria`, each a list of dicts')
     try:

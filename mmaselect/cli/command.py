@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mmaselect.cli import features, look, models, select
 from mmaselect.tool import add_debug, in_one_line
+from mmaselect.untrusted import only_weights
 from mmaselect.version import __version__
 
 EXAMPLES = """
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        with only_weights():
+            args.run(args)
     except KeyboardInterrupt:
         print('mmaselect: stopped', file=sys.stderr)
         return 130

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmaselect.checks import shorten
+from mmaselect.untrusted import load_tensors
 
 REPAIR = 'Download or copy that part again, or give another pipeline'
 #: Entries of a transformer's config that count something there must be one of.
@@ -107,7 +107,7 @@ def _file_problem(file: Path) -> str | None:
         if file.suffix == '.safetensors':
             with safe_open(file, framework='pt') as opened:
                 return None if list(opened.keys()) else 'holds no tensors'
-        torch.load(file, map_location='meta', weights_only=True)
+        load_tensors(file, 'meta')
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         return f'is truncated or damaged ({error}; {size} bytes)'
     except Exception as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.parts import Part
+from mmaselect.untrusted import load_tensors
 
 _NAME = 'diffusion_pytorch_model'
 _NAMES = ('.safetensors', '.safetensors.index.json', '.bin', '.bin.index.json')
@@ -65,7 +66,7 @@ def published_dtype(source: PipelineSource) -> torch.dtype:
                 part = weights.get_slice(name)
                 sizes[part.get_dtype()] += torch.Size(part.get_shape()).numel()
         return _SAFETENSORS_DTYPES.get(sizes.most_common(1)[0][0], torch.bfloat16)
-    return _most(torch.load(file, map_location='meta', weights_only=True).values())
+    return _most(load_tensors(file, 'meta').values())
 
 
 def _most(tensors: Iterable[Tensor]) -> torch.dtype:

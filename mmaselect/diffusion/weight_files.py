@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from mmaselect.diffusion.gguf_file import GGUFTensors
 from mmaselect.diffusion.originals import OriginalFile, is_of_dit_kind, refuse_others
 from mmaselect.diffusion.single_file import SingleFile
 from mmaselect.diffusion.where import GGUF, SAFETENSORS
+from mmaselect.untrusted import load_tensors, what_was_refused
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,10 @@ def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, An
     settings: dict[str, Any] = {}
     try:
         content: Any = load_file(file) if file.suffix.lower() == SAFETENSORS else _unpickle(file)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ValueError(
             f'pretrained={name!r} is damaged, or holds Python objects that are neither tensors nor '
-            f'plain values, and could run code when read ({shorten(str(error), 300)}). Save its '
+            f'plain values, and could run code when read ({what_was_refused(error)}). Save its '
             f'state dict alone, with safetensors.torch.save_file, where you trust its maker'
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
@@ -109,10 +109,7 @@ def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, An
 
 def _unpickle(file: Path) -> Any:
     # A namespace of plain values, which training scripts keep beside the weights, runs nothing.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(
-            file, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
+    return load_tensors(file, mmap=zipfile.is_zipfile(file), allowed=[argparse.Namespace])
 
 
 def _is_state_dict(value: Any) -> bool:

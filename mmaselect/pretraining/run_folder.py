@@ -8,9 +8,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
+
 from mmaselect.files import write_atomically, write_json, written_aside
+from mmaselect.untrusted import only_weights, what_was_refused
 
 KEPT_STATES = 2
 
@@ -93,6 +97,31 @@ class RunFolder:
             shutil.rmtree(left_over)
         for old in sorted(self.states.glob('step_????????'))[:-KEPT_STATES]:
             shutil.rmtree(old)
+
+    @staticmethod
+    def load_state(state: Path, load: Callable[[str], Any]) -> None:
+        """Read a state, and run nothing that its files may hold.
+
+        Args:
+            state: Folder of it.
+            load: Reads the folder it is given.
+
+        Raises:
+            ValueError: If a file is damaged, or names objects that are neither tensors nor values.
+        """
+        way_out = (
+            f'Remove {str(state)!r}: --resume then goes back to an older state, or starts anew'
+        )
+        try:
+            with only_weights():
+                load(str(state))
+        except UnpicklingError as error:
+            raise ValueError(
+                f'{str(state)!r} is damaged, or holds Python objects that are neither tensors nor '
+                f'plain values, and could run code when read ({what_was_refused(error)}). {way_out}'
+            ) from error
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+            raise ValueError(f'{str(state)!r} cannot be read ({error}). {way_out}') from error
 
     @staticmethod
     def read_progress(state: Path) -> dict[str, Any]:

@@ -56,12 +56,16 @@ class Trainer:
         self.step, self.images, self.seconds = 0, 0, 0.0
 
     def resume(self) -> bool:
-        """Go back to the newest checkpoint; False if there is none."""
+        """Go back to the newest checkpoint; False if there is none.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, or holds objects that could run code.
+        """
         folder = self.parts.folder
         state = folder.newest()
         if state is None:
             return False
-        self.accelerator.load_state(str(state))
+        folder.load_state(state, self.accelerator.load_state)
         self.ema.to(self.device)
         progress = folder.read_progress(state)
         self.step, self.images = progress['step'], progress['images']

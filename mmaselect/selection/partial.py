@@ -19,6 +19,7 @@ from mmaselect.selection.criteria.base import Criterion
 from mmaselect.selection.race import RoundScores
 from mmaselect.selection.result import warn
 from mmaselect.selection.scoring import Meters
+from mmaselect.untrusted import load_tensors
 
 #: Seconds between two writes, at least; and a write takes no more than a 20th of the time.
 SAVE_SECONDS = 30.0
@@ -102,7 +103,7 @@ class PartialSums:
         grid = list(meters)
         self._clear_old()
         try:
-            stored = torch.load(self.path, map_location='cpu', weights_only=True)
+            stored = load_tensors(self.path)
             done = Done(**stored['done'])
             if stored.get('order') != self.order:
                 raise ValueError('its images were taken in another order')
@@ -111,7 +112,7 @@ class PartialSums:
                 _restore(meter, stored['sums'][name])
         except FileNotFoundError:
             return None
-        except Exception as error:  # torch.load raises whatever a damaged file makes it meet
+        except Exception as error:  # loading raises whatever a damaged file makes it meet
             warn(f'{self.path} cannot be used ({error!r}): the selection starts from its beginning')
             reset(meters, grid)
             return None

@@ -18,9 +18,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from mmaselect.files import written_aside
-
-ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+from mmaselect.untrusted import ONLY_WEIGHTS, force_only_weights
 
 #: Functions that MMEngine pickles by the class that has them. ``getattr`` itself would hand out
 #: anything.
@@ -90,13 +88,9 @@ def read_only_weights(trust: bool = False) -> None:
     Args:
         trust: Read anything instead, and run the code in it.
     """
-    if trust:
-        os.environ.pop(ONLY_WEIGHTS, None)
-        os.environ[ANYTHING] = '1'
-        return
-    os.environ.pop(ANYTHING, None)
-    os.environ[ONLY_WEIGHTS] = '1'
-    allow_mmengine_objects()
+    force_only_weights(trust)
+    if not trust:
+        allow_mmengine_objects()
 
 
 def check_checkpoint_file(path: str | os.PathLike) -> None:

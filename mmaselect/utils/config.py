@@ -5,9 +5,35 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from mmengine.config import Config
+from mmengine.fileio import register_handler
+from mmengine.fileio.handlers.yaml_handler import YamlHandler
 
 from .compat import TOOLBOXES, check_toolboxes, map_config_scopes
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values, and the tuples that MMEngine dumps."""
+
+    def plain_tuple(self, node: yaml.SequenceNode) -> tuple:
+        """A tuple of plain values."""
+        return tuple(self.construct_sequence(node, deep=True))
+
+
+_PlainLoader.add_constructor('tag:yaml.org,2002:python/tuple', _PlainLoader.plain_tuple)
+
+
+class PlainYamlHandler(YamlHandler):
+    """Reads YAML as data: MMEngine's own loader runs what ``!!python/object/apply`` names."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        return super().load_from_fileobj(file, **{**kwargs, 'Loader': _PlainLoader})
+
+
+def read_yaml_as_data() -> None:
+    """Have MMEngine read YAML, in this process, through :class:`PlainYamlHandler`."""
+    register_handler(['yaml', 'yml'])(PlainYamlHandler)
 
 
 def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
@@ -22,12 +48,19 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is YAML that is malformed, or names Python objects.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'There is no config file {path!r} (from {os.getcwd()!r}).')
     map_config_scopes()
-    config = Config.fromfile(path)
+    read_yaml_as_data()
+    try:
+        config = Config.fromfile(path)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f'{path} is no YAML of plain values ({error}). A config that needs Python is a .py file'
+        ) from error
     if options:
         config.merge_from_dict(options)
     import mmaselect.registry  # noqa: F401  # `mmaselect.X` is known even where the config does not import us

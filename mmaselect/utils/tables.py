@@ -5,20 +5,27 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmaselect.files import write_atomically
 
+#: What Markdown or HTML would read as markup. Underscores within a word are none.
+_MARKUP = re.compile(r'[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])')
+
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows as CSV; columns are all keys, in the order in which they first occur."""
+    """Write rows as CSV; columns are all keys, in the order in which they first occur.
+
+    Texts that a spreadsheet would take for a formula get an apostrophe before them.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval='', lineterminator='\n')
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _no_formula(cell) for key, cell in row.items()} for row in rows)
     return write_atomically(path, buffer.getvalue())
 
 
@@ -41,6 +48,24 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         '|' + '|'.join('---:' if numeric[column] else '---' for column in columns) + '|',
     ]
     for row in rows:
-        cells = ['-' if row.get(column) is None else str(row[column]) for column in columns]
-        lines.append('| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |')
+        cells = ['-' if row.get(column) is None else _as_text(row[column]) for column in columns]
+        lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
+
+
+def _as_text(cell: Any) -> str:
+    """A cell of a Markdown table that shows what it says: no markup, no HTML, one line."""
+    if not isinstance(cell, str):
+        return str(cell)
+    return _MARKUP.sub(r'\\\g<0>', ' '.join(cell.split()))
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell of a CSV file that no spreadsheet computes."""
+    if not isinstance(cell, str) or not cell.startswith(('=', '+', '-', '@', '\t', '\r')):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell

@@ -4,10 +4,9 @@
 MIM reads ``configs/*/metafile.yml`` to list and to download configs.
 """
 
-import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 
 from mmaselect.files import write_atomically
 from mmaselect.model_zoo import families_table
+from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,11 +152,11 @@ def outdated() -> dict[str, str]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write what is outdated, or only say so."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_tool_parser(__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if stale')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     stale = outdated()
     for name, text in stale.items():
         print(f'{name} is out of date' if args.check else f'wrote {name}')
@@ -166,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)
