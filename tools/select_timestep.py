@@ -25,9 +25,9 @@ examples:
   # the config's own settings; writes selection.json, .png and .html to work_dirs/CONFIG_NAME
   python tools/select_timestep.py configs/aselect_dit_ade20k.py
 
-  # a finer grid around low noise, other blocks, the paper's plain criterion
+  # a finer grid around low noise, other blocks, the paper's criterion
   python tools/select_timestep.py configs/aselect_dit_ade20k.py --timesteps 0:300:10 \\
-      --blocks 10 14 18 --criterion HighFrequencyRatio --out work_dirs/fine
+      --blocks 10 14 18 --criterion PaperHFR --out work_dirs/fine
 
   # two processes share the images and give the same pick
   torchrun --nproc_per_node 2 tools/select_timestep.py configs/aselect_dit_ade20k.py \\
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--criterion',
-        help='registered criterion that picks, such as InstanceSensitivity, HighFrequencyRatio or '
+        help='registered criterion that picks, such as InstanceSensitivity, PaperHFR or '
         "FisherScore; default: the config's",
     )
     parser.add_argument(
@@ -124,9 +124,7 @@ def find_backbone(model: ConfigDict, path: str) -> ConfigDict:
 def main(argv: Sequence[str] | None = None) -> None:
     """Build the backbone, sweep, write, report."""
     args = parse_args(argv)
-    config = load_config(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = load_config(args.config, args.cfg_options)
     backbone = find_backbone(config.model, args.config)
     backbone.timestep = 'auto'
     if args.blocks:

@@ -20,9 +20,9 @@ examples:
   # a published model in half precision; the result, its plot and a page go to a folder
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --dtype fp16 --out work_dirs/photos
 
-  # a finer grid around low noise, another block, the paper's plain criterion
+  # a finer grid around low noise, another block, the paper's criterion
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --timesteps 0:300:10 --blocks 10 \\
-      --criterion HighFrequencyRatio
+      --criterion PaperHFR
 
 The result is cached: asked the same again, the command does not sweep again. Labels are not needed.
 """

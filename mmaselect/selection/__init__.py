@@ -18,6 +18,7 @@ from mmaselect.selection.criteria import (
     InstanceDiscrimination,
     InstanceRetrieval,
     InstanceSensitivity,
+    PaperHFR,
     ViewAlignment,
 )
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_NUM_IMAGES, DEFAULT_OTHERS
@@ -47,6 +48,7 @@ __all__ = [
     'InstanceDiscrimination',
     'InstanceRetrieval',
     'InstanceSensitivity',
+    'PaperHFR',
     'SelectionCache',
     'SelectionOptions',
     'SelectionResult',

@@ -10,6 +10,8 @@ from mmengine.config import Config
 from mmengine.fileio import register_handler
 from mmengine.fileio.handlers.yaml_handler import YamlHandler
 
+from mmaselect.selection.defaults import PRESETS
+
 from .compat import TOOLBOXES, check_toolboxes, map_config_scopes
 
 
@@ -61,11 +63,44 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
         raise ValueError(
             f'{path} is no YAML of plain values ({error}). A config that needs Python is a .py file'
         ) from error
-    if options:
-        config.merge_from_dict(options)
+    merge_options(config, options or {})
     import mmaselect.registry  # noqa: F401  # `mmaselect.X` is known even where the config does not import us
 
     return config
+
+
+def merge_options(config: Config, options: Mapping[str, Any]) -> None:
+    """Override values of a config, as :meth:`Config.merge_from_dict` does.
+
+    A preset of a selection (``model.backbone.selection=paper``) replaces the entries that the
+    preset names, and keeps the others, such as ``image_size``.
+
+    Args:
+        config: Changed in place.
+        options: Dotted keys and their values.
+
+    Example:
+        >>> config = Config(dict(selection=dict(image_size=512, criterion='FisherScore')))
+        >>> merge_options(config, {'selection': 'paper'})
+        >>> config.selection
+        {'image_size': 512, 'preset': 'paper'}
+    """
+    merged = dict(options)
+    for key, preset in options.items():
+        there = _entry(config, key)
+        is_selection = key.rpartition('.')[2] == 'selection' and isinstance(there, Mapping)
+        if is_selection and isinstance(preset, str) and preset in PRESETS:
+            kept = {name: there[name] for name in there if name not in PRESETS[preset]}
+            merged[key] = dict(kept, preset=preset, _delete_=True)
+    config.merge_from_dict(merged)
+
+
+def _entry(config: Config, key: str) -> Any:
+    """What a config has at a dotted key; None where it has nothing."""
+    found: Any = config
+    for name in key.split('.'):
+        found = found.get(name) if isinstance(found, (Config, Mapping)) else None
+    return found
 
 
 def get_toolbox(config: Config) -> str:

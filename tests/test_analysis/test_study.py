@@ -16,7 +16,7 @@ def test_defaults_are_the_configs(open_with, classification_config):
     assert len(plain) == len(viewed) == 8
     assert plain.views is None and viewed.views == study.selection.views
     assert plain.identity() != viewed.identity()
-    assert list(study.criteria(fisher=False)) == ['InstanceSensitivity', 'HighFrequencyRatio']
+    assert list(study.criteria(fisher=False)) == ['InstanceSensitivity', 'PaperHFR']
     assert list(study.criteria(fisher=True))[-1] == 'FisherScore'
 
 

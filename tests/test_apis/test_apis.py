@@ -283,7 +283,7 @@ def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     assert np.allclose(vectors[:2], joined, atol=1e-6)
     preset = dict(options, preset='paper')
     several = DiTFeatures(tiny_dit, [0, 'auto'], [2], selection=preset, fusion='mean').fit(paths)
-    assert several.selection_.criterion == 'HighFrequencyRatio'
+    assert several.selection_.criterion == 'PaperHFR'
     assert several.get_feature_names_out()[-1] == 'block2_query_15'
     again = pickle.loads(pickle.dumps(several))
     assert np.allclose(again.transform(paths[:2]), several.transform(paths[:2]), atol=1e-6)

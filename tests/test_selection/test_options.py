@@ -45,7 +45,7 @@ def test_what_is_accepted_everywhere():
 
 def test_presets_and_replacing():
     paper = SelectionOptions.parse('paper')
-    assert paper.criterion['type'] == 'HighFrequencyRatio' and paper.others == ()
+    assert paper.criterion == dict(type='PaperHFR') and paper.others == ()
     assert SelectionOptions.parse(dict(preset='paper', seed=3)).replaced(seed=4).seed == 4
     assert SelectionOptions.parse(paper) is paper
 

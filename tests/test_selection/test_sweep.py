@@ -203,7 +203,7 @@ def test_result_round_trip_and_documented_keys(tiny_dit, photos, tmp_path):
                 'seconds', 'model_evaluations', 'warnings', 'others', 'curve'):  # fmt: skip
         assert key in data
     assert {'timestep', 'noise_level', 'score', 'std'} <= set(data['curve'][0])
-    assert data['others']['HighFrequencyRatio'].keys() == {'timestep', 'curve'}
+    assert data['others']['PaperHFR'].keys() == {'timestep', 'curve'}
     assert SelectionResult.load(path).to_dict() == result.to_dict()
     assert picture.stat().st_size > 10_000
     assert sorted(p.name for p in tmp_path.glob('*selection*')) == [
@@ -503,9 +503,9 @@ def test_more_ranks_than_images(tiny_dit, photos, tmp_path):
     results = run_ranks(tiny_dit, photos, tmp_path, world=4, num_images=2)
     assert all(result == results[0] for result in results)
     assert [p['score'] for p in results[0]['curve']] == pytest.approx(alone.curve.scores, abs=1e-6)
-    other = results[0]['others']['HighFrequencyRatio']
+    other = results[0]['others']['PaperHFR']
     assert [p['score'] for p in other['curve']] == pytest.approx(
-        alone.others['HighFrequencyRatio'].scores, abs=1e-6
+        alone.others['PaperHFR'].scores, abs=1e-6
     )
     assert results[0]['model_evaluations'] == alone.model_evaluations
 

@@ -68,7 +68,7 @@ def test_probe_writes_what_it_says(probed):
     rows = rows_of(probed / 'probe_timesteps.csv')
     assert len(rows) == 3 * 2 * 2
     assert {'timestep', 'noise_level', 'accuracy', 'low', 'high', 'InstanceSensitivity',
-            'HighFrequencyRatio', 'FisherScore'} <= set(rows[0])  # fmt: skip
+            'PaperHFR', 'FisherScore'} <= set(rows[0])  # fmt: skip
     summary = json.loads((probed / 'summary.json').read_text())
     for entry in summary['taps']:
         mine = [
@@ -122,7 +122,7 @@ def test_fisher_score_and_joint_choice(classification, probed, tmp_path):
         assert float(row['accuracy there']) <= float(row['best accuracy'])
     comparisons = json.loads((tmp_path / 'summary.json').read_text())['comparisons']
     names = {row['criterion'] for row in comparisons}
-    assert names == {'InstanceSensitivity', 'HighFrequencyRatio'}
+    assert names == {'InstanceSensitivity', 'PaperHFR'}
     assert all(row['fisher_share'] <= 1 for row in comparisons)
     check_figure(tmp_path, 'fisher_score')
     with pytest.raises(ValueError, match=r'lacks timesteps \[500\]'):

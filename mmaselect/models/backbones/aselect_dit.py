@@ -106,13 +106,14 @@ class ASelecTDiT(BaseModule):
         fusion: How maps of several timesteps become one: ``'concat'`` joins their channels,
             ``'mean'`` averages them. Either way an image costs one transformer pass for each; it is
             encoded once, and has one noise draw for all.
-        selection: How ``'auto'`` selects: ``'paper'`` for the paper's own criterion, or a dict with
-            some of the fields of :class:`~mmaselect.selection.SelectionOptions`: ``criterion`` and
-            ``others`` (names or configs of registered criteria), ``timesteps``
-            (``'START:STOP:STEP'`` or a list), ``num_images``, ``image_size`` (pixels; the model's
-            own training size if None), ``views`` (``scale``, ``flip``, ``noise``, ``pixels``),
-            ``batch_size``, ``seed``, ``cache_dir``, ``array_order`` (of in-memory datasets,
-            ``'rgb'`` or ``'bgr'``).
+        selection: How ``'auto'`` selects: ``'paper'`` for the paper's own criterion
+            (:class:`~mmaselect.selection.criteria.paper_hfr.PaperHFR`, which says what it loses),
+            or a dict with ``preset='paper'`` or some of the fields of
+            :class:`~mmaselect.selection.SelectionOptions`: ``criterion`` and ``others`` (names or
+            configs of registered criteria), ``timesteps`` (``'START:STOP:STEP'`` or a list),
+            ``num_images``, ``image_size`` (pixels; the model's own training size if None),
+            ``views`` (``scale``, ``flip``, ``noise``, ``pixels``), ``batch_size``, ``seed``,
+            ``cache_dir``, ``array_order`` (of in-memory datasets, ``'rgb'`` or ``'bgr'``).
         calibration: Where calibration images come from: the config of any registered dataset
             (labels unused), or a folder of images.
         condition: None for the null class or the empty prompt; a class label or a prompt otherwise.

@@ -8,6 +8,7 @@ from mmaselect.selection.criteria.high_frequency_ratio import (
     HighFrequencyRatio,
     high_frequency_ratio,
 )
+from mmaselect.selection.criteria.paper_hfr import PaperHFR, paper_hfr
 from mmaselect.selection.criteria.view_pairs import (
     DenseCorrespondence,
     InstanceDiscrimination,
@@ -26,10 +27,12 @@ __all__ = [
     'InstanceDiscrimination',
     'InstanceRetrieval',
     'InstanceSensitivity',
+    'PaperHFR',
     'PerImageCriterion',
     'ViewAlignment',
     'ViewPairCriterion',
     'cross_spectrum_hfr',
     'fisher_score',
     'high_frequency_ratio',
+    'paper_hfr',
 ]

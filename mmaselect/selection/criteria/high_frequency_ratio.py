@@ -35,10 +35,10 @@ def high_frequency_ratio(
 ) -> Tensor:
     """Share of each feature map's spectrum that lies above a cut-off frequency.
 
-    Follows "A-SelecT: Automatic Timestep Selection for Diffusion Transformer Representation
-    Learning" (arXiv 2603.25758), which leaves the details open: hence the options. Its authors'
-    configuration says ``CUTOFF: 0.15`` and ``LOW_FREQ_1D: True``; the nearest to that is
-    ``cutoff=0.15, dims='tokens'``.
+    The options are the choices that "A-SelecT: Automatic Timestep Selection for Diffusion
+    Transformer Representation Learning" (arXiv 2603.25758) leaves open. The definition that its
+    authors' public configuration is nearest to is
+    :func:`~mmaselect.selection.criteria.paper_hfr.paper_hfr`.
 
     A map without energy holds no detail: where the denominator is zero, or a constant map leaves
     nothing but float32 rounding beside an excluded mean, the ratio is 0. White noise scores the
@@ -104,7 +104,7 @@ def high_frequency_ratio(
 @CRITERIA.register_module()
 class HighFrequencyRatio(PerImageCriterion):
     """Mean over images of :func:`high_frequency_ratio`. Needs neither labels nor a second noise
-    draw.
+    draw. The paper's own criterion is :class:`~mmaselect.selection.criteria.paper_hfr.PaperHFR`.
 
     On a model trained for a short time it may rise toward pure noise, whose spectrum is flat:
     :class:`~mmaselect.selection.criteria.cross_spectrum.CrossSpectrumHFR` cancels what the noise

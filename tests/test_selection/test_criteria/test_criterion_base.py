@@ -17,6 +17,7 @@ from mmaselect.selection.criteria import Criterion, PerImageCriterion
 CONFIGS = [
     {'type': 'HighFrequencyRatio'},
     {'type': 'HighFrequencyRatio', 'measure': 'amplitude', 'dims': 'channels'},
+    {'type': 'PaperHFR'},
     {'type': 'CrossSpectrumHFR'},
     {'type': 'CrossSpectrumHFR', 'pooling': 'ratio_of_sums', 'reduction': 'total'},
     {'type': 'FisherScore', 'num_classes': 3},
