@@ -4,13 +4,13 @@
 import os
 import pickle
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import exit_code, forked, run_ranks
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from PIL import Image
@@ -37,33 +37,6 @@ def train(*arguments):
 
     tool = runpy.run_path(str(ROOT / 'tools' / 'train.py'))
     tool['main']([str(argument) for argument in arguments])
-
-
-def forked(function, **environment):
-    """Start a function in a process of its own, with everything imported."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.environ.update(environment)
-            torch.set_num_threads(1)
-            function()
-            code = 0
-        except SystemExit as error:
-            code = error.code
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return pid
-
-
-def exit_code(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def read(path):
@@ -192,26 +165,11 @@ def test_a_run_that_was_stopped_ends_bit_equal(epochs, tmp_path, capfd, at, numb
 
 
 def test_all_processes_stop_at_one_iteration(demo, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        port = str(listener.getsockname()[1])
     # Only the second process is told.
     config = demo('two', [dict(type='SignalAt', at=1, number=int(signal.SIGTERM), rank=1)])
-    processes = [
-        forked(
-            lambda: train(
-                *(config, '--work-dir', tmp_path / 'two', '--no-validate'),
-                *('--launcher', 'pytorch'),
-            ),
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE='2',
-            MASTER_ADDR='127.0.0.1',
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    assert [exit_code(pid) for pid in processes] == [128 + signal.SIGTERM] * 2
+    flags = ('--work-dir', tmp_path / 'two', '--no-validate', '--launcher', 'pytorch')
+    codes = run_ranks(lambda: train(config, *flags), tmp_path)
+    assert codes == [128 + signal.SIGTERM] * 2
     checkpoint = read((tmp_path / 'two' / 'last_checkpoint').read_text())
     assert checkpoint['meta']['iter'] == 3
 

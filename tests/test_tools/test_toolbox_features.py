@@ -2,15 +2,13 @@
 """What the toolboxes offer around a model works with ours."""
 
 import json
-import os
 import re
 import runpy
-import socket
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import run_ranks
 from mmengine.logging import MMLogger
 from mmseg.visualization import SegLocalVisualizer
 
@@ -60,36 +58,9 @@ def test_a_run_learns_the_same(demo, tmp_path, options):
 
 def two_processes(demo, folder, *options):
     """The weights of a run of two processes, each forked from this one."""
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        port = str(listener.getsockname()[1])
-    processes = []
-    for rank in range(2):
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.environ.update(
-                    RANK=str(rank),
-                    LOCAL_RANK=str(rank),
-                    WORLD_SIZE='2',
-                    MASTER_ADDR='127.0.0.1',
-                    MASTER_PORT=port,
-                )
-                torch.set_num_threads(1)
-                flags = ('--cfg-options', *options) if options else ()
-                tool(
-                    *('train', demo, '--work-dir', folder, '--no-validate'),
-                    *('--launcher', 'pytorch', *flags),
-                )
-                code = 0
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-        processes.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
-    assert codes == [0, 0]
+    flags = ('--cfg-options', *options) if options else ()
+    arguments = (demo, '--work-dir', folder, '--no-validate', '--launcher', 'pytorch', *flags)
+    assert run_ranks(lambda: tool('train', *arguments), demo.parent) == [0, 0]
     return torch.load(folder / 'iter_2.pth', weights_only=True)['state_dict']
 
 

@@ -8,7 +8,6 @@ import pickle
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import free_port, run_ranks, run_script
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,19 +136,9 @@ def run(*command, code=0, **variables):
     return done.stdout
 
 
-def tool(name, *arguments, **options):
-    return run(sys.executable, TOOLS / f'{name}.py', *arguments, **options)
-
-
 def in_process(name, *arguments):
     """Run a tool in this process: starting one costs more than the tiny run."""
     load_tool(name).main([str(argument) for argument in arguments])
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return str(listener.getsockname()[1])
 
 
 def last_value(output, name):
@@ -195,9 +185,10 @@ def classification(tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained_segmentor(segmentation, tmp_path_factory):
     """The work dir and the log of a training on two processes, on CPU."""
-    work_dir = tmp_path_factory.mktemp('seg_work_dir')
-    command = ('bash', TOOLS / 'dist_train.sh', segmentation, 2, '--work-dir', work_dir)
-    return work_dir, run(*command, PORT=free_port())
+    work_dir, logs = (tmp_path_factory.mktemp(name) for name in ('seg_work_dir', 'logs'))
+    command = (segmentation, '--work-dir', work_dir, '--launcher', 'pytorch')
+    assert run_ranks(lambda: in_process('train', *command), logs) == [0, 0]
+    return work_dir, ''.join((logs / f'rank{rank}.log').read_text() for rank in (1, 0))
 
 
 # --- the command line ------------------------------------------------------------
@@ -353,9 +344,11 @@ def test_segmentor_tests_as_it_validated(segmentation, trained_segmentor, tmp_pa
     inputs = (segmentation, work_dir / 'iter_10.pth')
     flags = ('--work-dir', tmp_path, '--out', metrics, '--out-item', 'metrics')
     if processes == 1:
-        output = tool('test', *inputs, *flags)
+        output = run_script(TOOLS / 'test.py', *inputs, *flags, log=tmp_path / 'log')
     else:
-        output = run('bash', TOOLS / 'dist_test.sh', *inputs, 2, *flags, PORT=free_port())
+        command = (*inputs, *flags, '--launcher', 'pytorch')
+        assert run_ranks(lambda: in_process('test', *command), tmp_path) == [0, 0]
+        output = (tmp_path / 'rank0.log').read_text()
     validated = {name: last_value(log, name) for name in ('aAcc', 'mIoU', 'mAcc')}
     assert {name: last_value(output, name) for name in validated} == validated
     written = json.loads(metrics.read_text())
@@ -391,7 +384,8 @@ def test_images_in_memory_cannot_be_painted_on(flag, segmentation, trained_segme
 
 
 def test_classifier_trains_and_tests_the_same(classification, tmp_path):
-    log = tool('train', classification, '--work-dir', tmp_path, '--auto-scale-lr')
+    flags = ('--work-dir', tmp_path, '--auto-scale-lr')
+    log = run_script(TOOLS / 'train.py', classification, *flags, log=tmp_path / 'train.log')
     predictions, metrics, shown = (tmp_path / name for name in ('pred.pkl', 'm.json', 'shown'))
     flags = (classification, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 'test')
     in_process('test', *flags, '--out', metrics, '--out-item', 'metrics', '--show-dir', shown)
@@ -430,6 +424,38 @@ def test_resume_goes_on_where_training_stopped(segmentation, trained_segmentor, 
 )
 def test_launch_scripts_say_what_they_need(script, needed):
     assert needed in run('bash', TOOLS / script, code=2)
+
+
+@pytest.mark.thorough
+def test_launch_scripts_train_and_test(segmentation, tmp_path):
+    """What the tests above run in forks, from the shell."""
+    trained, metrics = tmp_path / 'trained', tmp_path / 'metrics.json'
+    script = ('bash', TOOLS / 'dist_train.sh', segmentation, 2)
+    log = run(*script, '--work-dir', trained, PORT=free_port())
+    assert log.count('2 processes on CPU') == 1
+    script = ('bash', TOOLS / 'dist_test.sh', segmentation, trained / 'iter_10.pth', 2)
+    run(*script, '--work-dir', tmp_path, '--out', metrics, '--out-item', 'metrics',
+        PORT=free_port())  # fmt: skip
+    assert f'{json.loads(metrics.read_text())["mIoU"]:.4f}' == last_value(log, 'mIoU')
+
+
+@pytest.mark.parametrize('name', ['train', 'test'])
+def test_launched_command(name, tmp_path):
+    """What the launch scripts start; a program that prints its arguments stands for Python."""
+    positional = ['a config.py', *(['a.pth'] if name == 'test' else [])]
+    script = ('bash', TOOLS / f'dist_{name}.sh', *positional, 4, '--amp', '--work-dir', 'a b')
+    (tmp_path / 'python').write_text('#!/bin/bash\necho "$PYTHONPATH"; printf "%s\\n" "$@"\n')
+    (tmp_path / 'python').chmod(0o755)
+    path, *call = run(*script, PYTHON=tmp_path / 'python', PORT='1234', NNODES='2').splitlines()
+    assert Path(path.split(':')[0]).resolve() == ROOT
+    launcher = call.index(str(TOOLS / f'{name}.py'))
+    assert call[:launcher] == [
+        *('-m', 'torch.distributed.run', '--nnodes=2', '--node_rank=0', '--master_addr=127.0.0.1'),
+        *('--master_port=1234', '--nproc_per_node=4'),
+    ]
+    assert call[launcher + 1 :] == [
+        *positional, '--launcher', 'pytorch', '--amp', '--work-dir', 'a b'
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
