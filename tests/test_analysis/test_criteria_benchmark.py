@@ -1,11 +1,10 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import run_script
 from scipy.stats import spearmanr
 from tiny_configs import write_classification, write_segmentation
 
@@ -178,13 +177,9 @@ def test_the_tool(tiny_dit, tmp_path):
     values = {**tiny.__dict__}
     config = tmp_path / 'cases.py'
     config.write_text(f'cases = [{values!r}]\ncriteria = {CRITERIA!r}\nshown = ["views"]\n')
-    command = [
-        sys.executable, str(ROOT / 'tools/analysis_tools/criteria_benchmark.py'), str(config),
-        '--out', str(tmp_path / 'out'),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    assert '1 cases, 2 blocks' in done.stdout
+    tool = ROOT / 'tools' / 'analysis_tools' / 'criteria_benchmark.py'
+    printed = run_script(tool, config, '--out', tmp_path / 'out', log=tmp_path / 'printed')
+    assert '1 cases, 2 blocks' in printed
     rows = list(csv.DictReader((tmp_path / 'out' / 'rows.csv').open()))
     # Two blocks; four criteria and those controls that are on the grid (0).
     assert len(rows) == 2 * 5

@@ -3,15 +3,13 @@
 
 import importlib.util
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from coco_digits import save_coco_digits, write_child_config
 from detection import why_no_detection
+from forks import run_script
 from mmengine.config import Config
 
 from mmaselect.utils.config import check_pyramid
@@ -21,18 +19,18 @@ BASE = ROOT / 'configs' / 'detection' / 'aselect_dit-tiny_mask-rcnn-sfp_1xb4-12e
 NEEDS_DETECTION = pytest.mark.skipif(bool(why_no_detection()), reason=why_no_detection())
 
 
-def run(*command, code=0):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script of the repository in a process of its own; what it prints."""
+
+    def run(script, *arguments, code=0):
+        return run_script(ROOT / script, *arguments, log=tmp_path / 'printed', code=code)
+
+    return run
 
 
 @NEEDS_DETECTION
-def test_train_and_test(tmp_path):
+def test_train_and_test(run, tmp_path):
     data = tmp_path / 'data'
     classes = save_coco_digits(data, dict(train=16, val=3), side=64, digits=(0, 1))
     config = tmp_path / 'child.py'
@@ -60,7 +58,7 @@ def test_train_and_test(tmp_path):
 
 
 @NEEDS_DETECTION
-def test_time_augmentation_of_boxes(tmp_path):
+def test_time_augmentation_of_boxes(run, tmp_path):
     """A detector without masks."""
     data = tmp_path / 'data'
     classes = save_coco_digits(data, dict(train=4, val=2), side=64, digits=(0, 1))
@@ -108,6 +106,6 @@ def test_a_plain_fpn_is_refused():
 
 
 @pytest.mark.skipif(not why_no_detection(), reason='MMDetection can be used here')
-def test_advice_without_mmdetection(tmp_path):
+def test_advice_without_mmdetection(run, tmp_path):
     output = run('tools/train.py', BASE, '--work-dir', tmp_path, code=1)
     assert 'pip install "mmaselect[openmmlab,det]"' in output

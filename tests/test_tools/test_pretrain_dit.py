@@ -7,8 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from forks import exit_code, forked
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -218,17 +217,12 @@ def test_killed_and_resumed_is_bit_equal(tool, data, tmp_path):
     """SIGKILL: the last checkpoint is whole, and the steps after it are done again."""
     argv = [*SMALL, '--data', f'{data}/train', '--steps', '30', '--save-every', '10']
     cut = tmp_path / 'cut'
-    child = subprocess.Popen(
-        [sys.executable, str(TOOL), *argv, '--out', str(cut)],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    child = forked(lambda: tool.main([*argv, '--out', str(cut)]), tmp_path / 'printed')
     while RunFolder(cut).newest() is None:
-        assert child.poll() is None, child.stderr.read().decode()
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), (tmp_path / 'printed').read_text()
         time.sleep(0.05)
-    child.kill()
-    child.communicate()
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
     assert RunFolder(cut).newest().name < 'step_00000030'
     tool.main([*argv, '--out', str(cut), '--resume'])
     tool.main([*argv, '--out', str(tmp_path / 'whole')])
