@@ -30,6 +30,7 @@ from mmaselect.diffusion.codec import (
 from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries
 from mmaselect.diffusion.originals import OriginalFile
 from mmaselect.diffusion.parts import MissingWeights, Part, naming_part
+from mmaselect.diffusion.single_file import OriginalLayout, SingleFile
 from mmaselect.diffusion.weight_files import open_weights
 from mmaselect.diffusion.where import GGUF, resolve_folder, resolve_pretrained, weights_file
 
@@ -359,6 +360,7 @@ class PipelineSource:
         overrides: Mapping[str, Any],
         trim: Callable[[nn.Module], None],
         dtype: torch.dtype,
+        layout: OriginalLayout | None = None,
         **load_kwargs: Any,
     ) -> nn.Module:
         """Build the needed part of the transformer with its weights.
@@ -368,6 +370,7 @@ class PipelineSource:
             overrides: Config entries that stand instead of those on disk.
             trim: Drops, before any weight is read, what the config cannot leave out.
             dtype: Of the weights.
+            layout: The layout of single files that diffusers converts for this class.
             load_kwargs: Passed to ``from_pretrained``: ``quantization_config``, ``device_map``, ...
 
         Raises:
@@ -382,7 +385,9 @@ class PipelineSource:
             self.naming('transformer', load_kwargs),
             self._quantizing(quantization),
         ):
-            if self.file is not None:
+            if isinstance(self.file, SingleFile):
+                model = self.file.load(cls, overrides, dtype, load_kwargs, layout)
+            elif self.file is not None:
                 model = self.file.load(cls, overrides, dtype, load_kwargs)
             else:
                 part = self.part('transformer')

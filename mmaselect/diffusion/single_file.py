@@ -27,33 +27,23 @@ from mmaselect.diffusion.parts import refuse_missing
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-#: Class to the lists of blocks in the original layout of its weights, in the order of ours. The
-#: classes that ``from_single_file`` converts, and a family reads.
-STACKS: dict[str, tuple[str, ...]] = {
-    'AuraFlowTransformer2DModel': ('double_layers', 'single_layers'),
-    'ChromaTransformer2DModel': ('double_blocks', 'single_blocks'),
-    'CosmosTransformer3DModel': ('blocks',),
-    'Flux2Transformer2DModel': ('double_blocks', 'single_blocks'),
-    'Flux3Transformer2DModel': ('content_mode_blocks', 'single_blocks'),
-    'FluxTransformer2DModel': ('double_blocks', 'single_blocks'),
-    'Krea2Transformer2DModel': ('blocks',),
-    'Lumina2Transformer2DModel': ('layers',),
-    'QwenImage21Transformer2DModel': ('transformer_blocks',),
-    'SD3Transformer2DModel': ('joint_blocks',),
-    'SanaTransformer2DModel': ('blocks',),
-    'WanTransformer3DModel': ('blocks',),
-    'ZImageTransformer2DModel': ('layers',),
-}
-#: Class to the only number of channels that its converter knows.
-_WIDTHS = {
-    'ChromaTransformer2DModel': 3072,
-    'FluxTransformer2DModel': 3072,
-    'Lumina2Transformer2DModel': 2304,
-}
 #: What stands before the transformer's names in files that may hold other models, too.
 _PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'transformer.', 'net.')
 #: Ends of the names that quantized layouts of other programs have beside the weights.
 _FOREIGN = ('scale_weight', 'weight_scale', 'scaled_fp8', 'comfy_quant', 'quant_state', '.absmax')
+
+
+class OriginalLayout:
+    """The layout of a class's weights in the files of its authors, which diffusers converts.
+
+    Args:
+        stacks: Names of the lists of blocks, in the order of ``Family.stacks``.
+        width: The only width, in channels, that the converter knows; None where it knows all.
+    """
+
+    def __init__(self, *stacks: str, width: int | None = None) -> None:
+        self.stacks = stacks
+        self.width = width
 
 
 def transformer_names(names: Collection[str]) -> dict[str, str]:
@@ -122,6 +112,7 @@ class SingleFile:
         overrides: Mapping[str, Any],
         dtype: torch.dtype,
         load_kwargs: Mapping[str, Any],
+        layout: OriginalLayout | None,
     ) -> ModelMixin:
         """The first blocks with their weights.
 
@@ -131,6 +122,7 @@ class SingleFile:
                 in the order of the family's stacks.
             dtype: Of the weights.
             load_kwargs: Of ``from_pretrained``, or ``from_single_file``.
+            layout: The original layout that the class converts.
 
         Raises:
             MissingWeights: If weights are missing.
@@ -149,8 +141,8 @@ class SingleFile:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, 'config.json').write_text(json.dumps(dict(self.config)))
             if is_original:
-                kept = self._kept(cls.__name__, overrides)
-                return self._from_single_file(cls, folder, kept, options)
+                kept = self._kept(cls.__name__, layout, overrides)
+                return self._from_single_file(cls, folder, kept, options, layout)
             refuse_missing(self.where, sorted(parameters - self.names.keys()))
             kept = needed & self.names.keys()
             if isinstance(self.tensors, GGUFTensors):
@@ -160,7 +152,7 @@ class SingleFile:
                         f'the weights as .safetensors, and load_kwargs=dict('
                         f'quantization_config=...) if they shall be quantized'
                     )
-                return self._from_single_file(cls, folder, kept, options)
+                return self._from_single_file(cls, folder, kept, options, layout)
             return self._from_pretrained(cls, Path(folder), kept, options)
 
     def _from_pretrained(
@@ -175,19 +167,21 @@ class SingleFile:
             save_file({name: self.tensors[self.names[name]].contiguous() for name in kept}, weights)
         return cls.from_pretrained(folder, **options)
 
-    def _kept(self, class_name: str, overrides: Mapping[str, Any]) -> set[str]:
+    def _kept(
+        self, class_name: str, layout: OriginalLayout | None, overrides: Mapping[str, Any]
+    ) -> set[str]:
         """Original names of what is needed.
 
         One block more: converters take the last for one of another kind, or want one of each.
         """
-        if class_name not in STACKS:
+        if layout is None:
             raise ValueError(
                 f'{self.where}: its weights have not the names of {class_name} in diffusers '
-                f'(first: {sorted(self.names)[:3]}), and diffusers converts no others. '
-                f'It converts to the classes {", ".join(sorted(STACKS))}'
+                f'(first: {sorted(self.names)[:3]}), and diffusers converts no others to this '
+                f"class: give the model in diffusers' layout"
             )
         counts = [value for value in overrides.values() if type(value) is int]
-        stacks = dict(zip(STACKS[class_name], counts, strict=False))
+        stacks = dict(zip(layout.stacks, counts, strict=False))
         kept = set()
         for name in self.names:
             # FLUX.3 has a list for each kind of token: `content_mode_blocks.image.0.`.
@@ -198,7 +192,12 @@ class SingleFile:
         return kept
 
     def _from_single_file(
-        self, cls: type[ModelMixin], folder: str, kept: set[str], options: dict[str, Any]
+        self,
+        cls: type[ModelMixin],
+        folder: str,
+        kept: set[str],
+        options: dict[str, Any],
+        layout: OriginalLayout | None,
     ) -> ModelMixin:
         if not is_accelerate_available():
             raise ImportError(
@@ -239,7 +238,7 @@ class SingleFile:
                 f'{self.where}: diffusers cannot convert its weights to {cls.__name__} '
                 f'({type(error).__name__}: {shorten(str(error), 300)}). Either they are of another '
                 f'model than base=..., or its converter does not know this layout'
-                f"{self._width_note(cls)}: give the model in diffusers' layout"
+                f"{self._width_note(layout)}: give the model in diffusers' layout"
             ) from error
         self._refuse_unread(_unread(model), weights)
         model.__class__ = cls
@@ -256,9 +255,9 @@ class SingleFile:
             )
         refuse_missing(self.where, lost)
 
-    def _width_note(self, cls: type[ModelMixin]) -> str:
+    def _width_note(self, layout: OriginalLayout | None) -> str:
         """Of a model that is not as wide as the only one that the converter knows."""
-        known, config = _WIDTHS.get(cls.__name__), self.config
+        known, config = None if layout is None else layout.width, self.config
         if known is None:
             return ''
         if 'hidden_size' in config:

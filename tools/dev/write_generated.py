@@ -1,7 +1,9 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Write the files that are made from others: the table of models in the docs, and MIM's metafiles.
+"""Write the files that are made from others: the tables of models, and MIM's metafiles.
 
-MIM reads ``configs/*/metafile.yml`` to list and to download configs.
+``--models`` works out ``mmaselect/model_zoo.json`` anew from the ``published`` models of all
+families, which takes a quarter of a minute. MIM reads ``configs/*/metafile.yml`` to list and to
+download configs.
 """
 
 import re
@@ -14,7 +16,7 @@ from typing import Any
 import yaml
 
 from mmaselect.files import write_atomically
-from mmaselect.model_zoo import families_table
+from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
 from mmaselect.tool import make_tool_parser, run_tool
 from mmaselect.utils import load_config
 
@@ -66,7 +68,7 @@ PAPER = {
 
 
 def models_in_docs() -> str:
-    """``docs/families.md`` with the table of ``mmaselect/model_zoo.py``."""
+    """``docs/families.md`` with the table of ``mmaselect/model_zoo.json``."""
     text = (ROOT / 'docs' / 'families.md').read_text(encoding='utf-8')
     start, end = '<!-- models -->\n\n', '\n<!-- /models -->'
     if text.count(start) != 1 or text.count(end) != 1:
@@ -135,6 +137,11 @@ def look_up(table: dict[str, str], name: Any, path: Path) -> str:
     return table[name]
 
 
+def models_table() -> str:
+    """``mmaselect/model_zoo.json``, worked out anew."""
+    return table_json(derive_models())
+
+
 #: File, from the root of the repository, to what makes its text.
 GENERATED: dict[str, Callable[[], str]] = {
     'docs/families.md': models_in_docs,
@@ -142,9 +149,9 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
-def outdated() -> dict[str, str]:
+def outdated(generated: dict[str, Callable[[], str]] | None = None) -> dict[str, str]:
     """Files that differ from what would be written, with the text that they should have."""
-    texts = {name: make() for name, make in GENERATED.items()}
+    texts = {name: make() for name, make in (generated or GENERATED).items()}
     return {
         name: text
         for name, text in texts.items()
@@ -152,16 +159,29 @@ def outdated() -> dict[str, str]:
     }
 
 
+def write(stale: dict[str, str], check: bool) -> dict[str, str]:
+    """Write files, or only say which; returns them."""
+    for name, text in stale.items():
+        print(f'{name} is out of date' if check else f'wrote {name}')
+        if not check:
+            write_atomically(ROOT / name, text)
+    read_table.cache_clear()
+    return stale
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write what is outdated, or only say so."""
     parser = make_tool_parser(__doc__.splitlines()[0])
     parser.add_argument('--check', action='store_true', help='write nothing; exit with 1 if stale')
+    parser.add_argument(
+        '--models', action='store_true', help='work out the facts of published models first'
+    )
     args = parser.parse_args(argv)
-    stale = outdated()
-    for name, text in stale.items():
-        print(f'{name} is out of date' if args.check else f'wrote {name}')
-        if not args.check:
-            write_atomically(ROOT / name, text)
+    # The page is made from the table, which comes first.
+    stages = [{TABLE.relative_to(ROOT).as_posix(): models_table}] if args.models else []
+    stale = {}
+    for stage in (*stages, GENERATED):
+        stale |= write(outdated(stage), args.check)
     sys.exit(1 if args.check and stale else 0)
 
 

@@ -12,12 +12,28 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
+    Published,
     Tap,
     whole_output,
 )
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
+from mmaselect.diffusion.single_file import OriginalLayout
+
+_V3 = {
+    'sample_size': 64,
+    'patch_size': 2,
+    'in_channels': 4,
+    'out_channels': 4,
+    'num_mmdit_layers': 4,
+    'num_single_dit_layers': 32,
+    'attention_head_dim': 256,
+    'num_attention_heads': 12,
+    'joint_attention_dim': 2048,
+    'caption_projection_dim': 3072,
+    'pos_embed_max_size': 9216,
+}
 
 
 @register_family
@@ -36,6 +52,8 @@ class AuraFlowFamily(TextFamily):
         ('num_single_dit_layers', 'single_transformer_blocks'),
     )
     features = FEATURES + POST_FEATURES
+    original_layout = OriginalLayout('double_layers', 'single_layers')
+    published = (Published('fal/AuraFlow-v0.3', _V3, 16, 'flow, shift 1.73', 'apache-2.0'),)
 
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         # Beyond it the positions of other rows would be taken, without an error.

@@ -15,6 +15,7 @@ from mmaselect.checks import is_sequence, is_whole_number, shorten
 from mmaselect.diffusion.codec import Codec
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import ForwardProcess, build_process
+from mmaselect.diffusion.single_file import OriginalLayout
 
 #: Where a feature is read in a block: Q, K, V as the projections give them, the output of the
 #: attention layer, and the output of the block (Fig. 5 of arXiv 2603.25758).
@@ -52,6 +53,31 @@ class Tap:
     product: int = 0
 
 
+@dataclass(frozen=True)
+class Published:
+    """A model that is published, as its page describes it.
+
+    Attributes:
+        name: What ``pretrained`` takes: a hub id, or ``mmaselect://NAME`` for one in the package.
+        config: What its ``transformer/config.json`` says; entries that equal the defaults of the
+            class may be left out.
+        stride: Image pixels per token, along each side.
+        process: Forward process, in words.
+        license: As the model's page names it, which has the last word; 'see its page' where it is
+            not known.
+        gated: Whether the page asks for a login and a consent before it gives the weights.
+        brief: Whether its card says that it was trained briefly, so that it may be best at t = 0.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    stride: int
+    process: str
+    license: str
+    gated: bool = False
+    brief: bool = False
+
+
 def whole_output(output: Any, grid: tuple[int, int]) -> Tensor:
     """The tokens of a module that works on image tokens only and returns one tensor."""
     return output
@@ -82,6 +108,10 @@ class Family(ABC):
     #: Config entry with the number of blocks, and the transformer's list that holds them; more than
     #: one where different kinds of blocks follow each other. They are counted through.
     stacks: ClassVar[tuple[tuple[str, str], ...]] = (('num_layers', 'transformer_blocks'),)
+    #: What ``from_single_file`` of the class converts; None where it converts nothing.
+    original_layout: ClassVar[OriginalLayout | None] = None
+    #: Models that the tests build and compare; ``list_models()`` names them.
+    published: ClassVar[tuple[Published, ...]] = ()
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -184,6 +214,7 @@ class Family(ABC):
             self.build_overrides(num_blocks),
             lambda transformer: self.trim(transformer, num_blocks),
             dtype,
+            self.original_layout,
             **load_kwargs,
         )
 

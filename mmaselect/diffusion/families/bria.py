@@ -11,9 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, KLCodec
+from mmaselect.diffusion.families.base import Published
 from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.loading import PipelineSource
+
+_CONFIG = {
+    'in_channels': 16,
+    'num_layers': 8,
+    'num_single_layers': 28,
+    'attention_head_dim': 96,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 4096,
+    'axes_dims_rope': [0, 48, 48],
+}
 
 
 @register_family
@@ -31,6 +42,12 @@ class BriaFamily(FluxFamily):
     pipeline_class = 'BriaPipeline'
     min_diffusers = '0.36'
     condition_options: ClassVar[dict[str, Any]] = {'max_sequence_length': 128}
+    original_layout = None
+    published = (
+        Published(
+            'briaai/BRIA-3.2', _CONFIG, 16, 'flow, shift by size', 'cc-by-nc-4.0', gated=True
+        ),
+    )
 
     def codec(self, source: PipelineSource, dtype: torch.dtype) -> Codec:
         codec = super().codec(source, dtype)

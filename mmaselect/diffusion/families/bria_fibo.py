@@ -9,12 +9,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, TWO_STACKS, Tap, whole_output
+from mmaselect.diffusion.families.base import (
+    FEATURES,
+    POST_FEATURES,
+    TWO_STACKS,
+    Published,
+    Tap,
+    whole_output,
+)
 from mmaselect.diffusion.families.flux import position_ids
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+_CONFIG = {
+    'in_channels': 48,
+    'num_layers': 8,
+    'num_single_layers': 38,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 4096,
+    'text_encoder_dim': 2048,
+}
 
 
 @register_family
@@ -31,6 +48,9 @@ class BriaFiboFamily(TextFamily):
     min_diffusers = '0.36'
     stacks = TWO_STACKS
     features = FEATURES + POST_FEATURES
+    published = (
+        Published('briaai/FIBO', _CONFIG, 16, 'flow, shift by size', 'bria-fibo', gated=True),
+    )
 
     def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:
         parts = super().pipeline_parts(source, options)

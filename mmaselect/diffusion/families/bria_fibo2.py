@@ -11,11 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, Flux2Codec, UnpackedFlux2Codec
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+# By the defaults of the class.
+_CONFIG = {
+    'in_channels': 32,
+    'patch_size': 2,
+    'dim': 3584,
+    'n_layers': 44,
+    'n_refiner_layers': 2,
+    'n_heads': 28,
+    'cap_feat_dim': 7680,
+    'injection_layer_ids': (6, 14, 22, 30, 38),
+}
 
 
 @register_family
@@ -36,6 +48,9 @@ class BriaFibo2Family(TextFamily):
     min_diffusers = '0.42'
     stacks = (('n_layers', 'layers'),)
     features = FEATURES + POST_FEATURES
+    published = (
+        Published('briaai/Fibo-2.0-dev', _CONFIG, 16, 'flow, shift by size', 'see its page'),
+    )
 
     @property
     def width(self) -> int:

@@ -14,13 +14,30 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import Tap
+from mmaselect.diffusion.families.base import Published, Tap
 from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import last_tokens
+from mmaselect.diffusion.single_file import OriginalLayout
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+
+
+_CONFIG = {
+    'patch_size': 1,
+    'in_channels': 64,
+    'out_channels': None,
+    'num_layers': 19,
+    'num_single_layers': 38,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 4096,
+    'axes_dims_rope': [16, 56, 56],
+    'approximator_num_channels': 64,
+    'approximator_hidden_dim': 5120,
+    'approximator_layers': 5,
+}
 
 
 @register_family
@@ -36,6 +53,8 @@ class ChromaFamily(FluxFamily):
     pipeline_class = 'ChromaPipeline'
     min_diffusers = '0.35'
     condition_options: ClassVar = {'max_sequence_length': 512}
+    original_layout = OriginalLayout('double_blocks', 'single_blocks', width=3072)
+    published = (Published('lodestones/Chroma1-HD', _CONFIG, 16, 'flow', 'apache-2.0'),)
 
     def trim(self, transformer: ModelMixin, num_blocks: int) -> None:
         """Give a truncated model the whole model's modulation table, and its counts of blocks."""

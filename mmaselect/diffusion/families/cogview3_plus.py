@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+from mmaselect.diffusion.families.base import Published
 from mmaselect.diffusion.families.cogview4 import CogView4Family
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import ForwardProcess, build_process
+
+_CONFIG = {
+    'num_layers': 30,
+    'attention_head_dim': 40,
+    'num_attention_heads': 64,
+    'text_embed_dim': 4096,
+    'pos_embed_max_size': 128,
+}
 
 
 @register_family
@@ -19,6 +28,11 @@ class CogView3PlusFamily(CogView4Family):
     transformer_class = 'CogView3PlusTransformer2DModel'
     title = 'CogView3-Plus'
     pipeline_class = 'CogView3PlusPipeline'
+    published = (
+        Published(
+            'THUDM/CogView3-Plus-3B', _CONFIG, 16, 'DDPM, scaled linear, SNR / 4', 'apache-2.0'
+        ),
+    )
 
     def build_process(self, source: PipelineSource) -> ForwardProcess:
         return build_process(source.config('scheduler'))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
 from mmaselect.diffusion.families.text import TextFamily
@@ -34,6 +34,22 @@ class CogView4Process(FlowMatchingProcess):
         return replace(level, model_time=float(level.timestep))
 
 
+_CONFIG = {
+    'sample_size': 128,
+    'patch_size': 2,
+    'in_channels': 16,
+    'out_channels': 16,
+    'num_layers': 28,
+    'attention_head_dim': 128,
+    'num_attention_heads': 32,
+    'text_embed_dim': 4096,
+    'time_embed_dim': 512,
+    'condition_dim': 256,
+    'pos_embed_max_size': 128,
+    'rope_axes_dim': (256, 256),
+}
+
+
 @register_family
 class CogView4Family(TextFamily):
     """``CogView4Transformer2DModel``: ``THUDM/CogView4-6B``.
@@ -46,6 +62,7 @@ class CogView4Family(TextFamily):
     title = 'CogView4'
     pipeline_class = 'CogView4Pipeline'
     features = FEATURES + POST_FEATURES
+    published = (Published('THUDM/CogView4-6B', _CONFIG, 16, 'flow, shift by size', 'apache-2.0'),)
 
     def build_process(self, source: PipelineSource) -> ForwardProcess:
         return CogView4Process(source.config('scheduler'))

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess
+from mmaselect.diffusion.single_file import OriginalLayout
 
 
 class _NoSafetyChecker:
@@ -22,6 +23,16 @@ class _NoSafetyChecker:
 
     With None, the pipeline would load its own.
     """
+
+
+# As diffusers' conversion script has it.
+_2B = {
+    'num_attention_heads': 16,
+    'num_layers': 28,
+    'rope_scale': (1.0, 4.0, 4.0),
+    'extra_pos_embed_type': None,
+}
+_14B = {**_2B, 'num_attention_heads': 40, 'num_layers': 36}
 
 
 @register_family
@@ -45,6 +56,25 @@ class CosmosFamily(TextFamily):
     pipeline_class = 'Cosmos2TextToImagePipeline'
     min_diffusers = '0.34'
     features = FEATURES + POST_FEATURES
+    original_layout = OriginalLayout('blocks')
+    published = (
+        Published(
+            'nvidia/Cosmos-Predict2-2B-Text2Image',
+            _2B,
+            16,
+            'flow',
+            'nvidia-open-model-license',
+            gated=True,
+        ),
+        Published(
+            'nvidia/Cosmos-Predict2-14B-Text2Image',
+            _14B,
+            16,
+            'flow',
+            'nvidia-open-model-license',
+            gated=True,
+        ),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

@@ -10,10 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.checks import is_whole_number, shorten
-from mmaselect.diffusion.families.base import Family, Tap, whole_output
+from mmaselect.diffusion.families.base import Family, Published, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+_XL_256 = {
+    'sample_size': 32,
+    'patch_size': 2,
+    'in_channels': 4,
+    'out_channels': 8,
+    'num_layers': 28,
+    'attention_head_dim': 72,
+    'num_attention_heads': 16,
+    'num_embeds_ada_norm': 1000,
+}
+_PIXELS = {'patch_size': 4, 'in_channels': 3, 'out_channels': 3, 'num_embeds_ada_norm': 10}
+_XL_512 = {**_XL_256, 'sample_size': 64}
 
 
 @register_family
@@ -22,6 +35,38 @@ class DiTFamily(Family):
 
     transformer_class = 'DiTTransformer2DModel'
     title = 'DiT'
+    published = (
+        Published(
+            'mmaselect://dit_cifar10',
+            {
+                **_PIXELS,
+                'sample_size': 32,
+                'num_layers': 6,
+                'attention_head_dim': 56,
+                'num_attention_heads': 4,
+            },
+            4,
+            'DDPM, linear',
+            'apache-2.0',
+            brief=True,
+        ),
+        Published(
+            'mmaselect://dit_digits',
+            {
+                **_PIXELS,
+                'sample_size': 28,
+                'num_layers': 5,
+                'attention_head_dim': 32,
+                'num_attention_heads': 3,
+            },
+            4,
+            'DDPM, linear',
+            'apache-2.0',
+            brief=True,
+        ),
+        Published('facebook/DiT-XL-2-256', _XL_256, 16, 'DDPM, linear', 'cc-by-nc-4.0'),
+        Published('facebook/DiT-XL-2-512', _XL_512, 16, 'DDPM, linear', 'cc-by-nc-4.0'),
+    )
 
     @property
     def num_classes(self) -> int:

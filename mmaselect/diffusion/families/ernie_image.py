@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, Flux2Codec
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, usual_taps
@@ -18,6 +18,15 @@ from mmaselect.diffusion.loading import PipelineSource
 
 # What its latents were normalized with, whatever the VAE's config says: as the pipeline has it.
 _EPS = 1e-5
+
+
+_CONFIG = {
+    'ffn_hidden_size': 12288,
+    'hidden_size': 4096,
+    'num_attention_heads': 32,
+    'num_layers': 36,
+    'text_in_dim': 3072,
+}
 
 
 @register_family
@@ -35,6 +44,10 @@ class ErnieImageFamily(TextFamily):
     min_diffusers = '0.38'
     stacks = (('num_layers', 'layers'),)
     features = FEATURES + POST_FEATURES
+    published = (
+        Published('baidu/ERNIE-Image', _CONFIG, 16, 'flow, shift 4', 'apache-2.0'),
+        Published('baidu/ERNIE-Image-Turbo', _CONFIG, 16, 'flow, shift 4', 'apache-2.0'),
+    )
 
     @property
     def width(self) -> int:

@@ -9,10 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, TWO_STACKS, Tap, whole_output
+from mmaselect.diffusion.families.base import (
+    FEATURES,
+    POST_FEATURES,
+    TWO_STACKS,
+    Published,
+    Tap,
+    whole_output,
+)
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
+from mmaselect.diffusion.single_file import OriginalLayout
 
 
 def pack(latent: Tensor) -> Tensor:
@@ -25,6 +33,20 @@ def position_ids(grid: tuple[int, int], latent: Tensor) -> Tensor:
     """(0, row, column) of each image token, row-major: (h * w, 3), as precise as the latent."""
     rows, columns = (torch.arange(side, device=latent.device) for side in grid)
     return torch.cartesian_prod(rows.new_zeros(1), rows, columns).to(latent.dtype)
+
+
+_DEV = {
+    'patch_size': 1,
+    'in_channels': 64,
+    'num_layers': 19,
+    'num_single_layers': 38,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 4096,
+    'pooled_projection_dim': 768,
+    'guidance_embeds': True,
+}
+_SCHNELL = {**_DEV, 'guidance_embeds': False}
 
 
 @register_family
@@ -45,6 +67,22 @@ class FluxFamily(TextFamily):
     condition_options: ClassVar[dict[str, Any]] = {'guidance': 3.5, 'max_sequence_length': 512}
     features = FEATURES + POST_FEATURES
     stacks = TWO_STACKS
+    original_layout: ClassVar[OriginalLayout | None] = OriginalLayout(
+        'double_blocks', 'single_blocks', width=3072
+    )
+    published: ClassVar[tuple[Published, ...]] = (
+        Published(
+            'black-forest-labs/FLUX.1-dev',
+            _DEV,
+            16,
+            'flow, shift by size',
+            'flux-1-dev-non-commercial-license',
+            gated=True,
+        ),
+        Published(
+            'black-forest-labs/FLUX.1-schnell', _SCHNELL, 16, 'flow', 'apache-2.0', gated=True
+        ),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

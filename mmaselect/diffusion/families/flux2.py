@@ -18,6 +18,7 @@ from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
     TWO_STACKS,
+    Published,
     Tap,
     whole_output,
 )
@@ -25,6 +26,40 @@ from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.single_file import OriginalLayout
+
+_DEV = {
+    'patch_size': 1,
+    'in_channels': 128,
+    'out_channels': None,
+    'num_layers': 8,
+    'num_single_layers': 48,
+    'attention_head_dim': 128,
+    'num_attention_heads': 48,
+    'joint_attention_dim': 15360,
+    'timestep_guidance_channels': 256,
+    'mlp_ratio': 3.0,
+    'axes_dims_rope': [32, 32, 32, 32],
+    'rope_theta': 2000,
+    'eps': 1e-06,
+    'guidance_embeds': True,
+}
+_KLEIN_4B = {
+    **_DEV,
+    'num_layers': 5,
+    'num_single_layers': 20,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 7680,
+    'guidance_embeds': False,
+}
+_KLEIN_9B = {
+    **_DEV,
+    'num_layers': 8,
+    'num_single_layers': 24,
+    'num_attention_heads': 32,
+    'joint_attention_dim': 12288,
+    'guidance_embeds': False,
+}
 
 
 @register_family
@@ -42,6 +77,28 @@ class Flux2Family(TextFamily):
     pipeline_class = 'Flux2Pipeline'
     # 0.36 has the class, but not without a guidance embedding, as Klein needs it.
     min_diffusers = '0.37'
+    original_layout = OriginalLayout('double_blocks', 'single_blocks')
+    published = (
+        Published(
+            'black-forest-labs/FLUX.2-dev',
+            _DEV,
+            16,
+            'flow, shift by size',
+            'flux-dev-non-commercial-license',
+            gated=True,
+        ),
+        Published(
+            'black-forest-labs/FLUX.2-klein-4B', _KLEIN_4B, 16, 'flow, shift by size', 'apache-2.0'
+        ),
+        Published(
+            'black-forest-labs/FLUX.2-klein-9B',
+            _KLEIN_9B,
+            16,
+            'flow, shift by size',
+            'flux-non-commercial-license',
+            gated=True,
+        ),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

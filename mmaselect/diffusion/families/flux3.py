@@ -20,6 +20,7 @@ from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess
+from mmaselect.diffusion.single_file import OriginalLayout
 
 _ENCODERS = ('text_encoder', 'tokenizer')
 # Rows and columns are half a position apart.
@@ -47,6 +48,7 @@ class Flux3Family(TextFamily):
     min_diffusers = '0.42'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'mode_blocks'), ('num_single_layers', 'single_transformer_blocks'))
+    original_layout = OriginalLayout('content_mode_blocks', 'single_blocks')
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, KLCodec, StandardizedCodec
+from mmaselect.diffusion.families.base import Published
 from mmaselect.diffusion.families.cogview4 import CogView4Family
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size
 from mmaselect.diffusion.loading import PipelineSource
+
+# As those who ported it have it.
+_CONFIG = {'num_layers': 30, 'num_attention_heads': 32, 'attention_head_dim': 128}
 
 
 @register_family
@@ -29,6 +33,7 @@ class GlmImageFamily(CogView4Family):
     title = 'GLM-Image'
     pipeline_class = 'GlmImagePipeline'
     min_diffusers = '0.37'
+    published = (Published('zai-org/GLM-Image', _CONFIG, 16, 'flow, shift by size', 'mit'),)
 
     def codec(self, source: PipelineSource, dtype: torch.dtype) -> Codec:
         codec = super().codec(source, dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.condition import model_identity
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, usual_taps
@@ -48,6 +48,25 @@ class HiDreamProcess(FlowMatchingProcess):
         return super().mu(self.max_tokens_of_square)
 
 
+# As converted by diffusers.
+_CONFIG = {
+    'patch_size': 2,
+    'in_channels': 16,
+    'out_channels': 16,
+    'num_layers': 16,
+    'num_single_layers': 32,
+    'attention_head_dim': 128,
+    'num_attention_heads': 20,
+    'caption_channels': [4096, 4096],
+    'text_emb_dim': 2048,
+    'num_routed_experts': 4,
+    'num_activated_experts': 2,
+    'axes_dims_rope': [64, 32, 32],
+    'max_resolution': [128, 128],
+    'llama_layers': [*range(32), *[31] * 16],
+}
+
+
 @register_family
 class HiDreamFamily(TextFamily):
     """``HiDreamImageTransformer2DModel``: ``HiDream-ai/HiDream-I1-Full``, ``-Dev``, ``-Fast``.
@@ -71,6 +90,11 @@ class HiDreamFamily(TextFamily):
     )
     features = FEATURES + POST_FEATURES
     condition_options: ClassVar[dict[str, Any]] = {'llama': ''}
+    published = (
+        Published('HiDream-ai/HiDream-I1-Full', _CONFIG, 16, 'flow, shift 3', 'mit'),
+        Published('HiDream-ai/HiDream-I1-Dev', _CONFIG, 16, 'flow, shift 6', 'mit'),
+        Published('HiDream-ai/HiDream-I1-Fast', _CONFIG, 16, 'flow, shift 3', 'mit'),
+    )
 
     @property
     def max_tokens(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
+    Published,
     Tap,
     whole_output,
 )
@@ -32,6 +33,24 @@ _ORIGINAL_SIZE = (1024, 1024)
 _BASE_SIZE = 512 // 8
 
 
+_XL = {
+    'sample_size': 128,
+    'patch_size': 2,
+    'in_channels': 4,
+    'num_layers': 40,
+    'num_attention_heads': 16,
+    'attention_head_dim': 88,
+    'hidden_size': 1408,
+    'mlp_ratio': 4.3637,
+    'activation_fn': 'gelu-approximate',
+    'cross_attention_dim': 1024,
+    'cross_attention_dim_t5': 2048,
+    'pooled_projection_dim': 1024,
+    'text_len': 77,
+    'text_len_t5': 256,
+}
+
+
 @register_family
 class HunyuanDiTFamily(TextFamily):
     """``HunyuanDiT2DModel``: ``Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers``, ...
@@ -46,6 +65,22 @@ class HunyuanDiTFamily(TextFamily):
     pipeline_class = 'HunyuanDiTPipeline'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'blocks'),)
+    published = (
+        Published(
+            'Tencent-Hunyuan/HunyuanDiT-v1.1-Diffusers',
+            _XL,
+            16,
+            'DDPM, scaled linear',
+            'tencent-hunyuan-community',
+        ),
+        Published(
+            'Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers',
+            {**_XL, 'use_style_cond_and_image_meta_size': False},
+            16,
+            'DDPM, scaled linear',
+            'tencent-hunyuan-community',
+        ),
+    )
 
     def build_overrides(self, num_blocks: int) -> dict[str, Any]:
         return {}

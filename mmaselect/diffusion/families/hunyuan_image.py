@@ -9,11 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, TWO_STACKS, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, TWO_STACKS, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+_CONFIG = {
+    'in_channels': 64,
+    'num_layers': 20,
+    'num_single_layers': 40,
+    'num_attention_heads': 28,
+    'attention_head_dim': 128,
+    'text_embed_dim': 3584,
+    'text_embed_2_dim': 1472,
+}
 
 
 @register_family
@@ -36,6 +46,15 @@ class HunyuanImageFamily(TextFamily):
     min_diffusers = '0.36'
     stacks = TWO_STACKS
     features = FEATURES + POST_FEATURES
+    published = (
+        Published(
+            'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',
+            _CONFIG,
+            32,
+            'flow, shift 5',
+            'tencent-hunyuan-community',
+        ),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, Flux2Codec
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
@@ -19,6 +19,9 @@ from mmaselect.diffusion.loading import PipelineSource
 # What the class calls tokens of the image and of the text, and where the image's positions begin.
 _IMAGE, _TEXT = 2, 3
 _OFFSET = 65536
+
+
+# By the defaults of the class.
 
 
 @register_family
@@ -38,6 +41,16 @@ class Ideogram4Family(TextFamily):
     min_diffusers = '0.39'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'layers'),)
+    published = (
+        Published(
+            'ideogram-ai/ideogram-4-nf4-diffusers',
+            {'num_layers': 34},
+            16,
+            'flow, static shift',
+            'ideogram-non-commercial',
+            gated=True,
+        ),
+    )
 
     @property
     def patch_size(self) -> int:

@@ -10,11 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import Codec, KLCodec
-from mmaselect.diffusion.families.base import Tap, whole_output
+from mmaselect.diffusion.families.base import Published, Tap, whole_output
 from mmaselect.diffusion.families.kandinsky import KandinskyFamily
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+# As its authors' repository has it.
+_LITE = {
+    'in_visual_dim': 16,
+    'out_visual_dim': 16,
+    'time_dim': 512,
+    'model_dim': 2560,
+    'ff_dim': 10240,
+    'num_text_blocks': 2,
+    'num_visual_blocks': 50,
+    'axes_dims': (32, 48, 48),
+}
 
 
 @register_family
@@ -35,6 +47,11 @@ class Kandinsky5Family(KandinskyFamily):
     title = 'Kandinsky 5'
     pipeline_class = 'Kandinsky5T2IPipeline'
     min_diffusers = '0.36'
+    published = (
+        Published(
+            'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers', _LITE, 16, 'flow, shift 5', 'mit'
+        ),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

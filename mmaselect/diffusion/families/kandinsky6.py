@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import Tap, whole_output
+from mmaselect.diffusion.families.base import Published, Tap, whole_output
 from mmaselect.diffusion.families.kandinsky import KandinskyFamily
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.tokens import member, usual_taps
@@ -28,6 +28,45 @@ _SOUND = (
 )
 
 
+# As those who ported it have it.
+_LITE = {
+    'audio_freqs_scaling': 0.144,
+    'axes_dims': (16, 24, 24),
+    'axes_dims_a': (16, 24, 24),
+    'ca_rope': True,
+    'cross_gates': True,
+    'ff_dim': 7168,
+    'ff_dim_a': 3584,
+    'fix_modulation': True,
+    'in_audio_dim': 40,
+    'model_dim': 1792,
+    'model_dim_a': 896,
+    'num_text_blocks': 2,
+    'num_visual_blocks': 32,
+    'out_audio_dim': 400,
+    'out_visual_dim': 160,
+    'text_token_padding': True,
+    'time_dim': 512,
+    'time_dim_a': 512,
+    'visual_token_type_num_embeddings': 2,
+}
+_PRO = {
+    **_LITE,
+    'axes_dims': (32, 48, 48),
+    'axes_dims_a': (32, 48, 48),
+    'ff_dim': 16384,
+    'ff_dim_a': 7168,
+    'model_dim': 4096,
+    'model_dim_a': 2048,
+    'num_text_blocks': 4,
+    'num_visual_blocks': 60,
+    'out_audio_dim': 40,
+    'out_visual_dim': 16,
+    'time_dim': 1024,
+    'time_dim_a': 1024,
+}
+
+
 @register_family
 class Kandinsky6Family(KandinskyFamily):
     """``Kandinsky6Transformer3DModel``: ``kandinskylab/Kandinsky-6.0-Pro-5s-Diffusers``, ...
@@ -42,6 +81,18 @@ class Kandinsky6Family(KandinskyFamily):
     title = 'Kandinsky 6'
     pipeline_class = 'Kandinsky6TI2VAPipeline'
     min_diffusers = '0.42'
+    published = (
+        Published(
+            'kandinskylab/Kandinsky-6.0-Pro-5s-Diffusers', _PRO, 16, 'flow, static shift', 'mit'
+        ),
+        Published(
+            'kandinskylab/Kandinsky-6.0-Lite-distill-5s-Diffusers',
+            _LITE,
+            16,
+            'flow, static shift',
+            'mit',
+        ),
+    )
 
     def trim(self, transformer: nn.Module, num_blocks: int) -> None:
         transformer.audio_text_transformer_blocks = nn.ModuleList()

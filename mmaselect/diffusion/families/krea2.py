@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.flux import pack, position_ids
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess
+from mmaselect.diffusion.single_file import OriginalLayout
 
 
 class DistilledKrea2Process(FlowMatchingProcess):
@@ -23,6 +24,21 @@ class DistilledKrea2Process(FlowMatchingProcess):
 
     def mu(self, num_tokens: int) -> float:
         return 1.15
+
+
+_CONFIG = {
+    'in_channels': 64,
+    'num_layers': 28,
+    'attention_head_dim': 128,
+    'num_attention_heads': 48,
+    'num_key_value_heads': 12,
+    'intermediate_size': 16384,
+    'text_hidden_dim': 2560,
+    'num_text_layers': 12,
+    'text_num_attention_heads': 20,
+    'text_num_key_value_heads': 20,
+    'text_intermediate_size': 6912,
+}
 
 
 @register_family
@@ -39,6 +55,13 @@ class Krea2Family(TextFamily):
     pipeline_class = 'Krea2Pipeline'
     min_diffusers = '0.39'
     features = FEATURES + POST_FEATURES
+    original_layout = OriginalLayout('blocks')
+    published = (
+        Published(
+            'krea/Krea-2-Raw', _CONFIG, 16, 'flow, shift by size', 'krea-2-community-license'
+        ),
+        Published('krea/Krea-2-Turbo', _CONFIG, 16, 'flow, shift 3.16', 'krea-2-community-license'),
+    )
 
     @property
     def patch_size(self) -> int:

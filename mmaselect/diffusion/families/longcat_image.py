@@ -9,12 +9,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.families.base import Published
 from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.loading import PipelineSource
 
 # Tokens that every prompt is padded to; the image's positions begin where the text's end.
 _TEXT = 512
+
+
+_CONFIG = {
+    'in_channels': 64,
+    'num_layers': 10,
+    'num_single_layers': 20,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 3584,
+}
 
 
 @register_family
@@ -30,6 +41,12 @@ class LongCatImageFamily(FluxFamily):
     pipeline_class = 'LongCatImagePipeline'
     min_diffusers = '0.37'
     condition_options: ClassVar[dict[str, Any]] = {}
+    original_layout = None
+    published = (
+        Published(
+            'meituan-longcat/LongCat-Image', _CONFIG, 16, 'flow, shift by size', 'apache-2.0'
+        ),
+    )
 
     def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:
         # Only the rewriting of prompts needs it.

@@ -9,11 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.single_file import OriginalLayout
+
+_CONFIG = {
+    'sample_size': 128,
+    'patch_size': 2,
+    'in_channels': 16,
+    'hidden_size': 2304,
+    'num_layers': 26,
+    'num_refiner_layers': 2,
+    'num_attention_heads': 24,
+    'num_kv_heads': 8,
+    'multiple_of': 256,
+    'axes_dim_rope': (32, 32, 32),
+    'axes_lens': (300, 512, 512),
+    'cap_feat_dim': 2304,
+}
 
 
 @register_family
@@ -30,6 +46,10 @@ class Lumina2Family(TextFamily):
     pipeline_class = 'Lumina2Pipeline'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'layers'),)
+    original_layout = OriginalLayout('layers', width=2304)
+    published = (
+        Published('Alpha-VLLM/Lumina-Image-2.0', _CONFIG, 16, 'flow, shift 6', 'apache-2.0'),
+    )
 
     @property
     def width(self) -> int:

@@ -10,13 +10,22 @@ from typing import Any
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily, embed_cleaned
 from mmaselect.diffusion.families.tokens import usual_taps
 
 # Of its pipeline: pixels per latent pixel, and rows and columns of rotary positions.
 _STRIDE, _POSITIONS = 8, 384
+
+
+_CONFIG = {
+    'sample_size': 128,
+    'hidden_size': 2304,
+    'num_layers': 24,
+    'num_attention_heads': 32,
+    'num_kv_heads': 8,
+}
 
 
 @register_family
@@ -34,6 +43,9 @@ class LuminaNextFamily(TextFamily):
     pipeline_class = 'LuminaPipeline'
     stacks = (('num_layers', 'layers'),)
     features = FEATURES + POST_FEATURES
+    published = (
+        Published('Alpha-VLLM/Lumina-Next-SFT-diffusers', _CONFIG, 16, 'flow', 'apache-2.0'),
+    )
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap, whole_output
 from mmaselect.diffusion.families.flux import pack
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
@@ -22,6 +22,23 @@ _DENSE_LAST, _MIXED_LAST = (
     'leave_first_three_and_last_block_dense',
     'leave_first_three_blocks_dense',
 )
+
+
+_CONFIG = {
+    'patch_size': 2,
+    'in_channels': 64,
+    'out_channels': 16,
+    'num_layers': 32,
+    'attention_head_dim': 128,
+    'num_attention_heads': 16,
+    'num_key_value_heads': 4,
+    'joint_attention_dim': 4096,
+    'dense_moe_strategy': 'leave_first_three_blocks_dense',
+    'num_experts': 64,
+    'moe_intermediate_dim': 1344,
+    'capacity_factors': [0.0] * 3 + [4.0] * 2 + [2.0] * 27,
+    'use_grouped_mm': True,
+}
 
 
 @register_family
@@ -38,6 +55,7 @@ class NucleusImageFamily(TextFamily):
     pipeline_class = 'NucleusMoEImagePipeline'
     min_diffusers = '0.39'
     features = FEATURES + POST_FEATURES
+    published = (Published('NucleusAI/Nucleus-Image', _CONFIG, 16, 'flow', 'see its page'),)
 
     @property
     def in_channels(self) -> int:

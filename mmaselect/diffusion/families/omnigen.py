@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
@@ -30,6 +30,13 @@ class OmniGenProcess(FlowMatchingProcess):
         return float(np.float32(1) - np.float32(sigma))
 
 
+# By the defaults of the class. Factors of rotary frequencies have no say in its size.
+_CONFIG = {
+    'num_layers': 32,
+    'rope_scaling': {'short_factor': [1.0] * 48, 'long_factor': [1.0] * 48},
+}
+
+
 @register_family
 class OmniGenFamily(TextFamily):
     """``OmniGenTransformer2DModel``: ``Shitao/OmniGen-v1-diffusers``.
@@ -45,6 +52,7 @@ class OmniGenFamily(TextFamily):
     min_diffusers = '0.33'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'layers'),)
+    published = (Published('Shitao/OmniGen-v1-diffusers', _CONFIG, 16, 'flow', 'mit'),)
 
     @property
     def width(self) -> int:

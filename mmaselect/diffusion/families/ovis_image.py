@@ -9,8 +9,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmaselect.diffusion.families.base import Published
 from mmaselect.diffusion.families.flux import FluxFamily, pack, position_ids
 from mmaselect.diffusion.families.lookup import register_family
+
+_CONFIG = {
+    'in_channels': 64,
+    'out_channels': 64,
+    'num_layers': 6,
+    'num_single_layers': 27,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 2048,
+}
 
 
 @register_family
@@ -25,6 +36,10 @@ class OvisImageFamily(FluxFamily):
     pipeline_class = 'OvisImagePipeline'
     min_diffusers = '0.36'
     condition_options: ClassVar[dict[str, Any]] = {}
+    original_layout = None
+    published = (
+        Published('AIDC-AI/Ovis-Image-7B', _CONFIG, 16, 'flow, shift by size', 'apache-2.0'),
+    )
 
     def embed(self, pipeline: Any, prompt: str, **options: Any) -> dict[str, Tensor]:
         embeds, *_ = pipeline.encode_prompt(

@@ -9,12 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import Tap, whole_output
+from mmaselect.diffusion.families.base import Published, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.pixels import image_size, pixel_condition
 from mmaselect.diffusion.families.text import TextFamily, embed_cleaned
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+
+_XL = {
+    'sample_size': 64,
+    'patch_size': 2,
+    'in_channels': 4,
+    'out_channels': 8,
+    'num_layers': 28,
+    'num_attention_heads': 16,
+    'attention_head_dim': 72,
+    'cross_attention_dim': 1152,
+    'caption_channels': 4096,
+    'num_embeds_ada_norm': 1000,
+    'norm_type': 'ada_norm_single',
+}
+_SIGMA = {**_XL, 'sample_size': 128, 'interpolation_scale': 2, 'use_additional_conditions': False}
 
 
 @register_family
@@ -30,6 +45,19 @@ class PixArtFamily(TextFamily):
     pipeline_class = 'PixArtAlphaPipeline'
     # Until 1 prompts were not cleaned.
     embedding_format = 2
+    published = (
+        Published('PixArt-alpha/PixArt-XL-2-512x512', _XL, 16, 'DDPM, linear', 'openrail++'),
+        Published(
+            'PixArt-alpha/PixArt-XL-2-1024-MS',
+            {**_XL, 'sample_size': 128},
+            16,
+            'DDPM, linear',
+            'openrail++',
+        ),
+        Published(
+            'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS', _SIGMA, 16, 'DDPM, linear', 'openrail++'
+        ),
+    )
 
     @property
     def knows_size(self) -> bool:

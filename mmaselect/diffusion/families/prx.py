@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily, require_prompt_cleaners
 from mmaselect.diffusion.families.tokens import last_tokens
@@ -37,6 +37,29 @@ class ScaledNoiseProcess(FlowMatchingProcess):
         return replace(level, sigma=level.sigma * self.noise_scale)
 
 
+# By the defaults of the class.
+_CONFIG = {
+    'in_channels': 16,
+    'patch_size': 2,
+    'context_in_dim': 2304,
+    'hidden_size': 1792,
+    'mlp_ratio': 3.5,
+    'num_heads': 28,
+    'depth': 16,
+}
+_PIXEL_SPACE = {
+    **_CONFIG,
+    'in_channels': 3,
+    'patch_size': 16,
+    'context_in_dim': 2048,
+    'hidden_size': 3584,
+    'depth': 24,
+    'axes_dim': [64, 64],
+    'bottleneck_size': 768,
+    'resolution_embeds': True,
+}
+
+
 @register_family
 class PRXFamily(TextFamily):
     """``PRXTransformer2DModel``: ``Photoroom/prx-512-t2i-sft``, ``Photoroom/prxpixel-t2i``, ...
@@ -52,6 +75,12 @@ class PRXFamily(TextFamily):
     min_diffusers = '0.36'
     stacks = (('depth', 'blocks'),)
     features = FEATURES + POST_FEATURES
+    published = (
+        Published('Photoroom/prx-512-t2i-sft', _CONFIG, 16, 'flow, static shift', 'apache-2.0'),
+        Published(
+            'Photoroom/prxpixel-t2i', _PIXEL_SPACE, 16, 'flow, shift 3, noise x 2', 'see its page'
+        ),
+    )
 
     def pipeline_name(self, source: PipelineSource) -> str:
         return _PIXELS if source.index().get('_class_name') == _PIXELS else self.pipeline_class

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
+    Published,
     Tap,
     whole_output,
 )
@@ -23,6 +24,19 @@ from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 _POSITIONS, _MAX_TEXT = 4096, 1024
 
 
+_CONFIG = {
+    'patch_size': 2,
+    'in_channels': 64,
+    'out_channels': 16,
+    'num_layers': 60,
+    'attention_head_dim': 128,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 3584,
+    'guidance_embeds': False,
+    'axes_dims_rope': [16, 56, 56],
+}
+
+
 @register_family
 class QwenImageFamily(TextFamily):
     """``QwenImageTransformer2DModel``: ``Qwen/Qwen-Image``; ``-Edit``, without reference images."""
@@ -33,6 +47,7 @@ class QwenImageFamily(TextFamily):
     pipeline_class = 'QwenImagePipeline'
     # 0.35 and 0.36 have the class too, but call it with the lengths of the prompts.
     min_diffusers = '0.37'
+    published = (Published('Qwen/Qwen-Image', _CONFIG, 16, 'flow, shift by size', 'apache-2.0'),)
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

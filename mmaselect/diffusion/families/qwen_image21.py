@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion.codec import pad_to_multiple
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import last_tokens, usual_taps
+from mmaselect.diffusion.single_file import OriginalLayout
 
 # The image is handed over in groups of 2x2 tokens.
 _GROUP = 2
@@ -39,6 +40,19 @@ def image_tokens(output: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.unflatten(1, (rows, columns))[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
+_CONFIG = {
+    'patch_size': 1,
+    'in_channels': 64,
+    'out_channels': 64,
+    'num_layers': 32,
+    'attention_head_dim': 128,
+    'num_attention_heads': 32,
+    'context_in_dim': 4096,
+    'mlp_ratio': 3,
+    'axes_dims_rope': (16, 56, 56),
+}
+
+
 @register_family
 class QwenImage21Family(TextFamily):
     """``QwenImage21Transformer2DModel``: ``Qwen/Qwen-Image-2.1``, without reference images.
@@ -53,6 +67,10 @@ class QwenImage21Family(TextFamily):
     pipeline_class = 'QwenImage21Pipeline'
     min_diffusers = '0.42'
     features = FEATURES + POST_FEATURES
+    original_layout = OriginalLayout('transformer_blocks')
+    published = (
+        Published('Qwen/Qwen-Image-2.1', _CONFIG, 16, 'flow, shift by size', 'qwen-research'),
+    )
 
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         limit = 2 * min(_BEFORE, _AFTER)

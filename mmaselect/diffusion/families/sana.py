@@ -13,15 +13,41 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
+    Published,
     Tap,
     whole_output,
 )
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import usual_taps
+from mmaselect.diffusion.single_file import OriginalLayout
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+
+
+_1600M = {
+    'sample_size': 32,
+    'patch_size': 1,
+    'in_channels': 32,
+    'out_channels': 32,
+    'num_layers': 20,
+    'num_attention_heads': 70,
+    'attention_head_dim': 32,
+    'num_cross_attention_heads': 20,
+    'cross_attention_head_dim': 112,
+    'cross_attention_dim': 2240,
+    'caption_channels': 2304,
+    'mlp_ratio': 2.5,
+}
+_600M = {
+    'num_layers': 28,
+    'num_attention_heads': 36,
+    'num_cross_attention_heads': 16,
+    'cross_attention_head_dim': 72,
+    'cross_attention_dim': 1152,
+}
+_4800M = {**_1600M, 'num_layers': 60, 'qk_norm': 'rms_norm_across_heads'}
 
 
 @register_family
@@ -42,6 +68,30 @@ class SanaFamily(TextFamily):
     transformer_class = 'SanaTransformer2DModel'
     title = 'Sana'
     pipeline_class = 'SanaPipeline'
+    original_layout = OriginalLayout('blocks')
+    published = (
+        Published(
+            'Efficient-Large-Model/Sana_600M_1024px_diffusers',
+            {**_1600M, **_600M},
+            32,
+            'flow, shift 3',
+            'nscl-v2-custom',
+        ),
+        Published(
+            'Efficient-Large-Model/Sana_1600M_1024px_diffusers',
+            _1600M,
+            32,
+            'flow, shift 3',
+            'nscl-v2-custom',
+        ),
+        Published(
+            'Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers',
+            _4800M,
+            32,
+            'flow, shift 3',
+            'nscl-v2-custom',
+        ),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion.families.base import (
     FEATURES,
     POST_FEATURES,
+    Published,
     Tap,
     whole_output,
 )
@@ -18,9 +19,38 @@ from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.single_file import OriginalLayout
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+
+
+_MEDIUM = {
+    'sample_size': 128,
+    'patch_size': 2,
+    'in_channels': 16,
+    'out_channels': 16,
+    'num_layers': 24,
+    'attention_head_dim': 64,
+    'num_attention_heads': 24,
+    'joint_attention_dim': 4096,
+    'caption_projection_dim': 1536,
+    'pooled_projection_dim': 2048,
+    'pos_embed_max_size': 192,
+}
+_MEDIUM_35 = {
+    **_MEDIUM,
+    'pos_embed_max_size': 384,
+    'dual_attention_layers': tuple(range(13)),
+    'qk_norm': 'rms_norm',
+}
+_LARGE_35 = {
+    **_MEDIUM,
+    'num_layers': 38,
+    'num_attention_heads': 38,
+    'caption_projection_dim': 2432,
+    'qk_norm': 'rms_norm',
+}
 
 
 @register_family
@@ -39,6 +69,33 @@ class SD3Family(TextFamily):
     title = 'Stable Diffusion 3'
     pipeline_class = 'StableDiffusion3Pipeline'
     condition_options: ClassVar[dict[str, Any]] = {'t5': False}
+    original_layout = OriginalLayout('joint_blocks')
+    published = (
+        Published(
+            'stabilityai/stable-diffusion-3-medium-diffusers',
+            _MEDIUM,
+            16,
+            'flow, shift 3',
+            'stabilityai-ai-community',
+            gated=True,
+        ),
+        Published(
+            'stabilityai/stable-diffusion-3.5-medium',
+            _MEDIUM_35,
+            16,
+            'flow, shift 3',
+            'stabilityai-ai-community',
+            gated=True,
+        ),
+        Published(
+            'stabilityai/stable-diffusion-3.5-large',
+            _LARGE_35,
+            16,
+            'flow, shift 3',
+            'stabilityai-ai-community',
+            gated=True,
+        ),
+    )
 
     @property
     def features(self) -> tuple[str, ...]:

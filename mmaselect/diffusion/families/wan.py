@@ -9,14 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap, whole_output
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap, whole_output
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import usual_taps
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.single_file import OriginalLayout
 
 # Tokens that its call pads every prompt to.
 _TEXT = 512
+
+
+_13B = {'num_attention_heads': 12, 'ffn_dim': 8960, 'num_layers': 30}
+_14B = {'num_attention_heads': 40, 'ffn_dim': 13824, 'num_layers': 40}
+_5B = {
+    'num_attention_heads': 24,
+    'ffn_dim': 14336,
+    'num_layers': 30,
+    'in_channels': 48,
+    'out_channels': 48,
+}
 
 
 @register_family
@@ -39,6 +51,12 @@ class WanFamily(TextFamily):
     min_diffusers = '0.35'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'blocks'),)
+    original_layout = OriginalLayout('blocks')
+    published = (
+        Published('Wan-AI/Wan2.1-T2V-1.3B-Diffusers', _13B, 16, 'flow, shift 3', 'apache-2.0'),
+        Published('Wan-AI/Wan2.1-T2V-14B-Diffusers', _14B, 16, 'flow, shift 3', 'apache-2.0'),
+        Published('Wan-AI/Wan2.2-TI2V-5B-Diffusers', _5B, 32, 'flow, shift 5', 'apache-2.0'),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

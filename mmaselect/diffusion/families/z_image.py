@@ -12,10 +12,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Tap
+from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published, Tap
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, usual_taps
+from mmaselect.diffusion.single_file import OriginalLayout
+
+_CONFIG = {
+    'all_f_patch_size': [1],
+    'all_patch_size': [2],
+    'axes_dims': [32, 48, 48],
+    'axes_lens': [1536, 512, 512],
+    'cap_feat_dim': 2560,
+    'dim': 3840,
+    'in_channels': 16,
+    'n_heads': 30,
+    'n_kv_heads': 30,
+    'n_layers': 30,
+    'n_refiner_layers': 2,
+    'norm_eps': 1e-05,
+    'qk_norm': True,
+    'rope_theta': 256.0,
+    't_scale': 1000.0,
+}
 
 
 @register_family
@@ -28,6 +47,11 @@ class ZImageFamily(TextFamily):
     stacks = (('n_layers', 'layers'),)
     pipeline_class = 'ZImagePipeline'
     min_diffusers = '0.36'
+    original_layout = OriginalLayout('layers')
+    published = (
+        Published('Tongyi-MAI/Z-Image', _CONFIG, 16, 'flow, static shift', 'apache-2.0'),
+        Published('Tongyi-MAI/Z-Image-Turbo', _CONFIG, 16, 'flow, shift 3', 'apache-2.0'),
+    )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

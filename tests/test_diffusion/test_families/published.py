@@ -1,27 +1,47 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Checks a model as it is published, built on the meta device, against its family."""
 
+import diffusers
 import pytest
 import torch
 
+from mmaselect import model_info
 from mmaselect.diffusion import known_families
+from mmaselect.model_zoo import derive
+
+#: Name to (family, model), of all that are published.
+MODELS = {
+    model.name: (family, model)
+    for family in known_families().values()
+    for model in family.published
+}
 
 
-def check_published(model, default_block=None, stored_tables=False):
-    """Width, depth and number of weights of a row of a test file's ``PUBLISHED``.
+def published_config(name):
+    """The transformer's config of a published model, as its family's file has it."""
+    return dict(MODELS[name][1].config)
+
+
+def check_published(name, width, blocks, billions, default_block=None, stored_tables=False):
+    """Width, depth and number of weights of a published model, and its row in the list of models.
 
     Args:
-        model: (name, class, config as on the model page, width, blocks, billions of parameters).
-            The last is what the page says, which is rounded.
+        name: As ``pretrained`` takes it.
+        width: As published, like the next two.
+        blocks: All stacks together.
+        billions: Of parameters. A page's number is rounded.
         default_block: Where it is not the middle one.
         stored_tables: Whether the page counts tables that the checkpoint stores as well.
     """
-    _, cls, config, width, blocks, billions = model
+    cls, model = MODELS[name]
+    row = derive(cls, model)
+    assert model_info(name) == row, 'run: python tools/dev/write_generated.py --models'
     with torch.device('meta'):
-        transformer = cls(**config)
-    family = known_families()[cls.__name__](dict(transformer.config))
+        transformer = getattr(diffusers, cls.transformer_class)(**model.config)
+    family = cls(dict(transformer.config))
     assert (family.width, family.num_blocks) == (width, blocks)
     assert family.default_block == (blocks // 2 if default_block is None else default_block)
+    assert model.stride % family.patch_size == 0
     counted = transformer.state_dict().values() if stored_tables else transformer.parameters()
     weights = sum(tensor.numel() for tensor in counted)
     assert weights == pytest.approx(billions * 1e9, rel=0.04)

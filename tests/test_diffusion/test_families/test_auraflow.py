@@ -7,7 +7,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from harness import FeatureProof, item, last_tokens
-from published import check_published
+from published import check_published, published_config
 from rooted_proof import RootedProof
 from tiny_language import umt5
 from tiny_text import t5_tokenizer
@@ -16,24 +16,10 @@ from tiny_vae import kl_vae
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.auraflow import AuraFlowFamily
 
-_V3 = {
-    'sample_size': 64,
-    'patch_size': 2,
-    'in_channels': 4,
-    'out_channels': 4,
-    'num_mmdit_layers': 4,
-    'num_single_dit_layers': 32,
-    'attention_head_dim': 256,
-    'num_attention_heads': 12,
-    'joint_attention_dim': 2048,
-    'caption_projection_dim': 3072,
-    'pos_embed_max_size': 9216,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'fal/AuraFlow-v0.3': (3072, 36, 6.8),
 }
-
-#: Name, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    ('fal/AuraFlow-v0.3', AuraFlowTransformer2DModel, _V3, 3072, 36, 6.8),
-]
 
 TEXT, WIDTH, JOINT = 8, 16, 2
 STACKS = ('joint_transformer_blocks', 'single_transformer_blocks')
@@ -108,12 +94,12 @@ def test_blocks_are_counted_through_both_kinds(tmp_path):
 
 
 def test_published_sizes_are_accepted():
-    family = AuraFlowFamily(_V3)
+    family = AuraFlowFamily(published_config('fal/AuraFlow-v0.3'))
     family.check_grid((96, 96), 16)
     with pytest.raises(ValueError, match='1536x1536'):
         family.check_grid((97, 96), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -15,19 +15,10 @@ from tiny_vae import flux2_vae
 
 from mmaselect.diffusion.families.bria_fibo2 import BriaFibo2Family
 
-_CONFIG = {
-    'in_channels': 32,
-    'patch_size': 2,
-    'dim': 3584,
-    'n_layers': 44,
-    'n_refiner_layers': 2,
-    'n_heads': 28,
-    'cap_feat_dim': 7680,
-    'injection_layer_ids': (6, 14, 22, 30, 38),
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'briaai/Fibo-2.0-dev': (3584, 44, 8.1),
 }
-
-#: Name, class, config by the defaults of the class, width, blocks, parameters in billions.
-PUBLISHED = [('briaai/Fibo-2.0-dev', BriaFibo2Transformer2DModel, _CONFIG, 3584, 44, 8.1)]
 
 TEXT = 8
 
@@ -126,6 +117,6 @@ def test_captions_are_put_in_the_trained_form(tmp_path):
     assert not torch.equal(seen[0], family.embed(pipeline, 'photo')['encoder_hidden_states'])
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

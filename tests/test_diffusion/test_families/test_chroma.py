@@ -3,36 +3,16 @@ import pytest
 import torch
 from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 from harness import FamilyProof, item, last_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
 
 from mmaselect.diffusion.families.chroma import ChromaFamily
 
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'lodestones/Chroma1-HD',
-        ChromaTransformer2DModel,
-        {
-            'patch_size': 1,
-            'in_channels': 64,
-            'out_channels': None,
-            'num_layers': 19,
-            'num_single_layers': 38,
-            'attention_head_dim': 128,
-            'num_attention_heads': 24,
-            'joint_attention_dim': 4096,
-            'axes_dims_rope': [16, 56, 56],
-            'approximator_num_channels': 64,
-            'approximator_hidden_dim': 5120,
-            'approximator_layers': 5,
-        },
-        3072,
-        57,
-        8.9,
-    ),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'lodestones/Chroma1-HD': (3072, 57, 8.9),
+}
 
 DOUBLE, SINGLE = 2, 3
 
@@ -104,12 +84,12 @@ class TestChroma(FamilyProof):
 
 @pytest.mark.parametrize('num_blocks', [1, 19, 20, 57])
 def test_build_overrides(num_blocks):
-    family = ChromaFamily(PUBLISHED[0][2])
+    family = ChromaFamily(published_config('lodestones/Chroma1-HD'))
     built = family.build_overrides(num_blocks)
     assert built['num_layers'] == min(num_blocks, 19)
     assert sum(built.values()) == num_blocks
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -7,26 +7,17 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 from harness import FamilyProof, FeatureProof, item
-from published import check_published
+from published import check_published, published_config
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import wan_latent, wan_vae
 
 from mmaselect.diffusion.families.cosmos import CosmosFamily
 
-_2B = {
-    'num_attention_heads': 16,
-    'num_layers': 28,
-    'rope_scale': (1.0, 4.0, 4.0),
-    'extra_pos_embed_type': None,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'nvidia/Cosmos-Predict2-2B-Text2Image': (2048, 28, 2),
+    'nvidia/Cosmos-Predict2-14B-Text2Image': (5120, 36, 14),
 }
-_14B = {**_2B, 'num_attention_heads': 40, 'num_layers': 36}
-
-#: Name, class, config as diffusers' conversion script has it, width, blocks, parameters in billions
-#: as published.
-PUBLISHED = [
-    ('nvidia/Cosmos-Predict2-2B-Text2Image', CosmosTransformer3DModel, _2B, 2048, 28, 2),
-    ('nvidia/Cosmos-Predict2-14B-Text2Image', CosmosTransformer3DModel, _14B, 5120, 36, 14),
-]
 
 TEXT = 32
 
@@ -124,13 +115,20 @@ class TestCosmosWithAPrompt(Cosmos, FeatureProof):
 )
 def test_other_kinds_are_refused(changes, words):
     with pytest.raises(ValueError, match=rf'{words} .nvidia/Cosmos-Predict2-2B-Text2Image'):
-        CosmosFamily({**_2B, 'in_channels': 16, 'out_channels': 16, **changes})
+        CosmosFamily(
+            {
+                **published_config('nvidia/Cosmos-Predict2-2B-Text2Image'),
+                'in_channels': 16,
+                'out_channels': 16,
+                **changes,
+            }
+        )
 
 
 def test_too_large_an_image_is_refused():
     family = CosmosFamily(
         {
-            **_2B,
+            **published_config('nvidia/Cosmos-Predict2-2B-Text2Image'),
             'in_channels': 16,
             'out_channels': 16,
             'max_size': (128, 240, 240),
@@ -142,6 +140,6 @@ def test_too_large_an_image_is_refused():
         family.check_grid((1, 129), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -5,27 +5,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTPipeline, DiTTransformer2DModel
 from harness import FeatureProof, item
-from published import check_published
+from published import check_published, published_config
 from tiny_vae import kl_vae
 
-_XL_256 = {
-    'sample_size': 32,
-    'patch_size': 2,
-    'in_channels': 4,
-    'out_channels': 8,
-    'num_layers': 28,
-    'attention_head_dim': 72,
-    'num_attention_heads': 16,
-    'num_embeds_ada_norm': 1000,
-}
-_XL_512 = {**_XL_256, 'sample_size': 64}
-
 # 0.675 billion in the paper; diffusers gives every block a copy of the embedding of time and class.
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    ('facebook/DiT-XL-2-256', DiTTransformer2DModel, _XL_256, 1152, 28, 0.75),
-    ('facebook/DiT-XL-2-512', DiTTransformer2DModel, _XL_512, 1152, 28, 0.75),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'facebook/DiT-XL-2-256': (1152, 28, 0.75),
+    'facebook/DiT-XL-2-512': (1152, 28, 0.75),
+}
 
 
 class TestDiT(FeatureProof):
@@ -79,14 +67,14 @@ class TestDiT(FeatureProof):
         }
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])
 
 
 def test_the_papers_number_of_weights():
     with torch.device('meta'):
-        model = DiTTransformer2DModel(**_XL_256)
+        model = DiTTransformer2DModel(**published_config('facebook/DiT-XL-2-256'))
     copies = [block.norm1.emb for block in model.transformer_blocks][1:]
     repeated = sum(p.numel() for copy in copies for p in copy.parameters())
     total = sum(p.numel() for p in model.parameters())

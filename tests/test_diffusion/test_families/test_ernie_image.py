@@ -11,19 +11,11 @@ from published import check_published
 from tiny_chat import chat_tokenizer, mistral3
 from tiny_vae import flux2_vae
 
-_CONFIG = {
-    'ffn_hidden_size': 12288,
-    'hidden_size': 4096,
-    'num_attention_heads': 32,
-    'num_layers': 36,
-    'text_in_dim': 3072,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'baidu/ERNIE-Image': (4096, 36, 8),
+    'baidu/ERNIE-Image-Turbo': (4096, 36, 8),
 }
-
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (name, ErnieImageTransformer2DModel, _CONFIG, 4096, 36, 8)
-    for name in ('baidu/ERNIE-Image', 'baidu/ERNIE-Image-Turbo')
-]
 
 TEXT = 8
 
@@ -94,6 +86,6 @@ class TestErnieImageWithAPrompt(ErnieImage, FeatureProof):
     condition = prompt = 'a red bird'
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -5,31 +5,17 @@ import diffusers
 import pytest
 from diffusers.models.attention_dispatch import attention_backend
 from harness import FamilyProof, FeatureProof, item, last_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_text import clip_encoder, clip_tokenizer, t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
 
 from mmaselect.diffusion.families.flux import FluxFamily
 
-_DEV = {
-    'patch_size': 1,
-    'in_channels': 64,
-    'num_layers': 19,
-    'num_single_layers': 38,
-    'attention_head_dim': 128,
-    'num_attention_heads': 24,
-    'joint_attention_dim': 4096,
-    'pooled_projection_dim': 768,
-    'guidance_embeds': True,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'black-forest-labs/FLUX.1-dev': (3072, 57, 12),
+    'black-forest-labs/FLUX.1-schnell': (3072, 57, 12),
 }
-_SCHNELL = {**_DEV, 'guidance_embeds': False}
-_CLASS = diffusers.FluxTransformer2DModel
-
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    ('black-forest-labs/FLUX.1-dev', _CLASS, _DEV, 3072, 57, 12),
-    ('black-forest-labs/FLUX.1-schnell', _CLASS, _SCHNELL, 3072, 57, 12),
-]
 
 DOUBLE, SINGLE = 2, 3
 
@@ -141,9 +127,15 @@ class TestFluxGuidance(Flux, FeatureProof):
 
 def test_variants_that_take_a_second_image_are_refused():
     with pytest.raises(ValueError, match=r'second image.*in_channels=384, out_channels=64'):
-        FluxFamily({**_DEV, 'in_channels': 384, 'out_channels': 64})
+        FluxFamily(
+            {
+                **published_config('black-forest-labs/FLUX.1-dev'),
+                'in_channels': 384,
+                'out_channels': 64,
+            }
+        )
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

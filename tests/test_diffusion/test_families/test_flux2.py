@@ -10,51 +10,19 @@ from diffusers import (
     Flux2Transformer2DModel,
 )
 from harness import FamilyProof, FeatureProof, item, last_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import chat_tokenizer, mistral3, pixtral_processor, qwen3
 from tiny_vae import flux2_vae
 
 from mmaselect.diffusion.families.flux2 import Flux2Family
 from mmaselect.diffusion.process import FlowMatchingProcess
 
-_DEV = {
-    'patch_size': 1,
-    'in_channels': 128,
-    'out_channels': None,
-    'num_layers': 8,
-    'num_single_layers': 48,
-    'attention_head_dim': 128,
-    'num_attention_heads': 48,
-    'joint_attention_dim': 15360,
-    'timestep_guidance_channels': 256,
-    'mlp_ratio': 3.0,
-    'axes_dims_rope': [32, 32, 32, 32],
-    'rope_theta': 2000,
-    'eps': 1e-06,
-    'guidance_embeds': True,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'black-forest-labs/FLUX.2-dev': (6144, 56, 32),
+    'black-forest-labs/FLUX.2-klein-4B': (3072, 25, 4),
+    'black-forest-labs/FLUX.2-klein-9B': (4096, 32, 9),
 }
-_KLEIN_4B = {
-    **_DEV,
-    'num_layers': 5,
-    'num_single_layers': 20,
-    'num_attention_heads': 24,
-    'joint_attention_dim': 7680,
-    'guidance_embeds': False,
-}
-_KLEIN_9B = {
-    **_DEV,
-    'num_layers': 8,
-    'num_single_layers': 24,
-    'num_attention_heads': 32,
-    'joint_attention_dim': 12288,
-    'guidance_embeds': False,
-}
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    ('black-forest-labs/FLUX.2-dev', Flux2Transformer2DModel, _DEV, 6144, 56, 32),
-    ('black-forest-labs/FLUX.2-klein-4B', Flux2Transformer2DModel, _KLEIN_4B, 3072, 25, 4),
-    ('black-forest-labs/FLUX.2-klein-9B', Flux2Transformer2DModel, _KLEIN_9B, 4096, 32, 9),
-]
 
 SCHEDULER = {'shift': 3.0, 'use_dynamic_shifting': True}
 
@@ -178,7 +146,10 @@ class TestFlux2Dev(Flux2, FeatureProof):
 
 
 def test_guidance_is_an_option_of_dev_alone():
-    dev, klein = Flux2Family(_DEV), Flux2Family(_KLEIN_4B)
+    dev, klein = (
+        Flux2Family(published_config('black-forest-labs/FLUX.2-dev')),
+        Flux2Family(published_config('black-forest-labs/FLUX.2-klein-4B')),
+    )
     assert dev.parse_condition({'guidance': 2.5}) == ('', {'guidance': 2.5})
     with pytest.raises(ValueError, match=r'unknown keys.*guidance'):
         klein.parse_condition({'guidance': 2.5})
@@ -186,13 +157,15 @@ def test_guidance_is_an_option_of_dev_alone():
 
 @pytest.mark.parametrize('num_blocks', [1, 8, 9, 56])
 def test_build_overrides(num_blocks):
-    built = Flux2Family(_DEV).build_overrides(num_blocks)
+    built = Flux2Family(published_config('black-forest-labs/FLUX.2-dev')).build_overrides(
+        num_blocks
+    )
     assert built == {
         'num_layers': min(num_blocks, 8),
         'num_single_layers': max(num_blocks - 8, 0),
     }
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

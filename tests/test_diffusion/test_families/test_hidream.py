@@ -12,7 +12,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from harness import FamilyProof, FeatureProof, first_tokens, item
-from published import check_published
+from published import check_published, published_config
 from tiny_language import llama
 from tiny_text import clip_encoder, clip_tokenizer, qwen2_tokenizer, t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
@@ -21,28 +21,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.hidream import HiDreamFamily
 
-_CONFIG = {
-    'patch_size': 2,
-    'in_channels': 16,
-    'out_channels': 16,
-    'num_layers': 16,
-    'num_single_layers': 32,
-    'attention_head_dim': 128,
-    'num_attention_heads': 20,
-    'caption_channels': [4096, 4096],
-    'text_emb_dim': 2048,
-    'num_routed_experts': 4,
-    'num_activated_experts': 2,
-    'axes_dims_rope': [64, 32, 32],
-    'max_resolution': [128, 128],
-    'llama_layers': [*range(32), *[31] * 16],
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'HiDream-ai/HiDream-I1-Full': (2560, 48, 17.1),  # '17B'
+    'HiDream-ai/HiDream-I1-Dev': (2560, 48, 17.1),
+    'HiDream-ai/HiDream-I1-Fast': (2560, 48, 17.1),
 }
-
-#: Name, class, config as converted by diffusers, width, blocks, parameters in billions ('17B').
-PUBLISHED = [
-    (f'HiDream-ai/HiDream-I1-{name}', HiDreamImageTransformer2DModel, _CONFIG, 2560, 48, 17.1)
-    for name in ('Full', 'Dev', 'Fast')
-]
 
 T5, LLAMA, DOUBLE, SINGLE, SIDE = 32, 16, 2, 3, 64
 
@@ -212,9 +196,9 @@ def test_all_projections_of_text_are_kept(tmp_path):
 
 
 def test_tokens_of_the_largest_square():
-    assert HiDreamFamily(_CONFIG).max_tokens == 4096
+    assert HiDreamFamily(published_config('HiDream-ai/HiDream-I1-Full')).max_tokens == 4096
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

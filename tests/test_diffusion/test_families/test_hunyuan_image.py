@@ -10,34 +10,21 @@ from diffusers import (
     HunyuanImageTransformer2DModel,
 )
 from harness import FamilyProof, FeatureProof, first_tokens, item
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import qwen25_vl
 from tiny_text import qwen2_tokenizer, t5_encoder
 from transformers import ByT5Tokenizer
 
 from mmaselect.diffusion.families.hunyuan_image import HunyuanImageFamily
 
-_CONFIG = {
-    'in_channels': 64,
-    'num_layers': 20,
-    'num_single_layers': 40,
-    'num_attention_heads': 28,
-    'attention_head_dim': 128,
-    'text_embed_dim': 3584,
-    'text_embed_2_dim': 1472,
-}
-
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',
-        HunyuanImageTransformer2DModel,
-        _CONFIG,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'hunyuanvideo-community/HunyuanImage-2.1-Diffusers': (
         3584,
         60,
-        17.45,  # 34.9 GB at 16 bit; '17B'
-    ),
-]
+        17.45,
+    ),  # 34.9 GB at 16 bit; '17B'
+}
 
 TEXT, GLYPHS, DOUBLE, SINGLE = 16, 32, 2, 3
 
@@ -115,13 +102,16 @@ class TestHunyuanImageWithAPrompt(HunyuanImage, FeatureProof):
 
 
 def test_distilled_and_refiner_are_refused():
-    config = {**_CONFIG, 'patch_size': (1, 1)}
+    config = {
+        **published_config('hunyuanvideo-community/HunyuanImage-2.1-Diffusers'),
+        'patch_size': (1, 1),
+    }
     with pytest.raises(ValueError, match=r'distilled .*use_meanflow.*HunyuanImage-2\.1-Diffusers'):
         HunyuanImageFamily({**config, 'use_meanflow': True})
     with pytest.raises(ValueError, match=r'refiner .*second image'):
         HunyuanImageFamily({**config, 'patch_size': (1, 1, 1)})
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -14,18 +14,10 @@ from published import check_published
 from tiny_chat import chat_tokenizer, qwen3_vl
 from tiny_vae import flux2_vae
 
-#: Name, class, config by the defaults of the class, width, blocks, parameters in billions as
-#: published.
-PUBLISHED = [
-    (
-        'ideogram-ai/ideogram-4-nf4-diffusers',
-        Ideogram4Transformer2DModel,
-        {'num_layers': 34},
-        4608,
-        34,
-        9.3,
-    )
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'ideogram-ai/ideogram-4-nf4-diffusers': (4608, 34, 9.3),
+}
 
 # Layers of the language model that are read; the deepest is its 36th.
 TEXT, LAYERS = 8, 13
@@ -130,6 +122,6 @@ class TestIdeogram4WithAPrompt(Ideogram4, FeatureProof):
         assert torch.allclose(features[key], expected[key], atol=1e-5)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

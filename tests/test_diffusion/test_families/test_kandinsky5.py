@@ -7,36 +7,17 @@ from diffusers import (
     Kandinsky5Transformer3DModel,
 )
 from harness import FamilyProof, FeatureProof, item
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import qwen2_vl_processor, qwen25_vl
 from tiny_text import clip_encoder, clip_tokenizer
 from tiny_vae import kl_vae
 
 from mmaselect.diffusion.families.kandinsky5 import Kandinsky5Family
 
-_LITE = {
-    'in_visual_dim': 16,
-    'out_visual_dim': 16,
-    'time_dim': 512,
-    'model_dim': 2560,
-    'ff_dim': 10240,
-    'num_text_blocks': 2,
-    'num_visual_blocks': 50,
-    'axes_dims': (32, 48, 48),
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers': (2560, 50, 6),
 }
-
-#: Name, class, config as its authors' repository has it, width, blocks, parameters in billions as
-#: published.
-PUBLISHED = [
-    (
-        'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers',
-        Kandinsky5Transformer3DModel,
-        _LITE,
-        2560,
-        50,
-        6,
-    )
-]
 
 TEXT, POOLED = 16, 16
 
@@ -129,16 +110,21 @@ class TestKandinsky5WithAPrompt(Kandinsky5, FeatureProof):
 
 def test_editing_and_video_models_are_refused():
     with pytest.raises(ValueError, match=r'I2I.*T2V.*not supported: use .kandinskylab/.*T2I'):
-        Kandinsky5Family({**_LITE, 'visual_cond': True})
+        Kandinsky5Family(
+            {
+                **published_config('kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers'),
+                'visual_cond': True,
+            }
+        )
 
 
 def test_too_large_an_image_is_refused():
-    family = Kandinsky5Family(_LITE)
+    family = Kandinsky5Family(published_config('kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers'))
     family.check_grid((128, 1), 16)
     with pytest.raises(ValueError, match=r'128x128 tokens.*1x129.*2048 pixels'):
         family.check_grid((1, 129), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

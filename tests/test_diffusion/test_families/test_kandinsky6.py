@@ -12,70 +12,18 @@ from diffusers import (
     PiflowScheduler,
 )
 from harness import FamilyProof, FeatureProof, item
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import qwen25_vl, qwen25_vl_processor
 from tiny_text import clip_encoder, clip_tokenizer
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.kandinsky6 import Kandinsky6Family
 
-_LITE = {
-    'audio_freqs_scaling': 0.144,
-    'axes_dims': (16, 24, 24),
-    'axes_dims_a': (16, 24, 24),
-    'ca_rope': True,
-    'cross_gates': True,
-    'ff_dim': 7168,
-    'ff_dim_a': 3584,
-    'fix_modulation': True,
-    'in_audio_dim': 40,
-    'model_dim': 1792,
-    'model_dim_a': 896,
-    'num_text_blocks': 2,
-    'num_visual_blocks': 32,
-    'out_audio_dim': 400,
-    'out_visual_dim': 160,
-    'text_token_padding': True,
-    'time_dim': 512,
-    'time_dim_a': 512,
-    'visual_token_type_num_embeddings': 2,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'kandinskylab/Kandinsky-6.0-Pro-5s-Diffusers': (4096, 60, 29),
+    'kandinskylab/Kandinsky-6.0-Lite-distill-5s-Diffusers': (1792, 32, 3.178),
 }
-_PRO = {
-    **_LITE,
-    'axes_dims': (32, 48, 48),
-    'axes_dims_a': (32, 48, 48),
-    'ff_dim': 16384,
-    'ff_dim_a': 7168,
-    'model_dim': 4096,
-    'model_dim_a': 2048,
-    'num_text_blocks': 4,
-    'num_visual_blocks': 60,
-    'out_audio_dim': 40,
-    'out_visual_dim': 16,
-    'time_dim': 1024,
-    'time_dim_a': 1024,
-}
-
-#: Name, class, config as those who ported it have it, width, blocks, parameters in billions as
-#: published.
-PUBLISHED = [
-    (
-        'kandinskylab/Kandinsky-6.0-Pro-5s-Diffusers',
-        Kandinsky6Transformer3DModel,
-        _PRO,
-        4096,
-        60,
-        29,
-    ),
-    (
-        'kandinskylab/Kandinsky-6.0-Lite-distill-5s-Diffusers',
-        Kandinsky6Transformer3DModel,
-        _LITE,
-        1792,
-        32,
-        3.178,
-    ),
-]
 
 TEXT, POOLED, GRID = 16, 16, 4
 
@@ -196,12 +144,14 @@ def test_a_class_that_only_the_index_names(tmp_path):
 
 
 def test_too_large_an_image_is_refused():
-    family = Kandinsky6Family(_LITE)
+    family = Kandinsky6Family(
+        published_config('kandinskylab/Kandinsky-6.0-Lite-distill-5s-Diffusers')
+    )
     family.check_grid((128, 1), 16)
     with pytest.raises(ValueError, match=r'128x128 tokens.*1x129.*2048 pixels'):
         family.check_grid((1, 129), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -10,25 +10,11 @@ from tiny_chat import qwen3_vl
 from tiny_text import qwen2_tokenizer
 from tiny_vae import qwen_image_vae
 
-_CONFIG = {
-    'in_channels': 64,
-    'num_layers': 28,
-    'attention_head_dim': 128,
-    'num_attention_heads': 48,
-    'num_key_value_heads': 12,
-    'intermediate_size': 16384,
-    'text_hidden_dim': 2560,
-    'num_text_layers': 12,
-    'text_num_attention_heads': 20,
-    'text_num_key_value_heads': 20,
-    'text_intermediate_size': 6912,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'krea/Krea-2-Raw': (6144, 28, 12.9),
+    'krea/Krea-2-Turbo': (6144, 28, 12.9),
 }
-
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (name, Krea2Transformer2DModel, _CONFIG, 6144, 28, 12.9)
-    for name in ('krea/Krea-2-Raw', 'krea/Krea-2-Turbo')
-]
 
 TEXT, HEAD, HEADS = 16, 8, 4
 
@@ -114,6 +100,6 @@ class TestKrea2Turbo(Krea2, FeatureProof):
     condition = prompt = 'a red bird'
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

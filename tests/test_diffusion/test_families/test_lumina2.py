@@ -9,7 +9,7 @@ from diffusers import (
     Lumina2Transformer2DModel,
 )
 from harness import FamilyProof, FeatureProof, last_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
 from tiny_vae import kl_vae
@@ -17,30 +17,10 @@ from tiny_vae import kl_vae
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.lumina2 import Lumina2Family
 
-#: Name, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'Alpha-VLLM/Lumina-Image-2.0',
-        Lumina2Transformer2DModel,
-        {
-            'sample_size': 128,
-            'patch_size': 2,
-            'in_channels': 16,
-            'hidden_size': 2304,
-            'num_layers': 26,
-            'num_refiner_layers': 2,
-            'num_attention_heads': 24,
-            'num_kv_heads': 8,
-            'multiple_of': 256,
-            'axes_dim_rope': (32, 32, 32),
-            'axes_lens': (300, 512, 512),
-            'cap_feat_dim': 2304,
-        },
-        2304,
-        26,
-        2.6,
-    ),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Alpha-VLLM/Lumina-Image-2.0': (2304, 26, 2.6),
+}
 
 TEXT, WIDTH, HEADS = 8, 48, 4
 
@@ -127,12 +107,12 @@ def test_clean_is_one_and_noise_is_zero(tmp_path):
 
 
 def test_too_large_an_image_is_refused():
-    family = Lumina2Family(PUBLISHED[0][2])
+    family = Lumina2Family(published_config('Alpha-VLLM/Lumina-Image-2.0'))
     family.check_grid((512, 512), 16)
     with pytest.raises(ValueError, match=r'512x512 tokens.*8192x8192; got 8x513 .*128x8208'):
         family.check_grid((8, 513), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
 from harness import FeatureProof, item
-from published import check_published
+from published import check_published, published_config
 from rooted_proof import RootedProof
 from tiny_language import gemma2
 from tiny_text import t5_tokenizer
@@ -14,23 +14,10 @@ from tiny_vae import kl_vae
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.lumina_next import LuminaNextFamily
 
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'Alpha-VLLM/Lumina-Next-SFT-diffusers',
-        LuminaNextDiT2DModel,
-        {
-            'sample_size': 128,
-            'hidden_size': 2304,
-            'num_layers': 24,
-            'num_attention_heads': 32,
-            'num_kv_heads': 8,
-        },
-        2304,
-        24,
-        1.755,  # 3.51 GB at 16 bit; '2B'
-    ),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Alpha-VLLM/Lumina-Next-SFT-diffusers': (2304, 24, 1.755),  # 3.51 GB at 16 bit; '2B'
+}
 
 TEXT, WIDTH, HEADS = 8, 32, 4
 
@@ -108,12 +95,12 @@ def test_a_clean_image_is_read(tmp_path):
 
 
 def test_too_large_an_image_is_refused():
-    family = LuminaNextFamily(PUBLISHED[0][2])
+    family = LuminaNextFamily(published_config('Alpha-VLLM/Lumina-Next-SFT-diffusers'))
     family.check_grid((384, 384), 16)
     with pytest.raises(ValueError, match=r'384x384 tokens.*6144x6144; got 8x385'):
         family.check_grid((8, 385), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

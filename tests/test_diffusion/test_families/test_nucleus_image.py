@@ -9,37 +9,16 @@ from diffusers import (
     NucleusMoEImageTransformer2DModel,
 )
 from harness import FamilyProof, FeatureProof, first_tokens, item
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import qwen3_vl_chat, qwen3_vl_processor
 from tiny_vae import qwen_image_vae, wan_latent
 
 from mmaselect.diffusion.families.nucleus_image import NucleusImageFamily
 
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'NucleusAI/Nucleus-Image',
-        NucleusMoEImageTransformer2DModel,
-        {
-            'patch_size': 2,
-            'in_channels': 64,
-            'out_channels': 16,
-            'num_layers': 32,
-            'attention_head_dim': 128,
-            'num_attention_heads': 16,
-            'num_key_value_heads': 4,
-            'joint_attention_dim': 4096,
-            'dense_moe_strategy': 'leave_first_three_blocks_dense',
-            'num_experts': 64,
-            'moe_intermediate_dim': 1344,
-            'capacity_factors': [0.0] * 3 + [4.0] * 2 + [2.0] * 27,
-            'use_grouped_mm': True,
-        },
-        2048,
-        32,
-        16.92,  # 33.8 GB at 16 bit; '17B'
-    ),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'NucleusAI/Nucleus-Image': (2048, 32, 16.92),  # 33.8 GB at 16 bit; '17B'
+}
 
 TEXT, HEAD, HEADS = 16, 16, 4
 
@@ -132,12 +111,12 @@ class TestNucleusImageWithAPrompt(NucleusImage, FeatureProof):
 
 
 def test_too_large_an_image_is_refused():
-    family = NucleusImageFamily(PUBLISHED[0][2])
+    family = NucleusImageFamily(published_config('NucleusAI/Nucleus-Image'))
     family.check_grid((8192, 1), 16)
     with pytest.raises(ValueError, match=r'8192x8192 tokens.*1x8193.*131072 pixels'):
         family.check_grid((1, 8193), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -11,7 +11,7 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 from harness import FeatureProof, WantedStepDone, item
-from published import check_published
+from published import check_published, published_config
 from rooted_proof import RootedProof
 from tiny_text import t5_encoder, t5_tokenizer
 from tiny_vae import kl_vae
@@ -20,40 +20,12 @@ from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families import text
 from mmaselect.diffusion.families.pixart import PixArtFamily
 
-_XL = {
-    'sample_size': 64,
-    'patch_size': 2,
-    'in_channels': 4,
-    'out_channels': 8,
-    'num_layers': 28,
-    'num_attention_heads': 16,
-    'attention_head_dim': 72,
-    'cross_attention_dim': 1152,
-    'caption_channels': 4096,
-    'num_embeds_ada_norm': 1000,
-    'norm_type': 'ada_norm_single',
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'PixArt-alpha/PixArt-XL-2-512x512': (1152, 28, 0.6),
+    'PixArt-alpha/PixArt-XL-2-1024-MS': (1152, 28, 0.6),
+    'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS': (1152, 28, 0.6),
 }
-
-#: Name, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    ('PixArt-alpha/PixArt-XL-2-512x512', PixArtTransformer2DModel, _XL, 1152, 28, 0.6),
-    (
-        'PixArt-alpha/PixArt-XL-2-1024-MS',
-        PixArtTransformer2DModel,
-        {**_XL, 'sample_size': 128},
-        1152,
-        28,
-        0.6,
-    ),
-    (
-        'PixArt-alpha/PixArt-Sigma-XL-2-1024-MS',
-        PixArtTransformer2DModel,
-        {**_XL, 'sample_size': 128, 'interpolation_scale': 2, 'use_additional_conditions': False},
-        1152,
-        28,
-        0.6,
-    ),
-]
 
 TEXT = 32
 
@@ -185,20 +157,24 @@ def test_config_of_the_published_age(tmp_path):
 
 @pytest.mark.parametrize(
     ('options', 'told'),
-    [({}, False), ({'sample_size': 128}, True), (PUBLISHED[2][2], False)],
+    [
+        ({}, False),
+        ({'sample_size': 128}, True),
+        (published_config('PixArt-alpha/PixArt-Sigma-XL-2-1024-MS'), False),
+    ],
     ids=['alpha-512', 'alpha-1024', 'sigma'],
 )
 def test_which_models_are_told_the_size(options, told):
-    family = PixArtFamily({**_XL, **options})
+    family = PixArtFamily({**published_config('PixArt-alpha/PixArt-XL-2-512x512'), **options})
     assert family.knows_size is told
     assert (
         PixArtTransformer2DModel.from_config(
-            {**_XL, **options, 'num_layers': 1}
+            {**published_config('PixArt-alpha/PixArt-XL-2-512x512'), **options, 'num_layers': 1}
         ).use_additional_conditions
         is told
     )
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -16,34 +16,11 @@ from tiny_language import gemma2
 from tiny_text import gemma_tokenizer, qwen2_tokenizer
 from tiny_vae import kl_vae
 
-_CONFIG = {
-    'in_channels': 16,
-    'patch_size': 2,
-    'context_in_dim': 2304,
-    'hidden_size': 1792,
-    'mlp_ratio': 3.5,
-    'num_heads': 28,
-    'depth': 16,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Photoroom/prx-512-t2i-sft': (1792, 16, 1.17),
+    'Photoroom/prxpixel-t2i': (3584, 24, 7),  # '~7B'
 }
-
-_PIXELS = {
-    **_CONFIG,
-    'in_channels': 3,
-    'patch_size': 16,
-    'context_in_dim': 2048,
-    'hidden_size': 3584,
-    'depth': 24,
-    'axes_dim': [64, 64],
-    'bottleneck_size': 768,
-    'resolution_embeds': True,
-}
-
-#: Name, class, config (of the first by the defaults of the class), width, blocks, parameters in
-#: billions ('~7B' of the second).
-PUBLISHED = [
-    ('Photoroom/prx-512-t2i-sft', PRXTransformer2DModel, _CONFIG, 1792, 16, 1.17),
-    ('Photoroom/prxpixel-t2i', PRXTransformer2DModel, _PIXELS, 3584, 24, 7),
-]
 
 TEXT, WIDTH = 8, 32
 
@@ -166,6 +143,6 @@ class TestPRXPixelWithAPrompt(PRXPixel, FeatureProof):
     condition = prompt = ' a red bird &amp; co '
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

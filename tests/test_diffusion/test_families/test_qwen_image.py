@@ -9,7 +9,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
 )
 from harness import FamilyProof, item, last_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import qwen25_vl
 from tiny_text import qwen2_tokenizer
 from tiny_vae import qwen_image_vae
@@ -17,27 +17,10 @@ from tiny_vae import qwen_image_vae
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.qwen_image import QwenImageFamily
 
-#: Name, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'Qwen/Qwen-Image',
-        QwenImageTransformer2DModel,
-        {
-            'patch_size': 2,
-            'in_channels': 64,
-            'out_channels': 16,
-            'num_layers': 60,
-            'attention_head_dim': 128,
-            'num_attention_heads': 24,
-            'joint_attention_dim': 3584,
-            'guidance_embeds': False,
-            'axes_dims_rope': [16, 56, 56],
-        },
-        3072,
-        60,
-        20,
-    ),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Qwen/Qwen-Image': (3072, 60, 20),
+}
 
 TEXT = 16
 
@@ -115,7 +98,7 @@ def test_modulation_of_reference_images(tmp_path):
 
 
 def config(**changes):
-    return {**PUBLISHED[0][2], **changes}
+    return {**published_config('Qwen/Qwen-Image'), **changes}
 
 
 def test_too_large_an_image_is_refused():
@@ -131,6 +114,6 @@ def test_layered_is_refused(option):
         QwenImageFamily(config(**{option: True}))
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

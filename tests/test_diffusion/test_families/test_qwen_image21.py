@@ -9,33 +9,16 @@ from diffusers import (
     QwenImage21Transformer2DModel,
 )
 from harness import FamilyProof, FeatureProof, last_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import qwen3_vl_chat, qwen3_vl_processor
 from tiny_vae import qwen_image21_vae
 
 from mmaselect.diffusion.families.qwen_image21 import QwenImage21Family, image_tokens
 
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'Qwen/Qwen-Image-2.1',
-        QwenImage21Transformer2DModel,
-        {
-            'patch_size': 1,
-            'in_channels': 64,
-            'out_channels': 64,
-            'num_layers': 32,
-            'attention_head_dim': 128,
-            'num_attention_heads': 32,
-            'context_in_dim': 4096,
-            'mlp_ratio': 3,
-            'axes_dims_rope': (16, 56, 56),
-        },
-        4096,
-        32,
-        7,
-    ),
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Qwen/Qwen-Image-2.1': (4096, 32, 7),
+}
 
 TEXT = 16
 
@@ -123,12 +106,12 @@ def test_image_tokens_of_an_odd_grid():
 
 
 def test_too_large_an_image_is_refused():
-    family = QwenImage21Family(PUBLISHED[0][2])
+    family = QwenImage21Family(published_config('Qwen/Qwen-Image-2.1'))
     family.check_grid((2048, 1), 16)
     with pytest.raises(ValueError, match=r'2048x2048 tokens.*1x2049.*32768 pixels'):
         family.check_grid((1, 2049), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

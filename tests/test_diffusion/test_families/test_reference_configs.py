@@ -4,17 +4,13 @@
 from pathlib import Path
 
 import pytest
-import test_flux
-import test_sd3
 from mmengine.config import Config
-
-from mmaselect.diffusion import known_families
+from published import MODELS
 
 _FOLDER = Path(__file__).parents[3] / 'configs'
 CONFIGS = [
     path for name in ('sd3', 'flux') for path in sorted(_FOLDER.glob(f'*/aselect_{name}*.py'))
 ]
-MODELS = {model[0]: model for model in (*test_sd3.PUBLISHED, *test_flux.PUBLISHED)}
 
 
 def test_every_reference_config_is_there():
@@ -24,12 +20,12 @@ def test_every_reference_config_is_there():
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_configs_fit_the_models_that_they_name(path):
     model = Config.fromfile(path).model
-    _, cls, config, width, *_ = MODELS[model.backbone.pretrained]
-    family = known_families()[cls.__name__](config)
+    cls, published = MODELS[model.backbone.pretrained]
+    family = cls(published.config)
     assert set(model.backbone.blocks) == {family.default_block}
     if 'neck' in model:
-        assert model.neck.embed_dim == model.auxiliary_head.in_channels == width
-        assert model.decode_head.in_channels == [width] * len(model.backbone.blocks)
+        assert model.neck.embed_dim == model.auxiliary_head.in_channels == family.width
+        assert model.decode_head.in_channels == [family.width] * len(model.backbone.blocks)
     else:
-        assert model.head.in_channels == width
+        assert model.head.in_channels == family.width
     assert family.parse_condition(model.backbone.condition)[0] == ''

@@ -11,7 +11,7 @@ from diffusers import (
     SanaTransformer2DModel,
 )
 from harness import FeatureProof, item
-from published import check_published
+from published import check_published, published_config
 from rooted_proof import RootedProof
 from tiny_language import gemma2
 from tiny_text import gemma_tokenizer
@@ -19,55 +19,12 @@ from tiny_text import gemma_tokenizer
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.sana import SanaFamily
 
-_1600M = {
-    'sample_size': 32,
-    'patch_size': 1,
-    'in_channels': 32,
-    'out_channels': 32,
-    'num_layers': 20,
-    'num_attention_heads': 70,
-    'attention_head_dim': 32,
-    'num_cross_attention_heads': 20,
-    'cross_attention_head_dim': 112,
-    'cross_attention_dim': 2240,
-    'caption_channels': 2304,
-    'mlp_ratio': 2.5,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Efficient-Large-Model/Sana_600M_1024px_diffusers': (1152, 28, 0.6),
+    'Efficient-Large-Model/Sana_1600M_1024px_diffusers': (2240, 20, 1.6),
+    'Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers': (2240, 60, 4.8),
 }
-_600M = {
-    'num_layers': 28,
-    'num_attention_heads': 36,
-    'num_cross_attention_heads': 16,
-    'cross_attention_head_dim': 72,
-    'cross_attention_dim': 1152,
-}
-
-#: Name, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        'Efficient-Large-Model/Sana_600M_1024px_diffusers',
-        SanaTransformer2DModel,
-        {**_1600M, **_600M},
-        1152,
-        28,
-        0.6,
-    ),
-    (
-        'Efficient-Large-Model/Sana_1600M_1024px_diffusers',
-        SanaTransformer2DModel,
-        _1600M,
-        2240,
-        20,
-        1.6,
-    ),
-    (
-        'Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers',
-        SanaTransformer2DModel,
-        {**_1600M, 'num_layers': 60, 'qk_norm': 'rms_norm_across_heads'},
-        2240,
-        60,
-        4.8,
-    ),
-]
 
 TEXT = 8
 
@@ -197,9 +154,14 @@ def test_after_the_norm_is_offered_where_there_is_one(tmp_path):
 
 def test_sprint_is_refused():
     with pytest.raises(ValueError, match=r'Sana-Sprint .*use the Sana'):
-        SanaFamily({**_1600M, 'guidance_embeds': True})
+        SanaFamily(
+            {
+                **published_config('Efficient-Large-Model/Sana_1600M_1024px_diffusers'),
+                'guidance_embeds': True,
+            }
+        )
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -10,40 +10,12 @@ from tiny_sd3 import save_sd3
 
 from mmaselect.diffusion import FrozenDiT
 
-_MEDIUM = {
-    'sample_size': 128,
-    'patch_size': 2,
-    'in_channels': 16,
-    'out_channels': 16,
-    'num_layers': 24,
-    'attention_head_dim': 64,
-    'num_attention_heads': 24,
-    'joint_attention_dim': 4096,
-    'caption_projection_dim': 1536,
-    'pooled_projection_dim': 2048,
-    'pos_embed_max_size': 192,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'stabilityai/stable-diffusion-3-medium-diffusers': (1536, 24, 2.0),
+    'stabilityai/stable-diffusion-3.5-medium': (1536, 24, 2.5),
+    'stabilityai/stable-diffusion-3.5-large': (2432, 38, 8.1),
 }
-_MEDIUM_35 = {
-    **_MEDIUM,
-    'pos_embed_max_size': 384,
-    'dual_attention_layers': tuple(range(13)),
-    'qk_norm': 'rms_norm',
-}
-_LARGE_35 = {
-    **_MEDIUM,
-    'num_layers': 38,
-    'num_attention_heads': 38,
-    'caption_projection_dim': 2432,
-    'qk_norm': 'rms_norm',
-}
-_CLASS = diffusers.SD3Transformer2DModel
-
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    ('stabilityai/stable-diffusion-3-medium-diffusers', _CLASS, _MEDIUM, 1536, 24, 2.0),
-    ('stabilityai/stable-diffusion-3.5-medium', _CLASS, _MEDIUM_35, 1536, 24, 2.5),
-    ('stabilityai/stable-diffusion-3.5-large', _CLASS, _LARGE_35, 2432, 38, 8.1),
-]
 
 
 class TestSD3Medium(FamilyProof):
@@ -146,11 +118,12 @@ def test_quantised_weights(tmp_path):
     assert 0 < error < 0.05
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    # 0.23 of SD3.5-medium's 2.5 billion are its position table.
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    width, blocks, billions = PUBLISHED[name]
     check_published(
-        model,
-        default_block={24: 9, 38: 14}[model[4]],
-        stored_tables=model[2] is _MEDIUM_35,
+        *(name, width, blocks, billions),
+        default_block={24: 9, 38: 14}[blocks],
+        # 0.23 of SD3.5-medium's 2.5 billion are its position table.
+        stored_tables=name.endswith('3.5-medium'),
     )

@@ -14,23 +14,12 @@ from tiny_vae import wan_latent, wan_vae
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families.wan import WanFamily
 
-_13B = {'num_attention_heads': 12, 'ffn_dim': 8960, 'num_layers': 30}
-_14B = {'num_attention_heads': 40, 'ffn_dim': 13824, 'num_layers': 40}
-_5B = {
-    'num_attention_heads': 24,
-    'ffn_dim': 14336,
-    'num_layers': 30,
-    'in_channels': 48,
-    'out_channels': 48,
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Wan-AI/Wan2.1-T2V-1.3B-Diffusers': (1536, 30, 1.42),  # 5.68 GB at 32 bit
+    'Wan-AI/Wan2.1-T2V-14B-Diffusers': (5120, 40, 14),
+    'Wan-AI/Wan2.2-TI2V-5B-Diffusers': (3072, 30, 5),
 }
-
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    # 5.68 GB at 32 bit
-    ('Wan-AI/Wan2.1-T2V-1.3B-Diffusers', WanTransformer3DModel, _13B, 1536, 30, 1.42),
-    ('Wan-AI/Wan2.1-T2V-14B-Diffusers', WanTransformer3DModel, _14B, 5120, 40, 14),
-    ('Wan-AI/Wan2.2-TI2V-5B-Diffusers', WanTransformer3DModel, _5B, 3072, 30, 5),
-]
 
 TEXT = 8
 
@@ -148,6 +137,6 @@ def test_too_large_an_image_is_refused():
         family.check_grid((1, 1025), 16)
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])

@@ -5,40 +5,17 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from harness import FamilyProof, first_tokens
-from published import check_published
+from published import check_published, published_config
 from tiny_chat import chat_tokenizer, qwen3
 from tiny_vae import kl_vae
 
 from mmaselect.diffusion.families.z_image import ZImageFamily
 
-#: Name, class, config as on the model page, width, blocks, parameters in billions as published.
-PUBLISHED = [
-    (
-        f'Tongyi-MAI/{name}',
-        ZImageTransformer2DModel,
-        {
-            'all_f_patch_size': [1],
-            'all_patch_size': [2],
-            'axes_dims': [32, 48, 48],
-            'axes_lens': [1536, 512, 512],
-            'cap_feat_dim': 2560,
-            'dim': 3840,
-            'in_channels': 16,
-            'n_heads': 30,
-            'n_kv_heads': 30,
-            'n_layers': 30,
-            'n_refiner_layers': 2,
-            'norm_eps': 1e-05,
-            'qk_norm': True,
-            'rope_theta': 256.0,
-            't_scale': 1000.0,
-        },
-        3840,
-        30,
-        6,
-    )
-    for name in ('Z-Image', 'Z-Image-Turbo')
-]
+#: Name to width, blocks, and parameters in billions as published.
+PUBLISHED = {
+    'Tongyi-MAI/Z-Image': (3840, 30, 6),
+    'Tongyi-MAI/Z-Image-Turbo': (3840, 30, 6),
+}
 
 TEXT = 16
 
@@ -105,7 +82,7 @@ class TestZImage(FamilyProof):
 
 
 def test_too_large_an_image_is_refused():
-    family = ZImageFamily(PUBLISHED[0][2])
+    family = ZImageFamily(published_config('Tongyi-MAI/Z-Image'))
     family.check_grid((512, 512), 16)
     with pytest.raises(ValueError, match=r'512x512 tokens.*20x513.*8192x8192 pixels'):
         family.check_grid((20, 513), 16)
@@ -113,9 +90,9 @@ def test_too_large_an_image_is_refused():
 
 def test_omni_is_refused():
     with pytest.raises(ValueError, match=r'Omni .*siglip_feat_dim.*not supported'):
-        ZImageFamily({**PUBLISHED[0][2], 'siglip_feat_dim': 1152})
+        ZImageFamily({**published_config('Tongyi-MAI/Z-Image'), 'siglip_feat_dim': 1152})
 
 
-@pytest.mark.parametrize('model', PUBLISHED, ids=lambda model: model[0])
-def test_published_sizes(model):
-    check_published(model)
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_sizes(name):
+    check_published(name, *PUBLISHED[name])
