@@ -524,6 +524,7 @@ def _can_compile():
     return shutil.which(os.environ.get('CXX', 'g++')) is not None and header.is_file()
 
 
+@pytest.mark.thorough  # what is compiled, and that it is equal, is tested without a compiler above
 @pytest.mark.skipif(not _can_compile(), reason='needs a C++ compiler and the headers of Python')
 def test_compiled_by_inductor(tiny_dit):
     images = torch.rand(2, 3, 32, 32)

@@ -6,13 +6,12 @@ import io
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forks import exit_code, forked
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from safetensors import safe_open
@@ -265,28 +264,27 @@ def test_a_damaged_shard_is_named_and_computed_again(tiny_dit, root, heard):
     assert torch.equal(third(images)[0], expected) and counted['passes'] == 0
 
 
-def test_a_killed_writer_leaves_nothing_that_is_read(tiny_dit, root):
+def test_a_killed_writer_leaves_nothing_that_is_read(tiny_dit, root, tmp_path):
     """A process that writes shards without an end is killed; then all that is there is right."""
-    code = (
-        'import sys, torch\n'
-        'from mmaselect.models import ASelecTDiT\n'
-        'from mmaselect.models.backbones import tensor_store\n'
-        'model = ASelecTDiT(sys.argv[1], blocks=[1, 3], timestep=300, noise="fixed",\n'
-        '                   cache="features")\n'
-        'generator = torch.Generator().manual_seed(0)\n'
-        'while True:\n'
-        '    model(torch.rand(8, 3, 32, 32, generator=generator))\n'
-        '    model.cache.flush()\n'
-    )
-    writer = subprocess.Popen([sys.executable, '-c', code, tiny_dit], env={**os.environ})
+    log = tmp_path / 'printed'
+
+    def write():
+        model = make(tiny_dit)
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            model(torch.rand(8, 3, 32, 32, generator=generator))
+            model.cache.flush()
+
+    writer = forked(write, log)
     try:
-        deadline = time.monotonic() + 600  # on a busy machine the imports alone take minutes
+        deadline = time.monotonic() + 600  # on a busy machine
         while len(shards(root)) < 3:
-            assert writer.poll() is None and time.monotonic() < deadline
+            assert os.waitpid(writer, os.WNOHANG) == (0, 0), log.read_text()
+            assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        os.kill(writer, signal.SIGKILL)
+    assert exit_code(writer) == -signal.SIGKILL, log.read_text()
     generator = torch.Generator().manual_seed(0)
     model, plain = make(tiny_dit), make(tiny_dit, None)
     counted = count(model)
