@@ -77,7 +77,7 @@ def main() -> None:
             model = build(blocks=blocks)
             show(f'blocks {blocks}, over [2]', lambda m=model: m(some), lambda: plain(some))
         for draws in (2, 4):
-            model = build(num_draws=draws)
+            model = build(noise=dict(draws=draws))
             show(f'{draws} draws, over 1', lambda m=model: m(some), lambda: plain(some))
         fresh = build(noise='fresh')
         show('fresh noise, over fixed', lambda: fresh(some), lambda: plain(some))

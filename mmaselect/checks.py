@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -142,6 +143,55 @@ def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> d
     if unknown:
         raise ValueError(f'{name} has unknown keys {unknown}{takes}')
     return dict(value)
+
+
+def warn_moved(names: Collection[str], argument: str, form: Any) -> None:
+    """Say that arguments of their own are now entries of another one.
+
+    Args:
+        names: As they were given.
+        argument: The one that takes them now.
+        form: Its value in the new form.
+    """
+    warnings.warn(
+        f'{", ".join(names)} moved into {argument}: write {argument}={form!r}. The old form will '
+        f'be removed in the next version',
+        FutureWarning,
+        stacklevel=4,
+    )
+
+
+def gathered(
+    argument: str, value: Any, key: str, names: Mapping[str, str], flat: dict[str, Any]
+) -> Any:
+    """The value of an argument that is a dict now, with entries that stood beside it in the past.
+
+    Args:
+        argument: The argument.
+        value: What came: a dict of its entries, or the first of them alone.
+        key: The name of that first entry.
+        names: The entry that each old argument is now.
+        flat: What came besides; the old arguments are taken out, with a warning.
+
+    Raises:
+        ValueError: If an entry is given in both forms.
+
+    Example:
+        >>> gathered('noise', 'fixed', 'mode', dict(noise_seed='seed'), {})
+        'fixed'
+    """
+    old = {name: flat.pop(name) for name in names if name in flat}
+    if not old:
+        return value
+    given = dict(value) if isinstance(value, Mapping) else {key: value}
+    for name in old:
+        if names[name] in given:
+            raise ValueError(
+                f'{name} and {argument}=dict({names[name]}=...) are the same: give the latter'
+            )
+    whole = {**given, **{names[name]: entry for name, entry in old.items()}}
+    warn_moved(list(old), argument, whole)
+    return whole
 
 
 def three_numbers(name: str, value: Any, positive: bool = False) -> tuple[float, float, float]:

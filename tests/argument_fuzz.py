@@ -66,8 +66,7 @@ NEAR: dict[str, list[Any]] = {
     'channel_order': ['rgb', 'bgr', 'RGB'],
     'dtype': ['fp32', 'bf16', torch.float32, 'fp8', torch.int8, 'float16'],
     'noise': ['auto', 'fixed', 'fresh', 'none'],
-    'noise_seed': [0, 5, np.int64(7), 2**32],
-    'num_draws': [1, 2, 0],
+    'draws': [1, 2, 0],
     'load_kwargs': [
         {},
         dict(low_cpu_mem_usage=False),
@@ -75,19 +74,21 @@ NEAR: dict[str, list[Any]] = {
         dict(device_map=5),
         dict(num_layers=2),
     ],
-    'hub_kwargs': [
-        {},
-        dict(local_files_only=True),
-        dict(variant='fp61'),
-        dict(revision=5),
-        dict(foo=1),
-        'abc',
-    ],
+    'variant': ['fp61', None],
+    'revision': ['main', 5],
+    'local_files_only': [True, 1],
     'base': [None, 'mmaselect://dit_cifar10', 'mmaselect://nope', './none', 'x.pt'],
     'vae': [None, './none', 'x.safetensors', 'mmaselect://dit_cifar10'],
     'original': [None, 'dit', 'sit', 'lightning', dict(model='dit'), dict(heads=2)],
-    'lora': [None, './none', 'x.safetensors', 'x.gguf'],
-    'lora_scale': [1.0, 2, 0, -1.5],
+    'lora': [
+        None,
+        './none',
+        'x.safetensors',
+        ['x.gguf'],
+        dict(path='./none', scale=2),
+        dict(path='./none', scale='x'),
+        dict(scale=2),
+    ],
     'init_cfg': [dict(type='Kaiming'), [dict(type='Constant', val=0)], dict(layer='Conv2d')],
     'selection': ['paper', dict(preset='paper'), dict(preset='book'), dict(num_image=3), 'book'],
     'calibration': [
@@ -191,7 +192,7 @@ NEAR: dict[str, list[Any]] = {
         dict(kind='features', folder='x\0'),
         dict(dtype='fp16'),
     ],
-    'timestep_from': ['checkpoint', 'config', 'file'],
+    'source': ['checkpoint', 'config', 'file'],
     'fusion': ['concat', 'mean', 'sum'],
     'pool': ['mean', 'max'],
     'store': ['fp16', 'fp64'],
@@ -211,7 +212,6 @@ ALSO: dict[str, tuple[str, ...]] = {
     'criterion': ('labels',),
     'input_std': ('pixels span',),
     'input_mean': ('pixels span',),
-    'hub_kwargs': ('variant', 'revision'),
     'image_size': ('larger images',),
 }
 
@@ -253,6 +253,38 @@ SMALL = dict(
 )
 
 
+#: Entries of a dict that an argument takes: the argument, and the name of its first entry.
+ENTRIES = {
+    **dict.fromkeys(('draws',), ('noise', 'mode')),
+    **dict.fromkeys(('fusion', 'source'), ('timestep', 'steps')),
+    **dict.fromkeys(
+        (
+            'load_kwargs',
+            'variant',
+            'revision',
+            'local_files_only',
+            'base',
+            'vae',
+            'original',
+            'lora',
+        ),
+        ('pretrained', 'model'),
+    ),
+}
+
+
+def packed(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with entries in the dicts that they belong to."""
+    arguments = {name: value for name, value in given.items() if name not in ENTRIES}
+    for name in ENTRIES.keys() & given.keys():
+        argument, first = ENTRIES[name]
+        whole = arguments.get(argument, 'auto')
+        if not isinstance(whole, dict):
+            whole = {first: whole}
+        arguments[argument] = {**whole, name: given[name]}
+    return arguments
+
+
 def make_targets(model: str, folder: str, scratch: Path) -> dict[str, Target]:
     """What is called, by its group.
 
@@ -267,7 +299,7 @@ def make_targets(model: str, folder: str, scratch: Path) -> dict[str, Target]:
     def backbone(given: dict[str, Any]) -> None:
         selection = {**SMALL, 'cache_dir': scratch / 'cache'}
         config = dict(pretrained=model, timestep=50, calibration=folder, selection=selection)
-        built = ASelecTDiT(**{**config, **given})
+        built = ASelecTDiT(**packed({**config, **given}))
         # Compiling takes long, and a cache writes: both have tests of their own.
         if not {'calibration', 'selection', 'compile', 'cache'}.intersection(given):
             built.init_weights()
@@ -289,7 +321,7 @@ def make_targets(model: str, folder: str, scratch: Path) -> dict[str, Target]:
         given = dict(given)
         image = given.pop('image', images[0])
         device = given.get('device')
-        built = FeatureExtractor(**{'pretrained': model, 'timestep': 50, **given})
+        built = FeatureExtractor(**packed({'pretrained': model, 'timestep': 50, **given}))
         if str(device) != 'meta':
             built(image)
 
@@ -315,20 +347,10 @@ def make_targets(model: str, folder: str, scratch: Path) -> dict[str, Target]:
                 'channel_order',
                 'dtype',
                 'noise',
-                'noise_seed',
-                'num_draws',
                 'compile',
                 'cache',
-                'load_kwargs',
-                'hub_kwargs',
-                'base',
-                'vae',
-                'original',
-                'lora',
-                'lora_scale',
-                'timestep_from',
-                'fusion',
                 'init_cfg',
+                *ENTRIES,
             ),
             backbone,
         ),

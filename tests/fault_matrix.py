@@ -999,9 +999,9 @@ for _name, _value, _word in (
     ('channel_order', 'RGB', 'channel_order'),
     ('dtype', 'fp8', 'fp8'),
     ('noise', 'none', 'noise'),
-    ('noise_seed', -1, 'noise_seed'),
-    ('num_draws', 0, 'num_draws'),
-    ('load_kwargs', dict(foo=1), 'foo'),
+    ('noise', dict(seed=-1), 'seed of noise'),
+    ('noise', dict(draws=0), 'draws of noise'),
+    ('pretrained', dict(model='mmaselect://dit_cifar10', load_kwargs=dict(foo=1)), 'foo'),
     ('hub_kwargs', 'abc', 'hub_kwargs'),
     ('calibration', './nowhere', 'nowhere'),
     ('out_indices', 5, 'out_indices'),
@@ -1019,7 +1019,7 @@ for _name, _value in (
     ('timestep', np.int32(40)),
     ('input_mean', 127.5),
     ('input_std', np.float32(58)),
-    ('num_draws', 70),
+    ('noise', dict(draws=70)),
 ):
     add('arguments', f'{_name}={_value!r}', _backbone(**{_name: _value}))
 for _name, _value in (
@@ -1041,7 +1041,10 @@ def _model(change: Callable[[Path], Any], **options: Any) -> Callable[[Workshop]
         model = shop.model()
         change(model)
         images = torch.rand(1, 3, 32, 32)
-        dit = FrozenDiT.from_pretrained(model, blocks=[2], **options)
+        from sources import described
+
+        source, others = described(model, options)
+        dit = FrozenDiT.from_pretrained(source, blocks=[2], **others)
         expected = FrozenDiT.from_pretrained(shop.latents, blocks=[2]).encode(images)
         expect(torch.equal(dit.encode(images), expected), 'other latents')
 

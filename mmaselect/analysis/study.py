@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 
 from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.apis.features import pick_device
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.images.labelled import LabelledImages, build_labelled_images
@@ -35,8 +35,8 @@ from mmaselect.utils.progress import progress_bar
 #: Toolbox to what its heads do.
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
 #: Arguments of ASelecTDiT that say where the frozen model is read, and all that it is built from.
-SOURCE_KEYS = ('pretrained', 'base', 'vae', 'original')
-MODEL_KEYS = (*SOURCE_KEYS, 'lora', 'lora_scale', 'dtype', 'condition', 'load_kwargs')
+#: Entries of a backbone's config that were fields of ``pretrained`` in another form.
+OLD_SOURCE_KEYS = ('base', 'vae', 'original', 'lora', 'lora_scale', 'load_kwargs', 'hub_kwargs')
 
 
 def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
@@ -148,11 +148,17 @@ def build_frozen(
         features: See there.
         device: Where it goes.
     """
-    arguments = {key: backbone[key] for key in MODEL_KEYS if backbone.get(key) is not None}
+    arguments = {key: backbone[key] for key in ('dtype', 'condition') if key in backbone}
     dit = FrozenDiT.from_pretrained(
-        blocks=blocks, features=features, **arguments, **(backbone.get('hub_kwargs') or {})
+        source_of(backbone), blocks=blocks, features=features, **arguments
     )
     return dit if getattr(dit.transformer, 'hf_device_map', None) else dit.to(device)
+
+
+def source_of(backbone: Mapping[str, Any]) -> ModelSource:
+    """Which model a backbone's config describes."""
+    flat = {key: backbone[key] for key in OLD_SOURCE_KEYS if key in backbone}
+    return ModelSource.gather(backbone['pretrained'], flat)
 
 
 @dataclass
@@ -314,9 +320,7 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     blocks = parse_blocks(args.blocks, backbone)
     features = args.features or [backbone.get('feature', 'query')]
     if blocks == 'all' or list(features) == ['all']:
-        where = {key: backbone[key] for key in SOURCE_KEYS if backbone.get(key) is not None}
-        source = PipelineSource(**where, **(backbone.get('hub_kwargs') or {}))
-        family = family_of(source)
+        family = family_of(PipelineSource(source_of(backbone)))
         if blocks == 'all':
             blocks = list(range(family.num_blocks))
         if list(features) == ['all']:

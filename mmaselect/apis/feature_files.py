@@ -8,7 +8,7 @@ A folder of features holds ``index.json``, which says what they are and of which
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from mmaselect.checks import (
     shorten,
     whole_number,
 )
-from mmaselect.diffusion import TapKey
+from mmaselect.diffusion import ModelSource, TapKey
 from mmaselect.files import write_json, written_aside
 from mmaselect.images import ImageFolder, resize_and_crop
 from mmaselect.selection import SelectionResult
@@ -46,7 +46,7 @@ FRAMEWORKS = {'torch': 'pt', 'numpy': 'np'}
 def save_features(
     images: str | Path,
     out: str | Path,
-    pretrained: str | Path,
+    pretrained: str | Path | Mapping[str, Any] | ModelSource,
     *,
     timestep: int | str | SelectionResult = 'auto',
     blocks: Sequence[int] | int | None = None,
@@ -144,7 +144,7 @@ def save_features(
     )  # fmt: skip
     size = image_size or extract.dit.native_size
     settings = {
-        'pretrained': str(pretrained),
+        'pretrained': str(ModelSource.parse(pretrained)),
         'timestep': timestep if timestep == 'auto' else _timestep_number(timestep),
         'blocks': list(extract.dit.blocks),
         'features': list(extract.dit.feature_names),

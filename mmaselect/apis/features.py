@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaselect.apis.reader import Calibration, Reader, Timesteps
-from mmaselect.checks import flag, shorten, whole_number
+from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
+from mmaselect.checks import flag, gathered, shorten, whole_number
 from mmaselect.checks import image_size as checked_size
-from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.images.inputs import ImageLike, list_images, stack_pixels, to_pixels
 from mmaselect.selection import SelectionResult
 from mmaselect.utils.progress import progress_bar
@@ -72,10 +72,13 @@ class FeatureExtractor:
     """Any block and feature of a frozen diffusion transformer, for images as they are.
 
     Args:
-        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``; or a
+            :class:`~mmaselect.diffusion.ModelSource`, or a dict of its fields.
         timestep: Where to read: a number, a :class:`SelectionResult`, or ``'auto'`` to select it on
             ``calibration``. A list of different ones, of which one may be ``'auto'``, reads at
-            each, at one transformer pass for each.
+            each, at one transformer pass for each. A dict of ``steps``, which are any of these, and
+            ``fusion`` says how maps of several become one: ``'concat'`` joins their channels,
+            ``'mean'`` averages them.
         blocks: Blocks to read; the family's default if None.
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
@@ -84,15 +87,15 @@ class FeatureExtractor:
         image_size: Side, or (height, width), in pixels, that images are scaled and cropped to. As
             they are if None: those of one call must then have one size.
         batch_size: Images per pass.
-        fusion: How maps of several timesteps become one: ``'concat'`` joins their channels,
-            ``'mean'`` averages them.
         calibration: For ``'auto'``: a folder of images or a list of folders, images in any form
             that a call takes, or the config of a registered dataset.
         selection: For ``'auto'``: ``'paper'``, or a dict with some of the fields of
             :class:`~mmaselect.selection.SelectionOptions`, as the backbone takes it. Results are
             kept in the same cache as the backbone's. ``image_size`` is this extractor's by default.
         progress: Draw progress bars, of the selection and of calls with several batches.
-        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+        condition: None for the empty condition; a class label or a prompt otherwise.
+        flat: ``fusion``, and fields of ``pretrained``, as in versions before it took them; a
+            warning shows the new form.
 
     Attributes:
         keys (tuple[TapKey, ...]): (block, feature) of every map.
@@ -118,8 +121,8 @@ class FeatureExtractor:
         ([224], [4])
         >>> photos = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
         >>> extract = FeatureExtractor(
-        ...     'mmaselect://dit_cifar10', ['auto', 300], fusion='mean', calibration=photos,
-        ...     selection=dict(timesteps=[0, 100]),
+        ...     'mmaselect://dit_cifar10', dict(steps=['auto', 300], fusion='mean'),
+        ...     calibration=photos, selection=dict(timesteps=[0, 100]),
         ... )
         >>> extract.timestep == extract.selection_result.timestep, extract.timesteps[1]
         (True, 300)
@@ -127,7 +130,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         blocks: Sequence[int] | int | None = None,
         features: str | Sequence[str] = 'query',
@@ -136,22 +139,24 @@ class FeatureExtractor:
         seed: int = 0,
         image_size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
-        fusion: str = 'concat',
         calibration: Calibration | None = None,
         selection: Mapping[str, Any] | str | None = None,
         progress: bool = False,
-        **model_kwargs: Any,
+        condition: Any = None,
+        **flat: Any,
     ) -> None:
         self.image_size = None if image_size is None else checked_size('image_size', image_size)
         self.batch_size = whole_number('batch_size', batch_size, 1)
         device = pick_device(device)
-        self.pretrained = str(pretrained)
+        timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
+        self.source = ModelSource.gather(pretrained, flat)
+        self.pretrained = str(self.source.model)
         self.dit = FrozenDiT.from_pretrained(
-            pretrained, blocks=blocks, features=features, dtype=dtype, **model_kwargs
+            self.source, blocks=blocks, features=features, dtype=dtype, condition=condition
         ).to(device)
         self.progress = flag('progress', progress)
         self._reader = Reader(
-            self.dit, timestep, fusion, seed, calibration, selection, self.image_size, progress
+            self.dit, timestep, seed, calibration, selection, self.image_size, progress
         )
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
+from mmaselect.diffusion import ModelSource
 
 
 class FeaturesOnly(FrozenModule):
@@ -21,18 +22,18 @@ class FeaturesOnly(FrozenModule):
     weights, as timm's has; the backbone of this package, ASelecTDiT, keeps them out.
 
     Args:
-        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
-        timestep: Where to read: a number, a :class:`SelectionResult`, ``'auto'``, or a list, as in
-            :class:`~mmaselect.FeatureExtractor`.
+        pretrained: Which model, as in :class:`~mmaselect.FeatureExtractor`.
+        timestep: Where to read: a number, a :class:`SelectionResult`, ``'auto'``, a list, or a
+            dict, as in :class:`~mmaselect.FeatureExtractor`.
         out_indices: Blocks to read, one map each; the family's default if None.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         dtype: Of the frozen weights; maps are float32.
         seed: Of the noise, which depends on it and on the latent's shape alone.
-        fusion: How maps of several timesteps become one, ``'concat'`` or ``'mean'``.
         calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
         selection: How it selects.
         device: Where the model is put, and where a timestep is selected.
-        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+        condition: None for the empty condition; a class label or a prompt otherwise.
+        flat: As in :class:`~mmaselect.FeatureExtractor`.
 
     Attributes:
         feature_info (FeatureInfo): ``channels()``, ``reduction()`` and ``module_name()``.
@@ -55,21 +56,21 @@ class FeaturesOnly(FrozenModule):
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         out_indices: Sequence[int] | int | None = None,
         feature: str = 'query',
         dtype: str | torch.dtype = 'fp32',
         seed: int = 0,
-        fusion: str = 'concat',
         calibration: Calibration | None = None,
         selection: Mapping[str, Any] | str | None = None,
         device: str | torch.device = 'cpu',
-        **model_kwargs: Any,
+        condition: Any = None,
+        **flat: Any,
     ) -> None:
         super().__init__(
-            pretrained, timestep, out_indices, feature, dtype, seed, fusion, calibration, selection,
-            device, **model_kwargs,
+            pretrained, timestep, out_indices, feature, dtype, seed, calibration, selection, device,
+            condition, flat,
         )  # fmt: skip
         side = self.dit.native_size
         self.pretrained_cfg = dict(

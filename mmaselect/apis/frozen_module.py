@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.apis.features import FeatureInfo, pick_device
-from mmaselect.apis.reader import Calibration, Reader, Timesteps
-from mmaselect.checks import shorten
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
+from mmaselect.checks import gathered, shorten
+from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.selection import SelectionResult
 
 
@@ -24,40 +24,42 @@ class FrozenModule(nn.Module):
     other libraries' backbones have; the backbone of this package, ASelecTDiT, keeps them out.
 
     Args:
-        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        pretrained: As in :class:`~mmaselect.FeatureExtractor`.
         timestep: As in :class:`~mmaselect.FeatureExtractor`.
         blocks: Blocks to read, one map each; the family's default if None.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         dtype: Of the frozen weights; maps are float32.
         seed: Of the noise, which depends on it and on the latent's shape alone.
-        fusion: As in :class:`~mmaselect.FeatureExtractor`; ``calibration`` and ``selection`` too.
         calibration: Images that ``timestep='auto'`` selects on.
         selection: How it selects.
         device: Where the model is put, and where a timestep is selected.
-        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+        condition: None for the empty condition; a class label or a prompt otherwise.
+        flat: As in :class:`~mmaselect.FeatureExtractor`.
     """
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         blocks: Sequence[int] | int | None,
         feature: str,
         dtype: str | torch.dtype,
         seed: int,
-        fusion: str,
         calibration: Calibration | None,
         selection: Mapping[str, Any] | str | None,
         device: str | torch.device,
-        **model_kwargs: Any,
+        condition: Any,
+        flat: dict[str, Any],
     ) -> None:
         super().__init__()
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
+        timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
+        source = ModelSource.gather(pretrained, flat)
         self.dit = FrozenDiT.from_pretrained(
-            pretrained, blocks=blocks, features=feature, dtype=dtype, **model_kwargs
+            source, blocks=blocks, features=feature, dtype=dtype, condition=condition
         ).to(pick_device(device))
-        self._reader = Reader(self.dit, timestep, fusion, seed, calibration, selection)
+        self._reader = Reader(self.dit, timestep, seed, calibration, selection)
         self.keys = [(block, feature) for block in self.dit.blocks]
         self.feature_info = FeatureInfo(
             [self._reader.channels(key) for key in self.keys],

@@ -24,8 +24,17 @@ from mmaselect.selection.notice import announce_pick
 
 #: Images to select a timestep on.
 Calibration = ImageLike | Sequence[ImageLike] | Mapping[str, Any] | ImageSource
+#: Arguments of earlier versions, and the entries of ``timestep`` that they are now.
+OLD_TIMESTEP = {'fusion': 'fusion'}
 #: Where to read: once, or several times.
-Timesteps = int | str | SelectionResult | Sequence[int | str | SelectionResult] | TimestepPlan
+Timesteps = (
+    int
+    | str
+    | SelectionResult
+    | Sequence[int | str | SelectionResult]
+    | Mapping[str, Any]
+    | TimestepPlan
+)
 
 
 def calibration_source(
@@ -59,8 +68,7 @@ class Reader:
     Args:
         dit: The frozen model.
         timestep: A number, a :class:`SelectionResult`, ``'auto'``, or a list of different ones, of
-            which one may be ``'auto'``.
-        fusion: How maps of several timesteps become one: ``'concat'`` or ``'mean'``.
+            which one may be ``'auto'``; or a dict of such ``steps`` and ``fusion``.
         seed: Of the noise, which depends on it and on the latent's shape alone.
         calibration: For ``'auto'``: see :func:`calibration_source`.
         selection: For ``'auto'``: options of the selection, as the backbone takes them.
@@ -79,7 +87,6 @@ class Reader:
         self,
         dit: FrozenDiT,
         timestep: Timesteps,
-        fusion: str = 'concat',
         seed: int = 0,
         calibration: Calibration | None = None,
         selection: Mapping[str, Any] | str | None = None,
@@ -87,7 +94,7 @@ class Reader:
         progress: bool = False,
     ) -> None:
         self.dit = dit
-        self.plan = timestep_plan(timestep, fusion)
+        self.plan = timestep_plan(timestep)
         self.seed = seed_number('seed', seed)
         self.selection_result: SelectionResult | None = None
         options = SelectionOptions.parse(selection)
@@ -143,7 +150,7 @@ class Reader:
         return {key: value.float() for key, value in maps.items()}
 
 
-def timestep_plan(timestep: Timesteps, fusion: str = 'concat') -> TimestepPlan:
+def timestep_plan(timestep: Timesteps) -> TimestepPlan:
     """A plan from what a caller gave, if it is none; a selection stands for its pick.
 
     Raises:
@@ -153,8 +160,10 @@ def timestep_plan(timestep: Timesteps, fusion: str = 'concat') -> TimestepPlan:
     def number(step: Any) -> Any:
         return step.timestep if isinstance(step, SelectionResult) else step
 
-    if isinstance(timestep, TimestepPlan):
-        return timestep
-    given: Any = timestep
-    steps = [number(step) for step in given] if is_sequence(given) else number(given)
-    return TimestepPlan.parse(steps, fusion)
+    def numbers(steps: Any) -> Any:
+        return [number(step) for step in steps] if is_sequence(steps) else number(steps)
+
+    if isinstance(timestep, Mapping):
+        given = {k: numbers(v) if k == 'steps' else v for k, v in timestep.items()}
+        return TimestepPlan.parse(given, ('steps', 'fusion'))
+    return TimestepPlan.parse(numbers(timestep))

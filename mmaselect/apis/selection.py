@@ -12,7 +12,7 @@ import torch
 from mmaselect.apis.features import pick_device
 from mmaselect.apis.reader import Calibration, calibration_source
 from mmaselect.checks import flag, path
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.images.views import ViewOptions
 from mmaselect.pages import save_report
@@ -29,7 +29,7 @@ from mmaselect.selection import (
 
 
 def select_timestep(
-    model: str | Path | FrozenDiT,
+    model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     images: Calibration,
     *,
     labels: Sequence[int] | None = None,
@@ -56,7 +56,8 @@ def select_timestep(
     """Pick the timestep at which a diffusion transformer's features are best, without labels.
 
     Args:
-        model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already
+        model: Hub id, local pipeline folder, ``mmaselect://NAME``, a
+            :class:`~mmaselect.diffusion.ModelSource` or a dict of its fields, or a loaded model
             (then ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
         images: A folder of images or a list of folders, a list of images (paths of files, arrays,
             PIL images, ... as :class:`~mmaselect.FeatureExtractor` takes them), or a registered

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from mmaselect.apis.features import FeatureExtractor
-from mmaselect.apis.reader import Timesteps, timestep_plan
+from mmaselect.apis.reader import OLD_TIMESTEP, Timesteps, timestep_plan
+from mmaselect.checks import gathered
+from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.fusion import TimestepPlan
 from mmaselect.images.inputs import list_images
 
@@ -30,9 +32,9 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
     Pickles hold the settings and the pick, and no frozen weights.
 
     Args:
-        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
+        pretrained: Which model, as in :class:`~mmaselect.FeatureExtractor`.
         timestep: ``'auto'`` to select it in ``fit``, or a number; or a list of different ones, of
-            which one may be ``'auto'``.
+            which one may be ``'auto'``; or a dict of such ``steps`` and ``fusion``.
         blocks: Blocks to read; the family's default if None. Their vectors are joined.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         image_size: Side that images are scaled and cropped to; the model's own if None.
@@ -42,7 +44,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         seed: Of the noise, and of the choice of images.
         dtype: Of the frozen weights.
         device: CUDA if there is one, by default.
-        fusion: How maps of several timesteps become one, ``'concat'`` or ``'mean'``.
+        fusion: An entry of ``timestep`` now; here for one more version.
 
     Attributes:
         timestep_ (int): Where images are read: of several timesteps the picked one or, where none
@@ -59,7 +61,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        pretrained: str | Path = 'mmaselect://dit_cifar10',
+        pretrained: str | Path | Mapping[str, Any] | ModelSource = 'mmaselect://dit_cifar10',
         timestep: Timesteps = 'auto',
         blocks: Sequence[int] | int | None = None,
         feature: str = 'query',
@@ -69,7 +71,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         seed: int = 0,
         dtype: str = 'fp32',
         device: str | None = None,
-        fusion: str = 'concat',
+        fusion: str | None = None,
     ) -> None:
         self.pretrained = pretrained
         self.timestep = timestep
@@ -93,7 +95,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         Raises:
             ValueError: If there is no image, or a setting is out of range.
         """
-        extract = self._build(self.timestep, X)
+        extract = self._build(self._plan(), X)
         self.selection_ = extract.selection_result
         self.timestep_ = extract.timestep
         self._extract: FeatureExtractor | None = extract
@@ -132,14 +134,18 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         """The extractor of ``fit``; a new one after unpickling."""
         check_is_fitted(self, 'timestep_')
         if self._extract is None:
-            plan = timestep_plan(self.timestep, self.fusion)
+            plan = self._plan()
             # A plan, not a list: the pick may be one of the others, and a list names none twice.
             self._extract = self._build(TimestepPlan(plan.resolved(self.timestep_), plan.fusion))
         return self._extract
 
-    def _build(self, timestep: Timesteps, images: Any = None) -> FeatureExtractor:
+    def _plan(self) -> TimestepPlan:
+        flat = {} if self.fusion is None else dict(fusion=self.fusion)
+        return timestep_plan(gathered('timestep', self.timestep, 'steps', OLD_TIMESTEP, flat))
+
+    def _build(self, timestep: TimestepPlan, images: Any = None) -> FeatureExtractor:
         options: dict[str, Any] = {}
-        if timestep_plan(timestep, self.fusion).is_automatic:
+        if timestep.is_automatic:
             given = self.selection
             chosen = dict(preset=given) if isinstance(given, str) else dict(given or {})
             options = dict(selection={'seed': self.seed, **chosen}, calibration=images)
@@ -153,7 +159,6 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
             seed=self.seed,
             image_size=self.image_size,
             batch_size=self.batch_size,
-            fusion=self.fusion,
             **options,
         )
         # Images of any size come here.

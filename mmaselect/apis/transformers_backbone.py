@@ -13,6 +13,7 @@ from torch import Tensor
 from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
 from mmaselect.checks import is_sequence, shorten, three_numbers
+from mmaselect.diffusion import ModelSource
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BackboneOutput
@@ -26,9 +27,9 @@ class TransformersBackbone(FrozenModule):
     ``backbone``. It is frozen: no parameter is trained, and it stays in eval mode.
 
     Args:
-        pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
-        timestep: Where to read: a number, a :class:`SelectionResult`, ``'auto'``, or a list, as in
-            :class:`~mmaselect.FeatureExtractor`.
+        pretrained: Which model, as in :class:`~mmaselect.FeatureExtractor`.
+        timestep: Where to read: a number, a :class:`SelectionResult`, ``'auto'``, a list, or a
+            dict, as in :class:`~mmaselect.FeatureExtractor`.
         out_indices: Blocks to read, in ascending order, negative ones counted from the end; the
             family's default if None.
         out_features: The same by their names; one of the two at most.
@@ -38,11 +39,11 @@ class TransformersBackbone(FrozenModule):
         image_std: What it divided by.
         dtype: Of the frozen weights; maps are float32.
         seed: Of the noise, which depends on it and on the latent's shape alone.
-        fusion: How maps of several timesteps become one, ``'concat'`` or ``'mean'``.
         calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
         selection: How it selects.
         device: Where the model is put, and where a timestep is selected.
-        model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
+        condition: None for the empty condition; a class label or a prompt otherwise.
+        flat: As in :class:`~mmaselect.FeatureExtractor`.
 
     Attributes:
         stage_names (list[str]): Of all blocks.
@@ -76,7 +77,7 @@ class TransformersBackbone(FrozenModule):
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         out_indices: Sequence[int] | int | None = None,
         out_features: Sequence[str] | None = None,
@@ -85,19 +86,19 @@ class TransformersBackbone(FrozenModule):
         image_std: float | Sequence[float] = 0.5,
         dtype: str | torch.dtype = 'fp32',
         seed: int = 0,
-        fusion: str = 'concat',
         calibration: Calibration | None = None,
         selection: Mapping[str, Any] | str | None = None,
         device: str | torch.device = 'cpu',
-        **model_kwargs: Any,
+        condition: Any = None,
+        **flat: Any,
     ) -> None:
         _output_class()
         mean = torch.tensor(three_numbers('image_mean', image_mean))
         std = torch.tensor(three_numbers('image_std', image_std, positive=True))
         blocks = _blocks(out_indices, out_features)
         super().__init__(
-            pretrained, timestep, blocks, feature, dtype, seed, fusion, calibration, selection,
-            device, **model_kwargs,
+            pretrained, timestep, blocks, feature, dtype, seed, calibration, selection, device,
+            condition, flat,
         )  # fmt: skip
         self.stage_names = [f'block{number}' for number in range(self.dit.num_blocks)]
         self.out_indices = list(self.dit.blocks)
@@ -114,7 +115,9 @@ class TransformersBackbone(FrozenModule):
         self.register_buffer('image_shift', shift, persistent=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained: str | Path, **kwargs: Any) -> TransformersBackbone:
+    def from_pretrained(
+        cls, pretrained: str | Path | Mapping[str, Any] | ModelSource, **kwargs: Any
+    ) -> TransformersBackbone:
         """The same as the class itself, in the words of ``transformers``."""
         return cls(pretrained, **kwargs)
 

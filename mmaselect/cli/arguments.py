@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion import ModelSource
 
 
 def new_parser(
@@ -88,11 +91,25 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--seed', type=int, default=0, help='of the noise; default: 0')
 
 
-def model_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    """Further arguments of ``FrozenDiT.from_pretrained``: those that were given."""
-    condition = args.condition
-    if condition is not None and condition.isdecimal():
-        condition = int(condition)
-    names = ('base', 'vae', 'original', 'lora', 'lora_scale', 'revision', 'variant')
-    given = {'condition': condition, **{name: getattr(args, name) for name in names}}
-    return {name: value for name, value in given.items() if value is not None}
+def model_source(args: argparse.Namespace) -> ModelSource:
+    """Which model the flags describe.
+
+    Raises:
+        ValueError: If ``--lora-scale`` is given without ``--lora``.
+    """
+    from mmaselect.diffusion import ModelSource
+
+    names = ('base', 'vae', 'original', 'revision', 'variant')
+    given = {name: getattr(args, name) for name in names}
+    if args.lora_scale is not None and args.lora is None:
+        raise ValueError('--lora-scale is of a LoRA: give --lora too')
+    if args.lora is not None:
+        scale = 1.0 if args.lora_scale is None else args.lora_scale
+        given['lora'] = dict(path=args.lora, scale=scale)
+    return ModelSource(args.pretrained, **given)
+
+
+def condition(args: argparse.Namespace) -> int | str | None:
+    """The class label or the prompt that ``--condition`` gives."""
+    given = args.condition
+    return int(given) if given is not None and given.isdecimal() else given

@@ -8,7 +8,8 @@ import argparse
 from mmaselect.cli.arguments import (
     add_image_arguments,
     add_model_arguments,
-    model_kwargs,
+    condition,
+    model_source,
     new_parser,
 )
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     stored = save_features(
         args.images,
         args.out,
-        args.pretrained,
+        model_source(args),
         timestep=args.timestep,
         blocks=args.blocks,
         features=args.feature,
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         device=args.device,
         overwrite=args.overwrite,
-        **model_kwargs(args),
+        condition=condition(args),
     )
     print(f'{stored.folder}: {len(stored)} images at timestep {stored.timestep}')
     for key, value in stored[0].items():

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from mmaselect.cli.arguments import (
     add_image_arguments,
     add_model_arguments,
-    model_kwargs,
+    condition,
+    model_source,
     new_parser,
 )
 
@@ -148,11 +149,11 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     from mmaselect.look import look_size
 
     dit = FrozenDiT.from_pretrained(
-        args.pretrained,
+        model_source(args),
         blocks=args.blocks,
         features=args.feature or 'query',
         dtype=args.dtype or 'fp32',
-        **model_kwargs(args),
+        condition=condition(args),
     ).to(pick_device(args.device))
     if args.no_selection:
         return dit, args.pretrained, None, []

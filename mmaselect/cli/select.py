@@ -8,7 +8,8 @@ import argparse
 from mmaselect.cli.arguments import (
     add_image_arguments,
     add_model_arguments,
-    model_kwargs,
+    condition,
+    model_source,
     new_parser,
 )
 
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
     given = {name: getattr(args, name) for name in OPTIONS}
     result = select_timestep(
-        args.pretrained,
+        model_source(args),
         args.images,
         blocks=args.blocks,
         feature=args.feature,
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         cache=not args.no_cache,
         **{name: value for name, value in given.items() if value is not None},
-        **model_kwargs(args),
+        condition=condition(args),
     )
     print_selection(result)
     if args.out is not None:

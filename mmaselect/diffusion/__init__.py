@@ -10,6 +10,7 @@ from mmaselect.diffusion.families import (
 )
 from mmaselect.diffusion.frozen_dit import FrozenDiT, TapKey
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype, sample_values
+from mmaselect.diffusion.model_source import ModelSource
 from mmaselect.diffusion.process import (
     DDPMProcess,
     FlowMatchingProcess,
@@ -27,6 +28,7 @@ __all__ = [
     'FlowMatchingProcess',
     'ForwardProcess',
     'FrozenDiT',
+    'ModelSource',
     'NoiseLevel',
     'PipelineSource',
     'TapKey',

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.checks import finite_number, is_sequence, keywords, shorten
+from mmaselect.checks import is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import Codec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
+from mmaselect.diffusion.model_source import ModelSource
 from mmaselect.diffusion.precision import auto_dtype
 from mmaselect.diffusion.process import ForwardProcess
 
@@ -102,24 +103,18 @@ class FrozenDiT(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained: str | Path,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
         blocks: Sequence[int] | int | None = None,
         features: str | Sequence[str] = ('query',),
         dtype: str | torch.dtype = torch.float32,
         condition: Any = None,
-        load_kwargs: Mapping[str, Any] | None = None,
-        base: str | Path | None = None,
-        vae: str | Path | None = None,
-        original: str | Mapping[str, Any] | None = None,
-        lora: str | Path | None = None,
-        lora_scale: float = 1.0,
-        **hub_kwargs: Any,
+        **flat: Any,
     ) -> FrozenDiT:
         """Build the needed part of a pipeline.
 
         Args:
             pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME``;
-                or a transformer alone, in a folder or a file: see ``docs/checkpoints.md``.
+                or a :class:`ModelSource`, or a dict of its fields, which say where other parts are.
             blocks: Blocks to read, negative ones counted from the end; the family's default block
                 if None. Only the blocks up to the deepest of them are built.
             features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
@@ -128,17 +123,8 @@ class FrozenDiT(nn.Module):
             dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that
                 of the published weights, but fp32 on a CPU that has no units for bf16.
             condition: None for the empty condition; a class label or a prompt otherwise.
-            load_kwargs: More arguments for the transformer's ``from_pretrained``, for example
-                ``quantization_config`` or ``device_map``.
-            base: Pipeline that all but the transformer comes from, where ``pretrained`` is one
-                alone.
-            vae: Hub id or local folder of a VAE in place of the model's own: a fine-tuned version
-                of the same, or its TAESD.
-            original: What a file of the DiT kind holds, where that cannot be told: ``'dit'``,
-                ``'sit'`` or ``'repa'``, or a dict of ``model`` and ``num_heads``.
-            lora: File, folder or hub id of a LoRA that is fused into the weights.
-            lora_scale: What it is multiplied by.
-            hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+            flat: Fields of :class:`ModelSource`, as in versions before it; a warning shows the new
+                form.
 
         Raises:
             FileNotFoundError: If the folder, or a part of the pipeline, is missing.
@@ -147,11 +133,10 @@ class FrozenDiT(nn.Module):
         """
         is_auto = isinstance(dtype, str) and dtype == 'auto'
         dtype = torch.float32 if is_auto else parse_dtype(dtype)
-        load_kwargs = keywords('load_kwargs', load_kwargs)
-        lora_scale = finite_number('lora_scale', lora_scale)
-        if lora is not None:
+        description = ModelSource.gather(pretrained, flat)
+        for lora, _ in description.loras:
             find_lora(lora)
-        source = PipelineSource(pretrained, base=base, vae=vae, original=original, **hub_kwargs)
+        source = PipelineSource(description)
         if is_auto:
             with source.naming('transformer'):
                 dtype = auto_dtype(source)
@@ -162,17 +147,18 @@ class FrozenDiT(nn.Module):
             process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
+        load_kwargs = keywords('load_kwargs', description.load_kwargs)
         transformer = family.load_transformer(source, needed, dtype, **load_kwargs)
-        if lora is not None:
-            pipeline = getattr(family, 'pipeline_class', None)
-            fuse_lora(transformer, family.config, pipeline, lora, lora_scale, hub_kwargs)
-        elif source.is_local:
+        pipeline = getattr(family, 'pipeline_class', None)
+        for lora, scale in description.loras:
+            fuse_lora(transformer, family.config, pipeline, lora, scale, source.hub_kwargs)
+        if not description.loras and source.is_local:
             mention_loras(Path(source.path))
         codec = family.codec(source, dtype)
-        if vae is not None and codec.channels != family.in_channels:
+        if description.vae is not None and codec.channels != family.in_channels:
             raise ValueError(
-                f'vae={str(vae)!r} gives latents of {codec.channels} channels, and {family.title} '
-                f'takes {family.in_channels}: it is the VAE of another model'
+                f'vae={str(description.vae)!r} gives latents of {codec.channels} channels, and '
+                f'{family.title} takes {family.in_channels}: it is the VAE of another model'
             )
         dit = cls(transformer, family, process, codec, prepared, resolved, features)
         dit.name = source.name

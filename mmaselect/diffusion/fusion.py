@@ -10,10 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmaselect.checks import choice, is_sequence, is_whole_number, shorten
+from mmaselect.checks import choice, is_sequence, is_whole_number, keywords, shorten
 
 FUSIONS = ('concat', 'mean')
+#: Whose timestep holds where a checkpoint brings one.
+SOURCES = ('checkpoint', 'config')
 AUTO = 'auto'
+#: Keys of a dict that says how timesteps are chosen and joined.
+PLAN_KEYS = ('steps', 'fusion', 'source')
 #: What names a map: its block, or its block and feature.
 Key = TypeVar('Key')
 
@@ -35,31 +39,41 @@ class TimestepPlan:
     Attributes:
         steps: In the order in which they are joined; one may be ``'auto'``.
         fusion: ``'concat'`` joins channels, ``'mean'`` averages.
+        source: Which timestep holds where a checkpoint brings one: ``'checkpoint'``, the one that
+            its heads were trained at, or ``'config'``, the one that ``steps`` gives or selects.
     """
 
     steps: tuple[int | str, ...]
     fusion: str = 'concat'
+    source: str = 'checkpoint'
 
     @classmethod
-    def parse(cls, timestep: Any, fusion: str = 'concat') -> TimestepPlan:
+    def parse(cls, timestep: Any, keys: Sequence[str] = PLAN_KEYS) -> TimestepPlan:
         """A plan from what a config says.
 
         Args:
-            timestep: ``'auto'``, a number, or a list of numbers, one of which may be ``'auto'``.
-            fusion: See the class.
+            timestep: ``'auto'``, a number, or a list of numbers, one of which may be ``'auto'``; or
+                a dict of such ``steps``, ``fusion`` and ``source``.
+            keys: The keys of a dict that are taken.
 
         Raises:
             ValueError: If it is anything else, empty, or names a timestep twice.
         """
-        choice('fusion', fusion, FUSIONS)
-        several = is_sequence(timestep)
-        steps = tuple(_one(value) for value in (timestep if several else [timestep]))
-        if not steps or len(set(steps)) < len(steps):
+        if isinstance(timestep, cls):
+            return timestep
+        given = {'steps': timestep}
+        if isinstance(timestep, Mapping):
+            given = keywords('timestep', timestep, keys)
+        steps = given.get('steps', AUTO)
+        listed = tuple(_one(value) for value in (steps if is_sequence(steps) else [steps]))
+        if not listed or len(set(listed)) < len(listed):
             raise ValueError(
                 f"timestep must be 'auto', a number, or a list of different ones, got "
-                f'{shorten(timestep)}'
+                f'{shorten(steps)}'
             )
-        return cls(steps, fusion)
+        fusion = choice('fusion', given.get('fusion', 'concat'), FUSIONS)
+        source = choice("timestep's source", given.get('source', 'checkpoint'), SOURCES)
+        return cls(listed, fusion, source)
 
     @property
     def place(self) -> int:
@@ -114,7 +128,7 @@ class TimestepPlan:
             return
         raise ValueError(
             f'the checkpoint was trained on {_in_words(theirs)}, but this config reads '
-            f'{_in_words(mine)}: set timestep and fusion of the backbone to what the checkpoint '
+            f'{_in_words(mine)}: set the timestep of the backbone to what the checkpoint '
             f'was trained with'
         )
 

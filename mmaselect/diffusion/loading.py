@@ -28,6 +28,7 @@ from mmaselect.diffusion.codec import (
     codec_class,
 )
 from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries
+from mmaselect.diffusion.model_source import ModelSource
 from mmaselect.diffusion.originals import OriginalFile
 from mmaselect.diffusion.parts import MissingWeights, Part, naming_part
 from mmaselect.diffusion.single_file import OriginalLayout, SingleFile
@@ -36,20 +37,6 @@ from mmaselect.diffusion.where import GGUF, resolve_folder, resolve_pretrained, 
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
-
-#: What says where files are found on the hub.
-HUB_KWARGS = (
-    'revision', 'variant', 'cache_dir', 'token', 'local_files_only', 'force_download', 'proxies'
-)  # fmt: skip
-
-_HUB_TYPES = {
-    'revision': (str,),
-    'variant': (str,),
-    'cache_dir': (str, Path),
-    'token': (str, bool),
-    'local_files_only': (bool,),
-    'force_download': (bool,),
-}
 
 #: What diffusers' ``from_pretrained`` of a model takes beside the entries of its config.
 LOAD_KWARGS = (
@@ -161,56 +148,39 @@ class PipelineSource:
     takes the others from ``base``.
 
     Args:
-        pretrained: Hub id, local folder, or ``mmaselect://NAME``; or a file of weights.
-        base: Pipeline (hub id, local folder, ``mmaselect://NAME``) that all parts but the
-            transformer come from.
-        vae: Hub id or local folder of a VAE, in place of the pipeline's own.
-        original: What a file of the DiT kind holds: see :class:`OriginalFile`.
-        hub_kwargs: What diffusers' ``from_pretrained`` takes to find files: ``revision`` (of
-            ``pretrained``), ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
+        pretrained: The model: its name, a :class:`ModelSource`, or a dict of its fields.
 
     Raises:
         FileNotFoundError, ValueError: If ``pretrained`` is nothing that can be read: see
             :func:`resolve_pretrained` and :func:`open_weights`.
     """
 
-    def __init__(
-        self,
-        pretrained: str | Path,
-        base: str | Path | None = None,
-        vae: str | Path | None = None,
-        original: str | Mapping[str, Any] | None = None,
-        **hub_kwargs: Any,
-    ) -> None:
-        keywords('hub_kwargs', hub_kwargs, HUB_KWARGS)
-        for name, kinds in _HUB_TYPES.items():
-            value = hub_kwargs.get(name)
-            if value is not None and not isinstance(value, kinds):
-                wanted = ' or '.join(kind.__name__ for kind in kinds)
-                raise ValueError(f'hub_kwargs: {name} must be {wanted}, got {shorten(value)}')
-        self.name = str(pretrained)
+    def __init__(self, pretrained: str | Path | Mapping[str, Any] | ModelSource) -> None:
+        source = ModelSource.parse(pretrained)
+        self.source = source
+        self.name = str(source.model)
         self.argument = 'pretrained'
-        self.hub_kwargs = hub_kwargs
-        file = weights_file('pretrained', pretrained)
+        self.hub_kwargs = hub_kwargs = source.hub_kwargs
+        file = weights_file('pretrained', source.model)
         # A revision is one of the repository that it was given for.
         elsewhere = {key: value for key, value in hub_kwargs.items() if key != 'revision'}
-        self.base = None if base is None else self._open_base(base, elsewhere)
+        self.base = None if source.base is None else self._open_base(source.base, elsewhere)
         self.file = None
         if file is not None:
             self.path = str(file)
             self.file = open_weights(
-                file, self.name, None if self.base is None else self.base.config, original
+                file, self.name, None if self.base is None else self.base.config, source.original
             )
-        elif original is not None:
+        elif source.original is not None:
             raise ValueError(
-                f'original={shorten(original)} says what a file of weights holds, and '
+                f'original={shorten(source.original)} says what a file of weights holds, and '
                 f'pretrained={self.name!r} is none'
             )
         elif self.base is None:
-            self.path = resolve_pretrained(pretrained)
+            self.path = resolve_pretrained(source.model)
         else:
-            self.path = resolve_folder('pretrained', pretrained)
-        self._vae = None if vae is None else _find_vae(vae, elsewhere)
+            self.path = resolve_folder('pretrained', source.model)
+        self._vae = None if source.vae is None else _find_vae(source.vae, elsewhere)
         self._parts: dict[str, Part] = {}
 
     @staticmethod
@@ -221,7 +191,7 @@ class PipelineSource:
                 f'whole pipeline, which scheduler and VAE are read from'
             )
         resolve_pretrained(base, 'base')
-        source = PipelineSource(base, **hub_kwargs)
+        source = PipelineSource(ModelSource(base, **hub_kwargs))
         source.argument = 'base'
         return source
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from mmaselect.apis.features import pick_device
 from mmaselect.checks import image_size as checked_size
 from mmaselect.checks import seed_number
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
+from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
 from mmaselect.images import resize_and_crop, to_model_range
 from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
@@ -65,7 +65,7 @@ class Look:
 
 def look_at(
     images: ImageLike | Sequence[ImageLike],
-    model: str | Path | FrozenDiT,
+    model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     *,
     timesteps: str | int | Sequence[int] = LOOK_GRID,
     blocks: Sequence[int] | int | None = None,

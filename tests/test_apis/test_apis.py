@@ -170,7 +170,7 @@ def test_an_extractor_reads_at_several_timesteps(tiny_dit, photos):
     joined = FeatureExtractor(tiny_dit, [600, 50], blocks=[2])
     assert (joined.timesteps, joined.out_channels) == ((600, 50), [32])
     assert torch.equal(joined(image)[2, 'query'], torch.cat([one, two], 1))
-    averaged = FeatureExtractor(tiny_dit, [600, 50], blocks=[2], fusion='mean')
+    averaged = FeatureExtractor(tiny_dit, dict(steps=[600, 50], fusion='mean'), blocks=[2])
     assert averaged.out_channels == [16] and "[600, 50], fusion='mean'" in repr(averaged)
     assert torch.allclose(averaged(image)[2, 'query'], (one + two) / 2, atol=1e-6)
     result = select_timestep(tiny_dit, photos, blocks=2, **OPTIONS)
@@ -282,7 +282,8 @@ def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     joined = torch.cat([one.mean((2, 3)) for one in maps.values()], 1).numpy()
     assert np.allclose(vectors[:2], joined, atol=1e-6)
     preset = dict(options, preset='paper')
-    several = DiTFeatures(tiny_dit, [0, 'auto'], [2], selection=preset, fusion='mean').fit(paths)
+    steps = dict(steps=[0, 'auto'], fusion='mean')
+    several = DiTFeatures(tiny_dit, steps, [2], selection=preset).fit(paths)
     assert several.selection_.criterion == 'PaperHFR'
     assert several.get_feature_names_out()[-1] == 'block2_query_15'
     again = pickle.loads(pickle.dumps(several))

@@ -7,9 +7,10 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from sources import described
 
-from mmaselect.cli.arguments import add_model_arguments, model_kwargs, new_parser
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.cli.arguments import add_model_arguments, model_source, new_parser
+from mmaselect.diffusion import FrozenDiT, ModelSource
 
 
 @pytest.fixture
@@ -24,9 +25,9 @@ def alone(tiny_latent_dit, tmp_path):
     return tmp_path / 'tuned'
 
 
-def read(*args, **kwargs):
+def read(model, **options):
     torch.manual_seed(0)
-    dit = FrozenDiT.from_pretrained(*args, blocks=2, **kwargs)
+    dit = FrozenDiT.from_pretrained(described(model, options)[0], blocks=2)
     latent = dit.encode(torch.rand(1, 3, 32, 32))
     return dit.features(latent, 300, torch.randn_like(latent))[2, 'query']
 
@@ -97,4 +98,9 @@ def test_in_a_shell():
     args = parser.parse_args(
         ['--pretrained', 'x', '--base', 'a', '--vae', 'b', '--original', 'sit']
     )
-    assert model_kwargs(args) == dict(base='a', vae='b', original='sit')
+    assert model_source(args) == ModelSource('x', base='a', vae='b', original='sit')
+    args.lora_scale = 0.5
+    with pytest.raises(ValueError, match='give --lora too'):
+        model_source(args)
+    args.lora = 'c'
+    assert model_source(args).loras == (('c', 0.5),)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from sources import described
 
 from mmaselect.diffusion import FrozenDiT
 
@@ -29,7 +30,7 @@ def edit(file, *drop, **changes):
 def refused(folder, message, **options):
     message = f'(?s){message}'
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message) as caught:
-        FrozenDiT.from_pretrained(folder, **options)
+        FrozenDiT.from_pretrained(dict(model=folder, **options))
     assert str(folder) in str(caught.value), 'the message names the folder'
 
 
@@ -157,10 +158,12 @@ def test_a_variant_that_one_part_lacks(folder, caplog):
         if part == 'vae':
             break
         with caplog.at_level(logging.WARNING):
-            dit = FrozenDiT.from_pretrained(folder, variant='fp16')
+            dit = FrozenDiT.from_pretrained(dict(model=folder, variant='fp16'))
         assert torch.equal(dit.encode(images), expected)
         assert "vae has no weights of variant='fp16': those without a variant are" in caplog.text
-    assert torch.equal(FrozenDiT.from_pretrained(folder, variant='fp16').encode(images), expected)
+    assert torch.equal(
+        FrozenDiT.from_pretrained(dict(model=folder, variant='fp16')).encode(images), expected
+    )
     refused(folder, 'holds no weights|cannot be built', variant='fp61')
 
 
@@ -179,7 +182,8 @@ def test_names_that_leave_the_package():
     [
         (dict(load_kwargs='abc'), "load_kwargs must be a dict with text keys; got 'abc'"),
         (dict(load_kwargs=dict(dtpye=1)), r"load_kwargs has unknown keys \['dtpye'\]: it takes"),
-        (dict(hub_kwarg=1), r"hub_kwargs has unknown keys \['hub_kwarg'\]: it takes revision"),
+        (dict(hub_kwarg=1), r"the model has unknown keys \['hub_kwarg'\]: it takes base, vae"),
+        (dict(token=5), 'token must be str or bool, got 5'),
         (dict(blocks='1'), "blocks must be one whole number or several, got '1'"),
         (dict(features=3), 'features must be one or more of query, key'),
         (dict(dtype='fp8'), "dtype 'fp8' is not supported"),
@@ -187,4 +191,5 @@ def test_names_that_leave_the_package():
 )
 def test_arguments(tiny_dit, options, message):
     with pytest.raises(ValueError, match=message):
-        FrozenDiT.from_pretrained(tiny_dit, **options)
+        source, others = described(tiny_dit, options)
+        FrozenDiT.from_pretrained(source, **others)

@@ -74,9 +74,11 @@ def test_weights_that_are_missing_are_an_error(tiny_dit, tmp_path):
 
 
 def test_load_kwargs_reach_diffusers(tiny_dit):
-    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=1, load_kwargs=dict(device_map={'': 'cpu'}))
+    dit = FrozenDiT.from_pretrained(
+        dict(model=tiny_dit, load_kwargs=dict(device_map={'': 'cpu'})), blocks=1
+    )
     assert dit.transformer.hf_device_map
     with pytest.raises(Exception, match='not_a_device'):
         FrozenDiT.from_pretrained(
-            tiny_dit, blocks=1, load_kwargs=dict(device_map={'': 'not_a_device'})
+            dict(model=tiny_dit, load_kwargs=dict(device_map={'': 'not_a_device'})), blocks=1
         )

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from original_dit import OriginalDiT, position_table
+from sources import described
 
 from mmaselect import ASelecTDiT
 from mmaselect.diffusion import FrozenDiT, PipelineSource
@@ -64,7 +65,8 @@ def published(request, tmp_path_factory):
 
 def load(which, file, vae, **options):
     options = {'original': {'model': which, 'num_heads': 2}, 'vae': vae, **options}
-    return FrozenDiT.from_pretrained(file, **options)
+    source, others = described(file, options)
+    return FrozenDiT.from_pretrained(source, **others)
 
 
 def noisy(which, latent, noise, timestep):
@@ -127,9 +129,7 @@ def test_only_the_needed_blocks_are_read(published, vae):
 def test_other_sizes_and_the_backbone(published, vae, photos):
     which, _, file = published
     backbone = ASelecTDiT(
-        file,
-        original=dict(model=which, num_heads=2),
-        vae=vae,
+        dict(model=file, original=dict(model=which, num_heads=2), vae=vae),
         blocks=[1, 3],
         calibration=photos,
         selection=dict(timesteps=[100, 400], num_images=4, image_size=32),
@@ -147,7 +147,9 @@ def test_which_of_them_it_is(tmp_path, vae):
     def kind(name, content=weights, **options):
         torch.save(content, tmp_path / name)
         options = {'original': dict(num_heads=2), **options}
-        return PipelineSource(tmp_path / name, **options).config('transformer')['original']
+        return PipelineSource(dict(model=tmp_path / name, **options)).config('transformer')[
+            'original'
+        ]
 
     assert kind('DiT-XL-2-512x512.pt') == 'dit'
     assert kind('SiT-XL-2-256.pt') == 'sit'
@@ -287,7 +289,7 @@ def test_missing_weights_of_a_needed_block(tmp_path, vae):
 
 def test_pixels_need_no_vae(tmp_path):
     torch.save(OriginalDiT(channels=3).state_dict(), tmp_path / 'SiT.pt')
-    dit = FrozenDiT.from_pretrained(tmp_path / 'SiT.pt', original=dict(num_heads=2))
+    dit = FrozenDiT.from_pretrained(dict(model=tmp_path / 'SiT.pt', original=dict(num_heads=2)))
     assert dit.stride == 2
     assert dit.encode(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 8, 8)
 
@@ -297,10 +299,12 @@ def test_the_default_vae_out_of_reach(tmp_path, monkeypatch):
     torch.save(OriginalDiT().state_dict(), tmp_path / 'SiT.pt')
     with pytest.raises(FileNotFoundError, match=r"vae='stabilityai/sd-vae-ft-ema'.*vae=FOLDER"):
         FrozenDiT.from_pretrained(
-            tmp_path / 'SiT.pt',
-            original=dict(num_heads=2),
-            local_files_only=True,
-            cache_dir=tmp_path / 'hub',
+            dict(
+                model=tmp_path / 'SiT.pt',
+                original=dict(num_heads=2),
+                local_files_only=True,
+                cache_dir=tmp_path / 'hub',
+            )
         )
 
 
@@ -312,11 +316,15 @@ def test_vaes_that_do_not_fit(tmp_path, tiny_latent_dit):
     two = {'block_out_channels': (8, 8), 'down_block_types': ['DownEncoderBlock2D'] * 2,
            'up_block_types': ['UpDecoderBlock2D'] * 2}  # fmt: skip
     fits = kl_vae(tmp_path / 'fits', scale=0.5, **two)
-    assert FrozenDiT.from_pretrained(tiny_latent_dit, vae=fits).stride == 4
+    assert FrozenDiT.from_pretrained(dict(model=tiny_latent_dit, vae=fits)).stride == 4
     with pytest.raises(ValueError, match=r'scaling_factor 0\.18215 instead of 0\.5'):
-        FrozenDiT.from_pretrained(tiny_latent_dit, vae=kl_vae(tmp_path / 'scale', **two))
+        FrozenDiT.from_pretrained(
+            dict(model=tiny_latent_dit, vae=kl_vae(tmp_path / 'scale', **two))
+        )
     with pytest.raises(ValueError, match='stride 4 instead of 2'):
-        FrozenDiT.from_pretrained(tiny_latent_dit, vae=kl_vae(tmp_path / 'stride', scale=0.5))
+        FrozenDiT.from_pretrained(
+            dict(model=tiny_latent_dit, vae=kl_vae(tmp_path / 'stride', scale=0.5))
+        )
 
 
 def test_another_vae(tmp_path, tiny_latent_dit):
@@ -335,7 +343,7 @@ def test_another_vae(tmp_path, tiny_latent_dit):
     own = FrozenDiT.from_pretrained(tiny_latent_dit)
     keys = [model_identity(own, [100], 64)]
     for name in (folder, tmp_path / 'tiny'):
-        dit = FrozenDiT.from_pretrained(tiny_latent_dit, vae=name)
+        dit = FrozenDiT.from_pretrained(dict(model=tiny_latent_dit, vae=name))
         keys.append(model_identity(dit, [100], 64))
         if name == folder:
             vae = AutoencoderKL.from_pretrained(folder)
@@ -346,16 +354,16 @@ def test_another_vae(tmp_path, tiny_latent_dit):
     assert not any(key == other for i, key in enumerate(keys) for other in keys[:i])
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='holds no VAE'):
-        FrozenDiT.from_pretrained(tiny_latent_dit, vae=tmp_path / 'empty')
+        FrozenDiT.from_pretrained(dict(model=tiny_latent_dit, vae=tmp_path / 'empty'))
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(pretrained='models/x.safetensors'), 'no such file'),
-        (dict(pretrained='x.gguf'), 'no such file'),
-        (dict(pretrained='org/x.pt'), 'no such file'),
-        (dict(pretrained=__file__), 'is a file, and none of weights: it must end in one of .pt,'),
+        (dict(model='models/x.safetensors'), 'no such file'),
+        (dict(model='x.gguf'), 'no such file'),
+        (dict(model='org/x.pt'), 'no such file'),
+        (dict(model=__file__), 'is a file, and none of weights: it must end in one of .pt,'),
         (dict(original='sit'), r"original='sit' says what a file of weights holds.* is none"),
         (dict(original=5), 'original'),
         (dict(base='./none'), r"base='./none': there is no such folder"),
@@ -366,7 +374,7 @@ def test_another_vae(tmp_path, tiny_latent_dit):
 )
 def test_arguments(arguments, message, tiny_dit):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        FrozenDiT.from_pretrained(**{'pretrained': tiny_dit, **arguments})
+        FrozenDiT.from_pretrained(dict(model=tiny_dit) | arguments)
 
 
 def test_a_size_that_is_not_published(tmp_path):
@@ -377,4 +385,6 @@ def test_a_size_that_is_not_published(tmp_path):
         FrozenDiT.from_pretrained(tmp_path / 'SiT.pt')
     for heads in (0, 3, 'x', 2.5):
         with pytest.raises(ValueError, match='heads'):
-            FrozenDiT.from_pretrained(tmp_path / 'SiT.pt', original=dict(num_heads=heads))
+            FrozenDiT.from_pretrained(
+                dict(model=tmp_path / 'SiT.pt', original=dict(num_heads=heads))
+            )

@@ -38,7 +38,7 @@ def published(folder, target, dtype, variant=None, **kwargs):
 )
 def test_most_weights_decide(tiny_dit, tmp_path, dtype, how):
     folder = published(tiny_dit, tmp_path / 'model', dtype, **how)
-    assert published_dtype(PipelineSource(folder, variant=how.get('variant'))) == dtype
+    assert published_dtype(PipelineSource(dict(model=folder, variant=how.get('variant')))) == dtype
 
 
 def test_the_hardware_decides_where_it_must(tiny_dit, tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_a_resumed_run_takes_the_pick_and_never_selects(
     assert runner.iter == 2
     assert backbone.timestep == pick == written(folder)
     assert f'timestep {pick} comes from the checkpoint, nothing is selected' in log
-    assert "timestep_from='config'" in log
+    assert "timestep=dict(source='config')" in log
 
 
 def pick_elsewhere(folder, path, timestep):
@@ -142,11 +142,11 @@ def test_the_config_can_be_chosen(tiny_dit, photos, tmp_path, first):
     folder, pick = first
     other = next(step for step in GRID if step != pick)
     path = pick_elsewhere(tmp_path, folder / 'iter_1.pth', other)
-    backbone = make_backbone(tiny_dit, photos, timestep_from='config')
+    backbone = make_backbone(tiny_dit, photos, timestep=dict(source='config'))
     _, log = train(backbone, tmp_path / 'new', load_from=path)
     assert backbone.timestep == pick == written(tmp_path / 'new')
     assert f"the config's timestep {pick} (selected) is in use" in log
-    given = make_backbone(tiny_dit, photos, timestep=123, timestep_from='config')
+    given = make_backbone(tiny_dit, photos, timestep=dict(steps=123, source='config'))
     _, log = train(given, tmp_path / 'given', load_from=path)
     assert given.timestep == 123
     assert f"the config's timestep 123 (given) is in use, and not the checkpoint's {other}" in log

@@ -97,7 +97,7 @@ def test_noise_modes(tiny_dit):
     assert not torch.equal(model(images)[0], model(images)[0])
     fixed = make(tiny_dit, timestep=500, noise='fixed').train()
     assert torch.equal(fixed(images)[0], first)
-    other_seed = make(tiny_dit, timestep=500, noise='fixed', noise_seed=1)
+    other_seed = make(tiny_dit, timestep=500, noise=dict(mode='fixed', seed=1))
     assert not torch.equal(other_seed(images)[0], first)
     fresh = make(tiny_dit, timestep=500, noise='fresh').eval()
     assert not torch.equal(fresh(images)[0], fresh(images)[0])
@@ -105,7 +105,7 @@ def test_noise_modes(tiny_dit):
 
 def test_draws_are_averaged(tiny_dit):
     images = torch.rand(1, 3, 32, 32) * 2 - 1
-    model = make(tiny_dit, blocks=2, timestep=300, num_draws=3).eval()
+    model = make(tiny_dit, blocks=2, timestep=300, noise=dict(draws=3)).eval()
     maps = [
         model.dit.features(images, 300, draw_noise((3, 32, 32), [seed]))[2, 'query']
         for seed in range(3)
@@ -116,16 +116,17 @@ def test_draws_are_averaged(tiny_dit):
 @pytest.mark.parametrize('seed', [0, 1, 7])
 def test_a_seed_means_the_same_noise_for_the_extractor(tiny_dit, seed):
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    model = make(tiny_dit, blocks=2, timestep=500, noise='fixed', noise_seed=seed)
+    model = make(tiny_dit, blocks=2, timestep=500, noise=dict(mode='fixed', seed=seed))
     extract = FeatureExtractor(tiny_dit, 500, blocks=2, seed=seed, device='cpu')
     assert torch.equal(model(images)[0], extract(list(images))[2, 'query'])
 
 
 def test_each_of_many_draws_is_another(tiny_dit):
-    model = make(tiny_dit, blocks=2, timestep=500, noise='fixed', num_draws=130)
+    model = make(tiny_dit, blocks=2, timestep=500, noise=dict(mode='fixed', draws=130))
     latent = torch.zeros(1, 3, 8, 8)
     draws = torch.cat([model._draw_noise(latent, number) for number in range(130)])
-    other = make(tiny_dit, blocks=2, timestep=500, noise='fixed', noise_seed=1, num_draws=130)
+    noise = dict(mode='fixed', seed=1, draws=130)
+    other = make(tiny_dit, blocks=2, timestep=500, noise=noise)
     draws = torch.cat([draws, *(other._draw_noise(latent, number) for number in range(130))])
     assert len(draws.flatten(1).unique(dim=0)) == 260
 
@@ -214,7 +215,7 @@ def test_errors_of_selection(tiny_dit, photos, tmp_path):
         (dict(timestep=1000), r'0 \(clean\) to 999'),
         (dict(timestep='best'), "must be 'auto' or a whole number"),
         (dict(noise='none'), 'auto, fresh, fixed'),
-        (dict(num_draws=0), 'from 1 to 4096'),
+        (dict(noise=dict(draws=0)), 'from 1 to 4096'),
         (dict(channel_order='gbr'), 'rgb, bgr'),
         (dict(input_std=[1, 1, 0]), 'input_std must be .*greater than 0'),
         (dict(input_mean=[1]), r'input_mean must be one number or three .*got \[1\]'),
@@ -473,7 +474,9 @@ def test_one_line_says_what_is_frozen(tiny_dit):
 
 
 # -- the hot path ---------------------------------------------------------------------------------
-@pytest.mark.parametrize('options', [dict(noise='fixed'), dict(num_draws=2), dict(dtype='bf16')])
+@pytest.mark.parametrize(
+    'options', [dict(noise='fixed'), dict(noise=dict(draws=2)), dict(dtype='bf16')]
+)
 def test_a_pass_never_waits_for_the_device(tiny_latent_dit, waits, options):
     model = make(tiny_latent_dit, blocks=[2, 2, 4], timestep=100, **options)
     model(torch.rand(2, 3, 32, 32))  # values are looked at once

@@ -90,8 +90,8 @@ def test_features_are_computed_once(tiny_latent_dit, root):
     'other',
     [
         dict(timestep=301),
-        dict(noise_seed=1),
-        dict(num_draws=2),
+        dict(noise=dict(mode='fixed', seed=1)),
+        dict(noise=dict(mode='fixed', draws=2)),
         dict(blocks=[1, 2]),
         dict(feature='key'),
         dict(dtype='bf16'),
@@ -108,7 +108,7 @@ def test_other_features_are_others(tiny_dit, other):
     counted = count(changed)
     expected = make(tiny_dit, **{**other, 'cache': None})(images)
     maps = changed(images)
-    assert counted['passes'] == 2 * other.get('num_draws', 1)
+    assert counted['passes'] == 2 * other.get('noise', {}).get('draws', 1)
     atol = 0.0 if 'cache' not in other else 2e-2
     assert all(torch.allclose(*p, atol=atol, rtol=atol) for p in zip(maps, expected, strict=True))
 

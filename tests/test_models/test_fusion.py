@@ -18,7 +18,7 @@ def test_maps_are_those_of_each_timestep(tiny_latent_dit):
     alone = [build(tiny_latent_dit, step)(IMAGES) for step in (600, 50)]
     joined = build(tiny_latent_dit, [600, 50])
     assert joined.out_channels == [32, 32] and joined.timestep == 600
-    averaged = build(tiny_latent_dit, (600, 50), fusion='mean')
+    averaged = build(tiny_latent_dit, dict(steps=(600, 50), fusion='mean'))
     assert averaged.out_channels == [16, 16]
     for block in (0, 1):
         one, two = alone[0][block], alone[1][block]
@@ -64,7 +64,7 @@ def test_one_of_them_is_selected_and_travels(tiny_dit, photos):
         build(tiny_dit, 700),
         build(tiny_dit, [701, 'auto']),
         build(tiny_dit, ['auto', 700]),
-        build(tiny_dit, [700, 'auto'], fusion='mean'),
+        build(tiny_dit, dict(steps=[700, 'auto'], fusion='mean')),
     ):
         with pytest.raises(ValueError, match=r'trained on 2 timesteps \(fusion concat, \[700\]'):
             other.load_state_dict(model.state_dict())
@@ -86,4 +86,6 @@ def test_bad_timesteps(tiny_dit, timestep, message):
     with pytest.raises(ValueError, match=message):
         build(tiny_dit, timestep)
     with pytest.raises(ValueError, match='fusion must be one of concat, mean'):
-        build(tiny_dit, [1, 2], fusion='sum')
+        build(tiny_dit, dict(steps=[1, 2], fusion='sum'))
+    with pytest.raises(ValueError, match=r"timestep has unknown keys \['step'\]"):
+        build(tiny_dit, dict(step=3))

@@ -35,9 +35,9 @@ class SelectionHook(Hook):
     The curve's x axis is the timestep, under ``selection/CRITERION``.
 
     What is written is the pick in use. A checkpoint that is resumed or loaded decides it (see
-    ``timestep_from`` of :class:`~mmaselect.models.ASelecTDiT`), and nothing is selected where it
-    does. Checkpoints carry the result, so that it can be written wherever they are used. A result
-    of another timestep that lies in the work directory is renamed.
+    ``timestep`` of :class:`~mmaselect.models.ASelecTDiT`), and nothing is selected where it does.
+    Checkpoints carry the result, so that it can be written wherever they are used. A result of
+    another timestep that lies in the work directory is renamed.
 
     A file that cannot be written is a warning, and no end of the run.
     """

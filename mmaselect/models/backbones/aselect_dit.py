@@ -15,26 +15,17 @@ from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor
 
-from mmaselect.checks import (
-    choice,
-    keywords,
-    seed_number,
-    shorten,
-    three_numbers,
-    whole_number,
-)
-from mmaselect.diffusion import FrozenDiT, draw_noise
+from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
+from mmaselect.diffusion import FrozenDiT, ModelSource, draw_noise
 from mmaselect.diffusion import noise_seed as seed_of_noise
 from mmaselect.diffusion.fusion import AUTO, TimestepPlan
-from mmaselect.diffusion.loading import HUB_KWARGS
-from mmaselect.diffusion.process import MAX_DRAWS
 from mmaselect.images.datasets import build_image_source
 from mmaselect.images.thumbnails import Thumbnail, try_thumbnails
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
-from mmaselect.models.backbones.fresh_noise import FreshNoise
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
+from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     SelectionCache,
@@ -44,9 +35,10 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.notice import announce_pick
 
-NOISE_MODES = ('auto', 'fresh', 'fixed')
 CHANNEL_ORDERS = ('rgb', 'bgr')
-TIMESTEP_SOURCES = ('checkpoint', 'config')
+#: Arguments of earlier versions, and the entries that they are now.
+OLD_TIMESTEP = {'fusion': 'fusion', 'timestep_from': 'source'}
+OLD_NOISE = {'noise_seed': 'seed', 'num_draws': 'draws'}
 
 
 class _Frozen:
@@ -89,8 +81,10 @@ class ASelecTDiT(BaseModule):
 
     Args:
         pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME`` for
-            a model that ships with the package; or a transformer alone, in a folder or a file of
-            weights: see ``docs/checkpoints.md``.
+            a model that ships with the package. Or a dict of such a ``model`` and other fields of
+            :class:`~mmaselect.diffusion.ModelSource`: ``base``, ``vae``, ``original``, ``lora``,
+            ``load_kwargs`` (``quantization_config``, ``device_map``), ``revision``, ``variant``,
+            ``cache_dir``, ``token``, ``local_files_only``. See ``docs/checkpoints.md``.
         blocks: Indices of the transformer blocks to read, one feature map each; negative ones count
             from the end, repeats are allowed. The family's default (a middle block) if None.
         feature: What to read in a block. Defaults to ``'query'``.
@@ -102,10 +96,16 @@ class ASelecTDiT(BaseModule):
               have either.
         timestep: ``'auto'``, or an index of the unshifted training schedule: 0 = clean,
             T - 1 = noise (T is 1000 for all published models). A list of them, one of which may be
-            ``'auto'``, reads at each: ``['auto', 300]``.
-        fusion: How maps of several timesteps become one: ``'concat'`` joins their channels,
-            ``'mean'`` averages them. Either way an image costs one transformer pass for each; it is
-            encoded once, and has one noise draw for all.
+            ``'auto'``, reads at each: ``['auto', 300]``. Or a dict:
+
+            - ``steps``: any of these. Defaults to ``'auto'``.
+            - ``fusion``: how maps of several timesteps become one: ``'concat'`` joins their
+              channels, ``'mean'`` averages them. Either way an image costs one transformer pass for
+              each; it is encoded once, and has one noise draw for all.
+            - ``source``: which timestep holds where a checkpoint brings one: ``'checkpoint'``, the
+              one that its heads were trained at (nothing is selected then, be it a resumed run,
+              ``load_from`` or ``init_model``), or ``'config'``, the one that ``steps`` gives or
+              selects.
         selection: How ``'auto'`` selects: ``'paper'`` for the paper's own criterion
             (:class:`~mmaselect.selection.criteria.paper_hfr.PaperHFR`, which says what it loses),
             or a dict with ``preset='paper'`` or some of the fields of
@@ -127,9 +127,8 @@ class ASelecTDiT(BaseModule):
         noise: ``'fresh'`` is a new draw per call (in a run, one that depends on the run's seed, the
             iteration and the rank, so that a resumed run repeats it); ``'fixed'`` depends on the
             seed and the latent's shape alone; ``'auto'`` is fresh in training and fixed in
-            evaluation.
-        noise_seed: Seed of fixed noise.
-        num_draws: Noise draws whose features are averaged, at one transformer pass each.
+            evaluation. Or a dict of such a ``mode``, of ``seed`` (of fixed noise, 0) and ``draws``
+            (whose features are averaged, at one transformer pass each; 1).
         compile: Whether to compile the blocks on the way to those that are read: True, or a dict of
             options of ``torch.compile``, such as ``dict(mode='max-autotune')``. The first pass
             takes long, and others are faster; features are equal up to rounding.
@@ -142,23 +141,9 @@ class ASelecTDiT(BaseModule):
             - A dict of ``kind`` (one of the two) and any of ``dtype`` of the files (``'fp32'``,
               ``'fp16'``, ``'bf16'``; by default one that loses nothing), ``folder``
               (``$MMASELECT_CACHE/frozen``) and ``max_gb``, the bound of its size (50).
-        load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
-            example ``quantization_config`` or ``device_map``.
-        hub_kwargs: ``revision``, ``variant``, ``cache_dir``, ``token``, ``local_files_only``.
-        base: Pipeline (hub id, local folder, ``mmaselect://NAME``) that scheduler, VAE and text
-            encoders come from, where ``pretrained`` is a transformer alone.
-        vae: Hub id or local folder of a VAE in place of the model's own: a fine-tuned version of
-            the same, or its TAESD.
-        original: What a file of the DiT kind holds, where neither its name nor its content tells:
-            ``'dit'``, ``'sit'`` or ``'repa'``, or a dict of ``model`` (one of them) and
-            ``num_heads`` (for sizes that are not published).
-        lora: File, folder or hub id of a LoRA that is fused into the weights.
-        lora_scale: What it is multiplied by.
-        timestep_from: Which timestep holds where a checkpoint brings one: ``'checkpoint'``, the one
-            that its heads were trained at (nothing is selected then, be it a resumed run,
-            ``load_from`` or ``init_model``), or ``'config'``, the one that ``timestep`` gives or
-            selects.
         init_cfg: As in every ``BaseModule``; loads nothing of the frozen part.
+        flat: Entries of ``pretrained``, ``timestep`` and ``noise`` as arguments of their own, as in
+            versions before they were entries; a warning shows the new form.
 
     Shape:
         - Input: (B, 3, H, W), as the ``data_preprocessor`` gives it; any H and W.
@@ -181,10 +166,10 @@ class ASelecTDiT(BaseModule):
 
     def __init__(
         self,
-        pretrained: str | Path,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
         blocks: Sequence[int] | int | None = None,
         feature: str = 'query',
-        timestep: str | int | Sequence[str | int] = 'auto',
+        timestep: str | int | Sequence[str | int] | Mapping[str, Any] = 'auto',
         selection: Mapping[str, Any] | str | None = None,
         calibration: str | Path | Mapping[str, Any] | None = None,
         condition: Any = None,
@@ -192,28 +177,19 @@ class ASelecTDiT(BaseModule):
         input_std: float | Sequence[float] = (127.5, 127.5, 127.5),
         channel_order: str = 'rgb',
         dtype: str | torch.dtype = 'fp32',
-        noise: str = 'auto',
-        noise_seed: int = 0,
-        num_draws: int = 1,
+        noise: str | Mapping[str, Any] = 'auto',
         compile: bool | Mapping[str, Any] = False,
         cache: str | Mapping[str, Any] | None = None,
-        load_kwargs: Mapping[str, Any] | None = None,
-        hub_kwargs: Mapping[str, Any] | None = None,
-        base: str | Path | None = None,
-        vae: str | Path | None = None,
-        original: str | Mapping[str, Any] | None = None,
-        lora: str | Path | None = None,
-        lora_scale: float = 1.0,
-        timestep_from: str = 'checkpoint',
-        fusion: str = 'concat',
         init_cfg: Mapping[str, Any] | None = None,
+        **flat: Any,
     ) -> None:
         super().__init__(init_cfg)
-        choice('noise', noise, NOISE_MODES)
+        timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
+        noise = gathered('noise', noise, 'mode', OLD_NOISE, flat)
+        self.source = ModelSource.gather(pretrained, flat)
+        self.plan = TimestepPlan.parse(timestep)
+        self.noise = NoiseOptions.parse(noise)
         choice('channel_order', channel_order, CHANNEL_ORDERS)
-        choice('timestep_from', timestep_from, TIMESTEP_SOURCES)
-        num_draws = whole_number('num_draws', num_draws, 1, MAX_DRAWS)
-        noise_seed = seed_number('noise_seed', noise_seed)
         input_mean = three_numbers('input_mean', input_mean)
         input_std = three_numbers('input_std', input_std, positive=True)
         if not isinstance(compile, (bool, Mapping)):
@@ -223,7 +199,8 @@ class ASelecTDiT(BaseModule):
             )
         compile_options = keywords('compile', compile) if isinstance(compile, Mapping) else {}
         cache_options = CacheOptions.parse(cache)
-        if cache_options is not None and cache_options.kind == 'features' and noise != 'fixed':
+        is_fixed = self.noise.mode == 'fixed'
+        if cache_options is not None and cache_options.kind == 'features' and not is_fixed:
             raise ValueError(
                 f"cache='features' keeps one result for each image, and with noise={noise!r} an "
                 f"image never gives the same twice. Set noise='fixed', or keep what comes before "
@@ -232,33 +209,17 @@ class ASelecTDiT(BaseModule):
         check_init_cfg(init_cfg)
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
-        self.plan = TimestepPlan.parse(timestep, fusion)
-        self.pretrained = str(pretrained)
+        self.pretrained = str(self.source.model)
         self.feature = feature
         self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
         self.channel_order = channel_order
-        self.noise = noise
-        self.noise_seed = noise_seed
-        self.num_draws = num_draws
-        self.timestep_from = timestep_from
         self.selection_result: SelectionResult | None = None
         self.calibration_thumbnails: list[Thumbnail] = []
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
-                pretrained,
-                blocks=blocks,
-                features=feature,
-                dtype=dtype,
-                condition=condition,
-                load_kwargs=load_kwargs,
-                base=base,
-                vae=vae,
-                original=original,
-                lora=lora,
-                lora_scale=lora_scale,
-                **keywords('hub_kwargs', hub_kwargs, HUB_KWARGS),
+                self.source, blocks=blocks, features=feature, dtype=dtype, condition=condition
             )
         )
         if compile or isinstance(compile, Mapping):
@@ -293,7 +254,7 @@ class ASelecTDiT(BaseModule):
             self.register_buffer('fused_timesteps', self.plan.to_tensor())
             print_log(
                 f'A-SelecT: each image is read at {self.plan.count} timesteps '
-                f'({", ".join(map(str, self.plan.steps))}; fusion {fusion!r}): '
+                f'({", ".join(map(str, self.plan.steps))}; fusion {self.plan.fusion!r}): '
                 f'{self.plan.count} transformer passes, {self.out_channels[0]} channels a map',
                 logger='current',
             )
@@ -310,7 +271,9 @@ class ASelecTDiT(BaseModule):
         self._finite_watch = FiniteWatch()
         self.cache: FrozenCache | None = None
         if cache_options is not None:
-            self.cache = FrozenCache(self.dit, feature, cache_options, (noise_seed, num_draws))
+            self.cache = FrozenCache(
+                self.dit, feature, cache_options, (self.noise.seed, self.noise.draws)
+            )
 
     # -- the frozen part --------------------------------------------------------------------------
     @property
@@ -359,7 +322,7 @@ class ASelecTDiT(BaseModule):
         if not self.is_automatic or int(self.picked_timestep) >= 0:
             return
         expects = self.expects_checkpoint
-        self._awaits_checkpoint = self.timestep_from == 'checkpoint' and (
+        self._awaits_checkpoint = self.plan.source == 'checkpoint' and (
             checkpoint_is_due() if expects is None else expects
         )
         if not self._awaits_checkpoint:
@@ -425,13 +388,13 @@ class ASelecTDiT(BaseModule):
         return images.flip(1) if self.channel_order == 'bgr' else images
 
     def _draw_noise(self, latent: Tensor, draw: int) -> Tensor:
-        fresh = self.training if self.noise == 'auto' else self.noise == 'fresh'
+        fresh = self.training if self.noise.mode == 'auto' else self.noise.mode == 'fresh'
         if fresh:
             return self._fresh_noise.draw(latent, draw)
         shape = tuple(latent.shape[1:])
         kept = self._fixed_noise
         if kept is None or kept.shape[1:] != shape or kept.device != latent.device:
-            seeds = [seed_of_noise(self.noise_seed, 0, draw) for draw in range(self.num_draws)]
+            seeds = [seed_of_noise(self.noise.seed, 0, n) for n in range(self.noise.draws)]
             self._fixed_noise = kept = draw_noise(shape, seeds, latent.device)
         return kept[draw].expand_as(latent)
 
@@ -470,11 +433,11 @@ class ASelecTDiT(BaseModule):
         """Map of each block, by its number as text, as precise as the frozen part gives it."""
         drawn = [
             self.dit.features(latent, timestep, self._draw_noise(latent, draw))
-            for draw in range(self.num_draws)
+            for draw in range(self.noise.draws)
         ]
         maps = {
             str(block): drawn[0][block, self.feature]
-            if self.num_draws == 1
+            if self.noise.draws == 1
             else torch.stack([each[block, self.feature].float() for each in drawn]).mean(0)
             for block in dict.fromkeys(self.blocks)
         }
@@ -500,8 +463,8 @@ class ASelecTDiT(BaseModule):
             if self._awaits_checkpoint and theirs >= 0:
                 print_log(
                     f'A-SelecT: timestep {theirs} comes from the checkpoint, nothing is selected. '
-                    f"To select with this config instead, set timestep_from='config' in the "
-                    f'backbone',
+                    f'To select with this config instead, set '
+                    f"timestep=dict(source='config') in the backbone",
                     logger='current',
                 )
         elif theirs != mine:
@@ -510,19 +473,19 @@ class ASelecTDiT(BaseModule):
     def _choose_timestep(self, mine: int, theirs: int) -> None:
         """Read at one of two timesteps, the config's or a checkpoint's, and say which."""
         how = 'selected' if self.is_automatic else 'given'
-        if self.timestep_from == 'config' or theirs < 0:
+        if self.plan.source == 'config' or theirs < 0:
             self.timestep = mine
             message = (
                 f"the config's timestep {mine} ({how}) is in use, and not the checkpoint's "
                 f'{theirs}, which its heads were trained at. To read there, set '
-                f"timestep_from='checkpoint' in the backbone"
+                f"timestep=dict(steps=..., source='checkpoint') in the backbone"
             )
         else:
             self.selection_result = None  # it tells of another timestep
             message = (
                 f'the checkpoint was trained at timestep {theirs}, which is in use now in place '
                 f"of the config's {mine} ({how}). To read at the config's, set "
-                f"timestep_from='config' in the backbone"
+                f"timestep=dict(steps=..., source='config') in the backbone"
             )
         if theirs >= 0:
             print_log(f'A-SelecT: {message}', logger='current', level=30)

@@ -22,6 +22,7 @@ import test_sana
 import test_wan
 import torch
 from diffusers import DiTTransformer2DModel, Lumina2Transformer2DModel
+from sources import described
 from test_single_files import COMFY, assert_same_weights, save, save_gguf
 
 from mmaselect.diffusion import FrozenDiT
@@ -89,9 +90,8 @@ def case(tmp_path_factory):
 
 
 def features(pretrained, blocks, **options):
-    dit = FrozenDiT.from_pretrained(
-        pretrained, blocks=blocks, features=('query', 'output'), **options
-    )
+    source, others = described(pretrained, options)
+    dit = FrozenDiT.from_pretrained(source, blocks=blocks, features=('query', 'output'), **others)
     # Where a weight lies in a file decides how a CPU rounds: all of them lie anew.
     for parameter in dit.transformer.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)

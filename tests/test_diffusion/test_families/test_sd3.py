@@ -96,7 +96,7 @@ def test_other_ways_of_loading_read_the_same(tmp_path, load_kwargs):
     save_sd3(tmp_path)
     noise = torch.randn(1, 16, 8, 8)
     plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)
-    other = FrozenDiT.from_pretrained(tmp_path, blocks=2, load_kwargs=load_kwargs)
+    other = FrozenDiT.from_pretrained(dict(model=tmp_path, load_kwargs=load_kwargs), blocks=2)
     assert type(other.transformer) is diffusers.SD3Transformer2DModel
     assert len(other.transformer.transformer_blocks) == 3
     expected = plain.features(noise, 300, noise)[2, 'query']
@@ -110,7 +110,7 @@ def test_quantised_weights(tmp_path):
     plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)
     config = diffusers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
     quantised = FrozenDiT.from_pretrained(
-        tmp_path, blocks=2, load_kwargs={'quantization_config': config}
+        dict(model=tmp_path, load_kwargs={'quantization_config': config}), blocks=2
     )
     assert 'Int8' in type(quantised.transformer.transformer_blocks[0].attn.to_q.weight).__name__
     expected = plain.features(noise, 300, noise)[2, 'query']

@@ -10,6 +10,7 @@ import test_z_image
 import torch
 from diffusers import DiTTransformer2DModel, GGUFQuantizationConfig, SD3Transformer2DModel
 from diffusers.models.modeling_utils import ModelMixin
+from sources import described
 from tiny_sd3 import save_sd3
 
 from mmaselect.diffusion import FrozenDiT
@@ -53,9 +54,8 @@ def save(weights, file):
 
 
 def features(pretrained, block, **options):
-    dit = FrozenDiT.from_pretrained(
-        pretrained, blocks=block, features=('query', 'output'), **options
-    )
+    source, others = described(pretrained, options)
+    dit = FrozenDiT.from_pretrained(source, blocks=block, features=('query', 'output'), **others)
     torch.manual_seed(5)  # only now: how weights are read takes its share of random numbers
     latent = dit.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
     return dit, dit.features(latent, 300, torch.randn_like(latent))
@@ -285,7 +285,7 @@ def test_gguf_is_not_installed(bases, tmp_path, monkeypatch):
 
     monkeypatch.setattr(gguf_file.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match=r'pip install gguf.*mmaselect\[checkpoints\]'):
-        FrozenDiT.from_pretrained(file, base=bases['z_image'][0])
+        FrozenDiT.from_pretrained(dict(model=file, base=bases['z_image'][0]))
 
 
 # -- LoRA -----------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_lora(bases, sd3_lora, tmp_path, kind, scale, caplog):
     )
     plain, unchanged = features(folder, 2)
     with caplog.at_level('INFO'):
-        dit, found = features(folder, 2, lora=given, lora_scale=scale)
+        dit, found = features(folder, 2, lora=dict(path=given, scale=scale))
     assert close(found, expected[1])
     assert not close(found, unchanged)
     assert type(dit.transformer) is SD3Transformer2DModel
@@ -374,7 +374,7 @@ def test_lora_of_a_class_that_diffusers_gives_none(tiny_latent_dit, tmp_path):
     lora = make_lora(model, ('attn1.to_q', 'attn1.to_k'))
     file = save(lora, tmp_path / 'lora.safetensors')
     fused = fused_by_hand(tiny_latent_dit, DiTTransformer2DModel, lora, 2, tmp_path / 'fused')
-    dit, found = features(tiny_latent_dit, 3, lora=file, lora_scale=2)
+    dit, found = features(tiny_latent_dit, 3, lora=dict(path=file, scale=2))
     assert close(found, features(fused, 3)[1])
     assert type(dit.transformer) is DiTTransformer2DModel
 
@@ -408,8 +408,8 @@ def test_lora_errors(bases, sd3_lora, tmp_path, caplog):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             features(folder, 1, lora=lora)
     for scale in ('x', None, float('nan')):
-        with pytest.raises(ValueError, match='lora_scale must be a number'):
-            features(folder, 1, lora_scale=scale)
+        with pytest.raises(ValueError, match='scale of lora must be a number'):
+            features(folder, 1, lora=dict(path='x.safetensors', scale=scale))
     # Of blocks that are not read: nothing to do, and said.
     deep = {key: value for key, value in sd3_lora.items() if '.4.' in key}
     with caplog.at_level('INFO'):

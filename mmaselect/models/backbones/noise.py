@@ -1,13 +1,55 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Fresh noise for every forward pass, the same again when a run is resumed."""
+"""The noise that images are read with: fresh in every forward pass, or fixed."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 from torch import Tensor
+
+from mmaselect.checks import choice, keywords, seed_number, whole_number
+from mmaselect.diffusion.process import MAX_DRAWS
+
+MODES = ('auto', 'fresh', 'fixed')
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    """How noise is drawn.
+
+    Attributes:
+        mode: ``'fresh'`` is a new draw in each forward pass, ``'fixed'`` depends on the seed and
+            the latent's shape alone, ``'auto'`` is fresh in training and fixed in evaluation.
+        seed: Of fixed noise.
+        draws: Draws whose features are averaged.
+
+    Raises:
+        ValueError: If a value is of another type, or out of range.
+    """
+
+    mode: str = 'auto'
+    seed: int = 0
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        choice('noise', self.mode, MODES)
+        object.__setattr__(self, 'seed', seed_number('seed of noise', self.seed))
+        object.__setattr__(self, 'draws', whole_number('draws of noise', self.draws, 1, MAX_DRAWS))
+
+    @classmethod
+    def parse(cls, noise: str | Mapping[str, Any] | NoiseOptions) -> NoiseOptions:
+        """Options from what a config says: the mode, a dict of fields, or options."""
+        if isinstance(noise, NoiseOptions):
+            return noise
+        if not isinstance(noise, Mapping):
+            return cls(noise)
+        return cls(**keywords('noise', noise, tuple(each.name for each in fields(cls))))
 
 
 class FreshNoise:
