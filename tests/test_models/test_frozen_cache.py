@@ -15,6 +15,7 @@ from forks import exit_code, forked
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from toy_segmentor import Segmentor
 
 from mmaselect.models import ASelecTDiT
@@ -246,19 +247,64 @@ def test_copies_share_it(tiny_dit):
 
 
 # -- files ----------------------------------------------------------------------------------------
-def test_a_damaged_shard_is_named_and_computed_again(tiny_dit, root, heard):
+def flip_a_bit(shard):
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    shard.write_bytes(data)
+
+
+def rewrite(**changes):
+    def change(shard):
+        tensors = load_file(shard)
+        for name, how in changes.items():
+            tensors[name] = how(tensors[name].clone())
+        save_file({name: value.contiguous() for name, value in tensors.items()}, shard)
+
+    return change
+
+
+def without_checks(shard):
+    tensors = load_file(shard)
+    del tensors['checks']
+    save_file(tensors, shard)
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda shard: shard.write_bytes(shard.read_bytes()[:-100]),
+        lambda shard: shard.write_bytes(b'x'),
+        flip_a_bit,
+        rewrite(**{'1': lambda maps: maps * 2}),
+        rewrite(**{'1': lambda maps: maps * float('nan')}),
+        rewrite(**{'3': lambda maps: maps[:, :5]}),
+        rewrite(**{'3': lambda maps: maps.half()}),
+        rewrite(**{'3': lambda maps: maps[:3]}),
+        rewrite(**{'1': lambda maps: maps.flip(0)}),
+        rewrite(keys=lambda keys: keys.roll(1, 0)),
+        rewrite(keys=lambda keys: keys[:, :8]),
+        rewrite(checks=lambda checks: checks[:, :1]),
+        without_checks,
+    ],
+    ids=[
+        *('cut', 'no file', 'bit', 'doubled', 'NaN', '5 channels', 'half', 'a row less'),
+        *('other images', 'other keys', 'short keys', 'a checksum less', 'no checksums'),
+    ],
+)
+def test_a_damaged_shard_is_named_and_computed_again(tiny_dit, root, heard, damage):
     images = torch.rand(4, 3, 32, 32)
     model = make(tiny_dit)
     expected = model(images)[0]
     model.cache.flush()
     (shard,) = shards(root)
-    shard.write_bytes(shard.read_bytes()[:-100])
+    damage(shard)
     second = make(tiny_dit)
     counted = count(second)
     assert torch.equal(second(images)[0], expected)
     assert counted['passes'] == 4
-    assert f'{shard} cannot be used' in heard.getvalue()
+    assert f'{shard} is damaged' in heard.getvalue()
     second.cache.flush()
+    assert shards(root) == [shard]
     third = make(tiny_dit)
     counted = count(third)
     assert torch.equal(third(images)[0], expected) and counted['passes'] == 0

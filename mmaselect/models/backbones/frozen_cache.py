@@ -28,12 +28,13 @@ from mmaselect.diffusion.codec import PixelCodec
 from mmaselect.diffusion.loading import parse_dtype
 from mmaselect.models.backbones.finite_watch import explain
 from mmaselect.models.backbones.tensor_store import KEY_SIZE, TensorStore, folder_bytes
+from mmaselect.row_checks import CHECK_SIZE
 from mmaselect.selection.identity import model_identity, weights_fingerprint
 from mmaselect.selection.result import cache_root, settings_key
 
 KINDS = ('features', 'latents')
 #: Format of the folders; another one is another folder.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,13 @@ class FrozenCache:
         """Bytes that an image of a size (height, width) takes on disk."""
         rows, columns = self._grid(size)
         if self.kind == 'features':
-            channels = sum(self.dit.channels((b, self.feature)) for b in set(self.dit.blocks))
-            values = channels * rows * columns
+            blocks = set(self.dit.blocks)
+            channels = sum(self.dit.channels((block, self.feature)) for block in blocks)
+            values, tensors = channels * rows * columns, len(blocks)
         else:
+            tensors = 1
             values = self.dit.family.in_channels * rows * columns * self.dit.family.patch_size**2
-        return values * self.dtype.itemsize + KEY_SIZE
+        return values * self.dtype.itemsize + KEY_SIZE + CHECK_SIZE * tensors
 
     def store(self, size: tuple[int, int], timestep: int) -> TensorStore:
         """Where the values of images of a size (height, width) are."""

@@ -1,9 +1,11 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Tensors on disk by key: written by several processes at once, read memory-mapped by all of them.
 
-A store is a folder of safetensors shards. Each shard holds ``keys`` (entries, 16) and, for every
-name, one tensor (entries, ...). There is no index that could disagree with them: the keys of all
-shards are read when the store is opened, and those of new shards when a key is not found.
+A store is a folder of safetensors shards. Each shard holds ``keys`` (entries, 16), for every name
+one tensor (entries, ...), and a checksum of each row. There is no index that could disagree with
+them: the keys of all shards are read when the store is opened, and those of new shards when a key
+is not found. A row is checked when it is first read; a shard that fails is
+written anew.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaselect.files import write_json, written_aside
+from mmaselect.row_checks import CHECKS, RowReader, row_checks
 
 #: Bytes of a key.
 KEY_SIZE = 16
@@ -53,8 +56,8 @@ class TensorStore:
     """Entries of named tensors, of equal shapes, by a key of 16 bytes.
 
     A shard is there in full or not at all, so a process that is killed loses what it had not
-    written yet, and nothing is read that is not whole. Entries that two processes have computed
-    are kept once or twice, and are the same.
+    written yet, and nothing is read that is not what was written. Entries that two processes have
+    computed are kept once or twice, and are the same.
 
     Args:
         folder: Where the shards are.
@@ -78,9 +81,11 @@ class TensorStore:
         self.folder, self.root = Path(folder), Path(root)
         self.max_bytes, self.shard_bytes = max_bytes, shard_bytes
         self._found: dict[bytes, Entry] = {}
+        self._readers: dict[int, tuple[Path, RowReader]] = {}
         self._pending: dict[bytes, Entry] = {}
         self._pending_bytes = 0
         self._shards: set[str] = set()
+        self._damaged: list[Path] = []
         self._changed: int | None = None
         self._is_open_to_more = True
         self._owner = os.getpid()
@@ -142,17 +147,21 @@ class TensorStore:
             with safe_open(path, framework='pt') as shard:
                 # Memory-mapped: nothing but the keys is read here.
                 tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-            keys = tensors.pop(KEYS)
+            keys, checks = tensors.pop(KEYS), tensors.pop(CHECKS)
             if keys.dtype != torch.uint8 or keys.shape[1:] != (KEY_SIZE,):
                 raise ValueError(f'its keys are {tuple(keys.shape)}, {keys.dtype}')
             if not tensors or any(len(tensor) != len(keys) for tensor in tensors.values()):
                 raise ValueError('its tensors are not those of its keys')
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            self._readers[id(tensors)] = path, RowReader(tensors, checks)
+        except OSError as error:
             print_log(
-                f'cache: {path} cannot be used ({error!r}); remove it',
+                f'cache: {path} cannot be read ({error}); its images are computed again',
                 logger='current',
                 level=logging.WARNING,
             )
+            return
+        except (SafetensorError, ValueError, KeyError) as error:
+            self._drop(path, f'{error!r}')
             return
         text = keys.numpy().tobytes()
         for row in range(len(keys)):
@@ -160,17 +169,42 @@ class TensorStore:
             self._found[key] = (tensors, row)
             self._pending.pop(key, None)
 
+    def _drop(self, path: Path, why: str) -> None:
+        """Use nothing of a shard that is not what was written; the next one takes its place."""
+        print_log(
+            f'cache: {path} is damaged ({why}): its images are computed again, and written in its '
+            f'place',
+            logger='current',
+            level=logging.WARNING,
+        )
+        self._damaged.append(path)
+
+    def _checked(self, key: bytes) -> Entry | None:
+        """The entry of a key, None if there is none that is what was written."""
+        entry = self._found.get(key)
+        if entry is None:
+            return None
+        tensors, row = entry
+        path, reader = self._readers.get(id(tensors), (None, None))
+        if path is None or reader is None or reader.is_whole(row, key):
+            return entry
+        for other in [k for k, (found, _) in self._found.items() if found is tensors]:
+            del self._found[other]
+        del self._readers[id(tensors)]
+        self._drop(path, f'the values of entry {row} are not those that were written')
+        return None
+
     def find(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        """The entries of some keys, None for each that is not there."""
-        entries = [self._found.get(key) for key in keys]
+        """The entries of some keys, None for each that is not there, or was damaged."""
+        entries = [self._checked(key) for key in keys]
         if any(entry is None for entry in entries):
             self.refresh()
-            entries = [self._found.get(key) for key in keys]
+            entries = [self._checked(key) for key in keys]
         elif self._pending and any(key in self._pending for key in keys):
             # All is there, and part of it is this process's own: a second pass over the images
             # has begun. Others wait for the rest of the first.
             self.flush()
-            entries = [self._found.get(key) for key in keys]
+            entries = [self._checked(key) for key in keys]
         return entries
 
     # -- writing ----------------------------------------------------------------------------------
@@ -202,6 +236,7 @@ class TensorStore:
         names = sorted(entries[0][1][0])
         shard = {name: torch.stack([e[name][row] for _, (e, row) in entries]) for name in names}
         text = bytearray(b''.join(key for key, _ in entries))
+        shard[CHECKS] = row_checks(shard, [key for key, _ in entries])
         shard[KEYS] = torch.frombuffer(text, dtype=torch.uint8).view(-1, KEY_SIZE)
         size = sum(tensor.nbytes for tensor in shard.values())
         there = folder_bytes(self.root)
@@ -213,6 +248,9 @@ class TensorStore:
             )
             return
         path = self.folder / f'{_PREFIX}{uuid.uuid4().hex}{_SUFFIX}'
+        if self._damaged:
+            path = self._damaged.pop()
+            self._shards.discard(path.name)
         try:
             with written_aside(path) as aside:
                 save_file(shard, aside)
