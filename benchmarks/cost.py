@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.diffusion import FrozenDiT, build_process, known_families
 from mmaselect.diffusion.codec import KLCodec, TinyCodec
-from mmaselect.utils import load_config
+from mmaselect.launch.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'cost.md'

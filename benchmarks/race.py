@@ -31,9 +31,9 @@ from torch.nn import functional as F
 from mmaselect.analysis.criteria_benchmark import CorruptedLabels, load_cases
 from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.images.datasets import build_dataset
-from mmaselect.images.labelled import LabelledImages
+from mmaselect.images.labeled import LabeledImages
 from mmaselect.images.views import ViewOptions
+from mmaselect.openmmlab.dataset_images import build_dataset
 from mmaselect.selection import InstanceSensitivity
 from mmaselect.selection.race import contenders
 from mmaselect.selection.scoring import StepScores, build_criteria, score_step, start_meters
@@ -129,7 +129,7 @@ def collect(name: str, pool: int, out: Path) -> Pool:
     dit = FrozenDiT.from_pretrained(case.pretrained, blocks=blocks, features='query')
     source = CorruptedLabels(build_dataset(case.train), case.task)
     source.corruption, source.severity = case.corruption, case.severity
-    images = LabelledImages(source, dit.native_size, pool, case.seed).with_views(ViewOptions())
+    images = LabeledImages(source, dit.native_size, pool, case.seed).with_views(ViewOptions())
     encoded = EncodedImages(dit, images, 64, case.seed)
     criteria = build_criteria(list(CRITERIA.values()))
     arrays = {}

@@ -6,12 +6,10 @@ Importing the package makes its registries known to MMEngine, so that a config w
 torch: each name below is looked up when it is first asked for (PEP 562).
 """
 
-# First of all: says which toolboxes are missing, and how to get them.
-from mmaselect.utils import leave_out_broken_multimodal, map_config_scopes  # isort: skip
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmaselect import registry  # noqa: F401 (its import is what makes it known)
+from mmaselect.openmmlab import connect, is_installed
 from mmaselect.version import __version__
 
 if TYPE_CHECKING:
@@ -55,7 +53,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
 
 
-# Bases such as 'mmseg::...' are then found with either distribution of OpenMMLab.
-map_config_scopes()
-# Before anything imports MMPretrain's models.
-leave_out_broken_multimodal()
+# All but what a config names works without OpenMMLab.
+if is_installed():
+    connect()

@@ -78,7 +78,7 @@ def seed_number(name: str, value: Any) -> int:
     return whole_number(name, value, 0, MAX_SEED)
 
 
-def image_size(name: str, value: Any) -> int | tuple[int, int]:
+def check_image_size(name: str, value: Any) -> int | tuple[int, int]:
     """A side, or (height, width), in pixels."""
     if is_whole_number(value):
         return whole_number(name, value, 1, MAX_SIDE)
@@ -105,7 +105,7 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def path(name: str, value: Any) -> str | Path:
+def check_path(name: str, value: Any) -> str | Path:
     """A path that is not empty."""
     if not isinstance(value, (str, os.PathLike)) or not str(value) or '\0' in str(value):
         raise ValueError(f'{name} must be a path, as text or a Path; got {shorten(value)}')

@@ -25,6 +25,11 @@ _ASIDE = re.compile(
 )
 
 
+def cache_root() -> Path:
+    """``$MMASELECT_CACHE``, or ``~/.cache/mmaselect``."""
+    return Path(os.environ.get('MMASELECT_CACHE') or Path.home() / '.cache' / 'mmaselect')
+
+
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; on leaving without an error it takes that place.

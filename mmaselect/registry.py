@@ -1,45 +1,80 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The package's own registries, children of MMEngine's roots (scope ``mmaselect``).
+"""Criteria by name. The registries of what configs build are in ``mmaselect.openmmlab.registries``.
 
-A config of any toolbox reaches a class of ours as ``type='mmaselect.ASelecTDiT'`` once
-``custom_imports = dict(imports=['mmaselect'])`` (or any import of the package) has run.
+A registry of our own: criteria are used without OpenMMLab, too.
 """
 
-from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
-from mmengine.registry import Registry
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
 
 SCOPE = 'mmaselect'
+Class = TypeVar('Class', bound=type)
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmaselect.models'])
-DATASETS = Registry(
-    'dataset', parent=MMENGINE_DATASETS, scope=SCOPE, locations=['mmaselect.datasets']
-)
-DATA_SAMPLERS = Registry(
-    'data sampler',
-    parent=MMENGINE_DATA_SAMPLERS,
-    scope=SCOPE,
-    locations=['mmaselect.datasets'],
-)
-TRANSFORMS = Registry(
-    'transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['mmaselect.datasets']
-)
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmaselect.engine'])
-METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['mmaselect.engine'])
+
+class Registry:
+    """Classes by name, with the calls of MMEngine's registries.
+
+    Args:
+        name: What the classes are, for messages.
+        location: Module whose import registers those of the package.
+    """
+
+    def __init__(self, name: str, location: str) -> None:
+        self.name = name
+        self.location = location
+        self.module_dict: dict[str, type] = {}
+
+    def register_module(
+        self, name: str | None = None, force: bool = False
+    ) -> Callable[[Class], Class]:
+        """Decorator that registers a class.
+
+        Args:
+            name: Its name here; that of the class if None.
+            force: Whether it may replace another class of that name.
+
+        Raises:
+            KeyError: If another class has the name.
+            TypeError: If what is decorated is not a class.
+        """
+
+        def register(cls: Class) -> Class:
+            if not inspect.isclass(cls):
+                raise TypeError(f'{self.name} must be a class, got {cls!r}')
+            key = cls.__name__ if name is None else name
+            if not force and self.module_dict.get(key, cls) is not cls:
+                raise KeyError(f'{key} is registered already as a {self.name}')
+            self.module_dict[key] = cls
+            return cls
+
+        return register
+
+    def import_from_location(self) -> None:
+        """Register the classes of the package."""
+        import_module(self.location)
+
+    def get(self, name: str) -> type | None:
+        """The class of a name, with or without the prefix ``mmaselect.``; None if unknown."""
+        self.import_from_location()
+        return self.module_dict.get(name.removeprefix(f'{SCOPE}.'))
+
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """An object from a dict with the class's name as ``type`` and its arguments.
+
+        Raises:
+            KeyError: If there is no such class.
+        """
+        arguments = dict(config)
+        kind = arguments.pop('type')
+        cls = self.get(kind) if isinstance(kind, str) else kind
+        if cls is None:
+            raise KeyError(f'{kind!r} is not a registered {self.name}')
+        return cls(**arguments)
+
+
 #: Criteria that score a timestep: see mmaselect.selection.criteria.base.Criterion.
-CRITERIA = Registry('criterion', scope=SCOPE, locations=['mmaselect.selection.criteria'])
-
-__all__ = [
-    'CRITERIA',
-    'DATASETS',
-    'DATA_SAMPLERS',
-    'HOOKS',
-    'METRICS',
-    'MODELS',
-    'SCOPE',
-    'TRANSFORMS',
-]
+CRITERIA = Registry('criterion', 'mmaselect.selection.criteria')

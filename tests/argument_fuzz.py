@@ -27,7 +27,7 @@ from PIL import Image
 import mmaselect
 from mmaselect.apis import FeatureExtractor, save_features, select_timestep
 from mmaselect.diffusion import FrozenDiT
-from mmaselect.images.datasets import build_image_source
+from mmaselect.images.sources import build_image_source
 from mmaselect.images.views import ViewOptions
 from mmaselect.models import ASelecTDiT
 from mmaselect.selection import SelectionOptions

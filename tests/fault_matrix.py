@@ -44,10 +44,10 @@ from PIL import Image, PngImagePlugin
 from mmaselect import select_timestep
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet, ImageFolder
-from mmaselect.images.datasets import build_image_source
+from mmaselect.images.sources import build_image_source
 from mmaselect.models import ASelecTDiT
+from mmaselect.openmmlab.checkpoints import WholeFileBackend
 from mmaselect.selection import Sweep, save_selection
-from mmaselect.utils.checkpoints import WholeFileBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = [0, 250, 500, 750]

@@ -10,7 +10,7 @@ import pytest
 
 from mmaselect.apis import load_features
 from mmaselect.cli import main
-from mmaselect.utils.compat import multimodal_is_broken
+from mmaselect.openmmlab.compat import multimodal_is_broken
 
 
 def test_list(capsys):

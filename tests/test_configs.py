@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
-from mmaselect.utils import load_config
+from mmaselect.launch.config import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)

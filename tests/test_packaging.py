@@ -113,7 +113,7 @@ def test_editable_install_links_into_the_sources(tmp_path):
     (source / 'configs' / 'mine.py').write_text('answer = 42\n')
     (tmp_path / 'child.py').write_text("_base_ = ['mmaselect::demo/../mine.py']\n")
     code = (
-        'import mmaselect; from mmaselect.utils import load_config; '
+        'import mmaselect; from mmaselect.launch.config import load_config; '
         "print(mmaselect.__file__, load_config('child.py').answer)"
     )
     output = run(python, '-c', code, cwd=tmp_path).split()

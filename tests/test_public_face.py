@@ -8,7 +8,7 @@ import pytest
 
 import mmaselect
 from mmaselect import list_models, model_info
-from mmaselect.utils import multimodal_is_broken
+from mmaselect.openmmlab.compat import multimodal_is_broken
 
 
 def test_every_public_name_is_there():

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from mmaselect.cli import main as command
+from mmaselect.launch.config import load_config
 from mmaselect.pretraining.run_folder import RunFolder
-from mmaselect.tool import run_tool
+from mmaselect.terminal.tool import run_tool
 from mmaselect.untrusted import ANYTHING, ONLY_WEIGHTS, load_tensors, only_weights
-from mmaselect.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

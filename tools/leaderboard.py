@@ -24,6 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmaselect.files import write_atomically, write_json
+from mmaselect.launch.cli import build_runner, get_toolbox, load_config, set_dataloaders
+from mmaselect.launch.flags import add_cfg_options
 from mmaselect.leaderboard.runs import (
     Run,
     check_run,
@@ -35,12 +37,10 @@ from mmaselect.leaderboard.runs import (
     training_memory,
 )
 from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs
-from mmaselect.pages.leaderboard_page import save_leaderboard_page
-from mmaselect.tool import make_tool_parser, run_tool
-from mmaselect.utils.cli import build_runner, get_toolbox, load_config, set_dataloaders
-from mmaselect.utils.flags import add_cfg_options
-from mmaselect.utils.progress import progress_bar
-from mmaselect.utils.tables import markdown_table, write_csv
+from mmaselect.report.leaderboard_page import save_leaderboard_page
+from mmaselect.terminal.progress import progress_bar
+from mmaselect.terminal.tables import markdown_table, write_csv
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 EXAMPLES = """
 examples:

@@ -62,7 +62,7 @@ from mmaselect.pretraining.query_probe import ProbeImages
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.tokens import TokenDrop
 from mmaselect.pretraining.trainer import Trainer
-from mmaselect.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -12,13 +12,12 @@ from mmengine.dist import infer_launcher, init_dist, is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.images.thumbnails import try_thumbnails
-from mmaselect.pages import save_report
-from mmaselect.selection.report import print_selection
-from mmaselect.tool import make_tool_parser, run_tool
-from mmaselect.utils import load_config
-from mmaselect.utils.config import type_name
-from mmaselect.utils.distributed import leave_process_group
-from mmaselect.utils.flags import add_cfg_options, add_device, add_launcher, add_timesteps
+from mmaselect.launch.config import load_config, type_name
+from mmaselect.launch.distributed import leave_process_group
+from mmaselect.launch.flags import add_cfg_options, add_device, add_launcher, add_timesteps
+from mmaselect.report import save_report
+from mmaselect.report.table import print_selection
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 EXAMPLES = """
 examples:

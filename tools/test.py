@@ -16,12 +16,12 @@ from copy import deepcopy
 from glob import glob
 from typing import TYPE_CHECKING
 
-from mmaselect.tool import run_tool
+from mmaselect.launch.cli import build_runner, load_run_config, make_parser, set_dataloaders
+from mmaselect.launch.distributed import leave_process_group
 
 # It checks that the toolboxes are installed, and says what to do if not.
-from mmaselect.utils.checkpoints import check_checkpoint_file
-from mmaselect.utils.cli import build_runner, load_run_config, make_parser, set_dataloaders
-from mmaselect.utils.distributed import leave_process_group
+from mmaselect.openmmlab.checkpoints import check_checkpoint_file
+from mmaselect.terminal.tool import run_tool
 
 if TYPE_CHECKING:
     from mmengine.config import Config

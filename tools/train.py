@@ -14,19 +14,19 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmaselect.tool import run_tool
-
-# It checks that the toolboxes are installed, and says what to do if not.
-from mmaselect.utils.checkpoints import check_checkpoint_file, find_checkpoint
-from mmaselect.utils.cli import (
+from mmaselect.launch.cli import (
     build_runner,
     load_run_config,
     make_parser,
     seed_by_place,
     set_dataloaders,
 )
-from mmaselect.utils.distributed import leave_process_group
-from mmaselect.utils.summary import print_summary
+from mmaselect.launch.distributed import leave_process_group
+from mmaselect.launch.summary import print_summary
+
+# It checks that the toolboxes are installed, and says what to do if not.
+from mmaselect.openmmlab.checkpoints import check_checkpoint_file, find_checkpoint
+from mmaselect.terminal.tool import run_tool
 
 if TYPE_CHECKING:
     from mmengine.config import Config

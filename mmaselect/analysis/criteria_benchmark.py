@@ -28,16 +28,17 @@ from mmaselect.analysis.scores import score_timestep
 from mmaselect.analysis.search import SEARCHES, mean_iou
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images.corruptions import corrupt
-from mmaselect.images.datasets import build_dataset
-from mmaselect.images.labelled import DatasetLabels, LabelledImages
+from mmaselect.images.labeled import LabeledImages
 from mmaselect.images.views import ViewOptions
+from mmaselect.launch.config import load_config
+from mmaselect.openmmlab.dataset_images import build_dataset
+from mmaselect.openmmlab.labeled_images import DatasetLabels
 from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.selection.scoring import (
     build_criteria,
     finite_or_none,
 )
-from mmaselect.utils.config import load_config
-from mmaselect.utils.progress import progress_bar
+from mmaselect.terminal.progress import progress_bar
 
 TOOLBOXES = {'classification': 'mmpretrain', 'segmentation': 'mmseg'}
 PICK_COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f')
@@ -64,7 +65,7 @@ class Case:
             are.
         severity: 1 to 3.
         blocks: Blocks that are read; None for all but the first.
-        image_size: See :class:`LabelledImages`; None for the model's own.
+        image_size: See :class:`LabeledImages`; None for the model's own.
         num_train: Images that probes are fitted on.
         num_test: Images that they are measured on.
         num_images: Calibration images; they are not among the training images.
@@ -210,7 +211,7 @@ def _images(case: Case, dataset: Mapping[str, Any], size: Any, number: int, seed
     # Test images must not have the noise of training images.
     entry = sorted((item for item in dataset.items() if item[0] != 'pipeline'), key=str)
     source.seed = case.seed + zlib.crc32(repr(entry).encode()) % 1000
-    return LabelledImages(source, size, number, seed)
+    return LabeledImages(source, size, number, seed)
 
 
 def run_case(
@@ -282,12 +283,12 @@ def run_case(
     return read_case(case, folder, list(dit.blocks))
 
 
-def split_images(images: LabelledImages, first: int) -> tuple[LabelledImages, LabelledImages]:
+def split_images(images: LabeledImages, first: int) -> tuple[LabeledImages, LabeledImages]:
     """Two sets of images without a common one: a seeded choice of ``first``, and the rest."""
     order = np.random.default_rng(len(images)).permutation(len(images.chosen))
     parts = []
     for chosen in (order[:first], order[first:]):
-        part = LabelledImages(images.source, images.image_size, 1)
+        part = LabeledImages(images.source, images.image_size, 1)
         part.chosen = [images.chosen[i] for i in chosen]
         parts.append(part)
     return parts[0], parts[1]

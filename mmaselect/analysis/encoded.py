@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, TapKey
-from mmaselect.images.labelled import LabelledImages
+from mmaselect.images.labeled import LabeledImages
 from mmaselect.images.views import ViewBoxes
 from mmaselect.selection.scoring import (
     EncodedBatch,
@@ -55,7 +55,7 @@ class EncodedImages:
     def __init__(
         self,
         dit: FrozenDiT,
-        images: LabelledImages,
+        images: LabeledImages,
         batch_size: int = 16,
         seed: int = 0,
         first: int = 0,

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmaselect.selection.plot import COLORS, save_figure
+from mmaselect.report.plot import COLORS, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

@@ -11,10 +11,10 @@ import torch
 from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.analysis.result_folder import ResultFolder
 from mmaselect.analysis.study import Study
-from mmaselect.images.labelled import LabelledImages
+from mmaselect.images.labeled import LabeledImages
 from mmaselect.selection import Criterion
 from mmaselect.selection.scoring import read_meters, score_step, start_meters
-from mmaselect.utils.progress import progress_bar
+from mmaselect.terminal.progress import progress_bar
 
 
 def score_timestep(
@@ -84,7 +84,7 @@ def usable_criteria(
 def score_grid(
     study: Study,
     folder: ResultFolder,
-    images: LabelledImages,
+    images: LabeledImages,
     timesteps: Sequence[int],
     criteria: Mapping[str, Criterion],
 ) -> list[dict[str, Any]]:

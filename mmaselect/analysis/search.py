@@ -24,7 +24,7 @@ from mmaselect.analysis.linear_probe import PROBE_VERSION, LinearProbe, ProbeOpt
 from mmaselect.analysis.stats import wilson_interval
 from mmaselect.analysis.study import Study
 from mmaselect.diffusion import TapKey
-from mmaselect.images.labelled import IGNORE_INDEX
+from mmaselect.images.labeled import IGNORE_INDEX
 
 
 class Search(ABC):

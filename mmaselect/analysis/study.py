@@ -19,7 +19,10 @@ from mmaselect.apis.features import pick_device
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
-from mmaselect.images.labelled import LabelledImages, build_labelled_images
+from mmaselect.images.labeled import LabeledImages
+from mmaselect.launch.config import get_toolbox, load_config
+from mmaselect.launch.flags import add_cfg_options, add_device
+from mmaselect.openmmlab.labeled_images import build_labeled_images
 from mmaselect.selection import (
     DEFAULT_NUM_IMAGES,
     Criterion,
@@ -27,10 +30,8 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.selection.scoring import build_criteria
-from mmaselect.tool import make_tool_parser
-from mmaselect.utils import get_toolbox, load_config
-from mmaselect.utils.flags import add_cfg_options, add_device
-from mmaselect.utils.progress import progress_bar
+from mmaselect.terminal.progress import progress_bar
+from mmaselect.terminal.tool import make_tool_parser
 
 #: Toolbox to what its heads do.
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
@@ -192,7 +193,7 @@ class Study:
         """How the config's backbone selects."""
         return SelectionOptions.parse(self.backbone.get('selection'))
 
-    def images(self, split: str, num_images: int | None) -> LabelledImages:
+    def images(self, split: str, num_images: int | None) -> LabeledImages:
         """Labeled images of the config's ``train``, ``val`` or ``test`` dataloader.
 
         Raises:
@@ -201,7 +202,7 @@ class Study:
         loader = self.config.get(f'{split}_dataloader')
         if not loader:
             raise ValueError(f'the config has no {split}_dataloader')
-        return build_labelled_images(
+        return build_labeled_images(
             loader.dataset,
             self.task,
             self.image_size,
@@ -210,7 +211,7 @@ class Study:
             self.selection.array_order,
         )
 
-    def encode(self, images: LabelledImages, first: int = 0, title: str = 'encoding') -> Encoded:
+    def encode(self, images: LabeledImages, first: int = 0, title: str = 'encoding') -> Encoded:
         """Encode images, with a progress bar; measures the time."""
         start = time.perf_counter()
         with progress_bar('images') as bar:
@@ -227,7 +228,7 @@ class Study:
 
     def calibration_images(
         self, num_images: int | None, criteria: Mapping[str, Criterion]
-    ) -> LabelledImages:
+    ) -> LabeledImages:
         """Training images to score criteria on, with views where a criterion compares views.
 
         Args:

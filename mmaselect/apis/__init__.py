@@ -4,9 +4,9 @@
 from mmaselect.apis.criteria import list_criteria
 from mmaselect.apis.feature_files import StoredFeatures, load_features, save_features
 from mmaselect.apis.features import FeatureExtractor, FeatureInfo
-from mmaselect.apis.features_only import FeaturesOnly
+from mmaselect.apis.huggingface import TransformersBackbone
 from mmaselect.apis.selection import select_timestep
-from mmaselect.apis.transformers_backbone import TransformersBackbone
+from mmaselect.apis.timm import FeaturesOnly
 
 __all__ = [
     'FeatureExtractor',

@@ -24,10 +24,10 @@ from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.selection import select_timestep
 from mmaselect.checks import (
     MAX_SIDE,
+    check_path,
     choice,
     flag,
     is_whole_number,
-    path,
     seed_number,
     shorten,
     whole_number,
@@ -130,7 +130,7 @@ def save_features(
         if not is_whole_number(timestep):
             raise ValueError(f"timestep must be 'auto' or a whole number, got {shorten(timestep)}")
         timestep = int(timestep)
-    out = Path(path('out', out))
+    out = Path(check_path('out', out))
     folder = ImageFolder(images)
     if folder.folder.resolve() in (out.resolve(), *out.resolve().parents):
         raise ValueError(

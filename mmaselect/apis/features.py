@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
-from mmaselect.checks import flag, gathered, shorten, whole_number
-from mmaselect.checks import image_size as checked_size
+from mmaselect.checks import check_image_size, flag, gathered, shorten, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.images.inputs import ImageLike, list_images, stack_pixels, to_pixels
 from mmaselect.selection import SelectionResult
-from mmaselect.utils.progress import progress_bar
+from mmaselect.terminal.progress import progress_bar
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -145,7 +144,7 @@ class FeatureExtractor:
         condition: Any = None,
         **flat: Any,
     ) -> None:
-        self.image_size = None if image_size is None else checked_size('image_size', image_size)
+        self.image_size = None if image_size is None else check_image_size('image_size', image_size)
         self.batch_size = whole_number('batch_size', batch_size, 1)
         device = pick_device(device)
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)

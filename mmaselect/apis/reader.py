@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mmaselect.checks import is_sequence, seed_number
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
-from mmaselect.diffusion.fusion import TimestepPlan
+from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images import ImageSource
-from mmaselect.images.datasets import build_image_source
 from mmaselect.images.inputs import ImageLike, ImageList
+from mmaselect.images.sources import build_image_source
+from mmaselect.report.notice import announce_pick
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
-from mmaselect.selection.notice import announce_pick
 
 #: Images to select a timestep on.
 Calibration = ImageLike | Sequence[ImageLike] | Mapping[str, Any] | ImageSource

@@ -11,11 +11,11 @@ import torch
 
 from mmaselect.apis.features import pick_device
 from mmaselect.apis.reader import Calibration, calibration_source
-from mmaselect.checks import flag, path
+from mmaselect.checks import check_path, flag
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.images.views import ViewOptions
-from mmaselect.pages import save_report
+from mmaselect.report import save_report
 from mmaselect.selection import (
     DEFAULT_CRITERION,
     DEFAULT_GRID,
@@ -117,7 +117,7 @@ def select_timestep(
         )
     )
     if out is not None:
-        path('out', out)
+        check_path('out', out)
     flag('cache', cache)
     flag('progress', progress)
     device = pick_device(device)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mmaselect.cli import features, look, models, select
-from mmaselect.tool import add_debug, in_one_line
+from mmaselect.terminal.tool import add_debug, in_one_line
 from mmaselect.untrusted import only_weights
 from mmaselect.version import __version__
 

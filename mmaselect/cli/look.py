@@ -187,9 +187,8 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
     from mmengine.registry import init_default_scope
 
     from mmaselect.apis.features import pick_device
-    from mmaselect.registry import MODELS
-    from mmaselect.utils import load_config
-    from mmaselect.utils.config import type_name
+    from mmaselect.launch.config import load_config, type_name
+    from mmaselect.openmmlab.registries import MODELS
 
     config = load_config(args.config)
     backbone = (config.get('model') or {}).get('backbone')

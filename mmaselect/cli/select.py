@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> None:
     from mmaselect.apis import select_timestep
     from mmaselect.images import CalibrationSet, ImageFolder
     from mmaselect.images.thumbnails import try_thumbnails
-    from mmaselect.pages import save_report
-    from mmaselect.selection.report import print_selection
+    from mmaselect.report import save_report
+    from mmaselect.report.table import print_selection
 
     given = {name: getattr(args, name) for name in OPTIONS}
     result = select_timestep(

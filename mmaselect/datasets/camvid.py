@@ -8,7 +8,7 @@ import mmengine.fileio as fileio
 from mmseg.datasets import BaseSegDataset
 
 from mmaselect.datasets.layout import require_layout
-from mmaselect.registry import DATASETS
+from mmaselect.openmmlab.registries import DATASETS
 
 SOURCE = (
     'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ and convert it with '

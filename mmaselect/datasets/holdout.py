@@ -7,7 +7,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmaselect.checks import choice
-from mmaselect.registry import DATASETS
+from mmaselect.openmmlab.registries import DATASETS
 
 PARTS = ('train', 'val')
 

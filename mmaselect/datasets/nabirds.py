@@ -9,7 +9,7 @@ from mmpretrain.datasets import BaseDataset
 
 from mmaselect.checks import choice
 from mmaselect.datasets.layout import require_layout
-from mmaselect.registry import DATASETS
+from mmaselect.openmmlab.registries import DATASETS
 
 SOURCE = 'https://dl.allaboutbirds.org/nabirds'
 LAYOUT = """

@@ -9,7 +9,7 @@ from mmpretrain.utils import require
 from mmseg.datasets import BaseSegDataset
 
 from mmaselect.checks import choice
-from mmaselect.registry import DATASETS
+from mmaselect.openmmlab.registries import DATASETS
 
 #: Photographs that are inside the scikit-image wheel, and the color that a label map shows each in.
 PHOTOGRAPHS = {

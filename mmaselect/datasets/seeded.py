@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from mmaselect.registry import DATA_SAMPLERS, DATASETS
+from mmaselect.openmmlab.registries import DATA_SAMPLERS, DATASETS
 
 
 class MapDataset(Protocol):

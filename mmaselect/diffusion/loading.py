@@ -27,13 +27,12 @@ from mmaselect.diffusion.codec import (
     check_replacement,
     codec_class,
 )
-from mmaselect.diffusion.damage import REPAIR, PartConfig, check_entries
+from mmaselect.diffusion.diagnose import REPAIR, PartConfig, check_entries
+from mmaselect.diffusion.dit_original import OriginalFile
 from mmaselect.diffusion.model_source import ModelSource
-from mmaselect.diffusion.originals import OriginalFile
 from mmaselect.diffusion.parts import MissingWeights, Part, naming_part
 from mmaselect.diffusion.single_file import OriginalLayout, SingleFile
 from mmaselect.diffusion.weight_files import open_weights
-from mmaselect.diffusion.where import GGUF, resolve_folder, resolve_pretrained, weights_file
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

@@ -21,8 +21,8 @@ import torch
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.loaders.lora_pipeline import AuraFlowLoraLoaderMixin
 
-from mmaselect.checks import path
-from mmaselect.diffusion.where import PICKLED, SAFETENSORS, resolve_folder, weights_file
+from mmaselect.checks import check_path
+from mmaselect.diffusion.locate import PICKLED, SAFETENSORS, resolve_folder, weights_file
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -44,7 +44,7 @@ def find_lora(lora: str | Path) -> str:
         FileNotFoundError: If it reads like a path and there is nothing.
         ValueError: If it is a file of another kind.
     """
-    path('lora', lora)
+    check_path('lora', lora)
     file = weights_file('lora', lora)
     if file is not None and file.suffix.lower() not in (SAFETENSORS, *PICKLED):
         raise ValueError(f'lora={str(lora)!r} must be a {SAFETENSORS} file, a folder or a hub id')

@@ -15,8 +15,8 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import nn
 
 from mmaselect.checks import shorten
-from mmaselect.diffusion.damage import REPAIR, PartConfig, weights_problem
-from mmaselect.diffusion.where import LAYOUT_HELP
+from mmaselect.diffusion.diagnose import REPAIR, PartConfig, weights_problem
+from mmaselect.diffusion.locate import LAYOUT_HELP
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmaselect.checks import shorten
-from mmaselect.diffusion.damage import PartConfig
+from mmaselect.diffusion.diagnose import PartConfig
 from mmaselect.diffusion.gguf_file import GGUFTensors
 from mmaselect.diffusion.parts import refuse_missing
 

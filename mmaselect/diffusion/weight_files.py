@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmaselect.checks import shorten
-from mmaselect.diffusion.damage import PartConfig
+from mmaselect.diffusion.diagnose import PartConfig
+from mmaselect.diffusion.dit_original import OriginalFile, is_of_dit_kind, refuse_others
 from mmaselect.diffusion.gguf_file import GGUFTensors
-from mmaselect.diffusion.originals import OriginalFile, is_of_dit_kind, refuse_others
+from mmaselect.diffusion.locate import GGUF, SAFETENSORS
 from mmaselect.diffusion.single_file import SingleFile
-from mmaselect.diffusion.where import GGUF, SAFETENSORS
 from mmaselect.untrusted import load_tensors, what_was_refused
 
 logger = logging.getLogger(__name__)

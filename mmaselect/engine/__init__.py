@@ -2,17 +2,11 @@
 from mmaselect.engine.hooks import (
     ActivationCheckpointingHook,
     FrozenCacheHook,
-    IterationSeedHook,
-    PlainCheckpointHook,
-    SaveOnStopHook,
     SelectionHook,
 )
 
 __all__ = [
     'ActivationCheckpointingHook',
     'FrozenCacheHook',
-    'IterationSeedHook',
-    'PlainCheckpointHook',
-    'SaveOnStopHook',
     'SelectionHook',
 ]

@@ -1,9 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """What a picture is, for everybody: where it comes from, how it is read, at what size.
 
-Knows neither selection nor models. Images of a toolbox's dataset are in
-:mod:`mmaselect.images.datasets`, labeled ones in :mod:`mmaselect.images.labelled`; both need
-MMEngine, and are imported by those who use them.
+Knows neither selection nor models, nor OpenMMLab. Images of a toolbox's dataset are in
+:mod:`mmaselect.openmmlab.dataset_images`.
 """
 
 from mmaselect.images.calibration import CalibrationBatch, CalibrationSet

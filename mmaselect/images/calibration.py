@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmaselect.checks import image_size as checked_size
-from mmaselect.checks import seed_number, whole_number
+from mmaselect.checks import check_image_size, seed_number, whole_number
 from mmaselect.images.reading import resize_and_crop, to_model_range
 from mmaselect.images.sources import ImageSource
 from mmaselect.images.views import (
@@ -95,7 +94,7 @@ class CalibrationSet:
             raise ValueError('the calibration set is empty: timestep selection needs images')
         num_images = whole_number('num_images', num_images, 1)
         seed = seed_number('seed', seed)
-        image_size = checked_size('image_size', image_size)
+        image_size = check_image_size('image_size', image_size)
         self.source = source
         self.image_size = image_size
         self.kept_bytes = kept_bytes

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from mmaselect.checks import is_sequence, shorten
-from mmaselect.checks import path as checked_path
+from mmaselect.checks import check_path, is_sequence, shorten
 from mmaselect.images.reading import (
     UnreadableImageError,
     as_rgb,
@@ -43,7 +42,7 @@ def list_images(images: Any) -> list[ImageLike]:
         ValueError: If there is no image.
     """
     if isinstance(images, (str, Path)):
-        path = Path(checked_path('image', images)).expanduser()
+        path = Path(check_path('image', images)).expanduser()
         if path.is_dir():
             return list(ImageFolder(path).paths)
         if not path.exists():

@@ -7,18 +7,22 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mmaselect.checks import is_sequence, is_whole_number, shorten
-from mmaselect.checks import path as checked_path
+from mmaselect.checks import check_path, is_sequence, is_whole_number, shorten
 from mmaselect.images.reading import as_rgb, load_rgb
 
 logger = logging.getLogger(__name__)
 
+#: Channel orders of images in memory.
+ARRAY_ORDERS = ('rgb', 'bgr')
 #: What image files are told by.
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -133,7 +137,7 @@ class ImageFolder(ImageSource):
         several = folder if is_sequence(folder) else [folder]
         if len(several) == 0:
             raise ValueError('the list of image folders is empty: give at least one folder')
-        self.folders = [Path(checked_path('image folder', one)).expanduser() for one in several]
+        self.folders = [Path(check_path('image folder', one)).expanduser() for one in several]
         self.folder = self.folders[0]
         self.paths: list[Path] = []
         for one in self.folders:
@@ -204,3 +208,49 @@ class ImageArrays(ImageSource):
 
     def label(self, index: int) -> int | None:
         return None if self.labels is None else int(self.labels[index])
+
+
+def build_image_source(
+    calibration: str | Path | Sequence[str | Path] | Mapping[str, Any] | ImageSource | Any | None,
+    array_order: str = 'rgb',
+) -> ImageSource:
+    """An image source from a config's ``calibration``.
+
+    Args:
+        calibration: A folder of images or a list of folders, a source that is built already, or,
+            where OpenMMLab is installed, a registered dataset or its config.
+        array_order: Channel order of datasets in memory, ``'rgb'`` or ``'bgr'``.
+
+    Raises:
+        ImportError: If a dataset's config is given without OpenMMLab.
+        ValueError: If there is nothing to calibrate on.
+    """
+    if calibration is None:
+        raise ValueError(
+            "timestep='auto' needs calibration images: set calibration to the config of a dataset "
+            '(usually the training set) or to a folder of images; or set timestep to a number'
+        )
+    if isinstance(calibration, ImageSource):
+        return calibration
+    if isinstance(calibration, (str, Path)):
+        return ImageFolder(calibration)
+    if is_sequence(calibration) and all(isinstance(one, (str, Path)) for one in calibration):
+        return ImageFolder(calibration)
+    if find_spec('mmengine') is None:
+        if isinstance(calibration, Mapping) and 'type' in calibration:
+            raise ImportError(
+                f'calibration={shorten(calibration)} is the config of a dataset, and MMEngine, '
+                f'which builds datasets, is not installed: give a folder of images instead'
+            )
+        raise ValueError(not_calibration(calibration))
+    # The one import that runs back up: what a toolbox calls a dataset, only a toolbox knows.
+    adapter = import_module('mmaselect.openmmlab.dataset_images')
+    return adapter.dataset_images(calibration, array_order)
+
+
+def not_calibration(calibration: object) -> str:
+    """The message for a ``calibration`` that cannot be one."""
+    return (
+        f"calibration must be a folder of images, a list of folders, or a dataset's config with "
+        f"its 'type'; got {shorten(calibration)}"
+    )

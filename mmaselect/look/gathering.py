@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from mmaselect.apis.features import pick_device
-from mmaselect.checks import image_size as checked_size
-from mmaselect.checks import seed_number
+from mmaselect.checks import check_image_size, seed_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
 from mmaselect.images import resize_and_crop, to_model_range
 from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
 from mmaselect.selection import SelectionResult, parse_timesteps
-from mmaselect.utils.progress import progress_bar
+from mmaselect.terminal.progress import progress_bar
 
 #: Timesteps that are shown where none are named.
 LOOK_GRID = '0:1000:125'
@@ -118,7 +117,7 @@ def look_at(
     seed = seed_number('seed', seed)
     device = pick_device(device)
     if image_size is not None:
-        image_size = checked_size('image_size', image_size)
+        image_size = check_image_size('image_size', image_size)
     given = list_images(images)
     if not given:
         raise ValueError('images is empty: give at least one image')

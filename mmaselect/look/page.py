@@ -13,9 +13,9 @@ import numpy as np
 from mmaselect.files import write_atomically
 from mmaselect.look.gathering import Look
 from mmaselect.look.similarity import pack_tokens
-from mmaselect.pages.rendering import as_base64, figure_uri, image_uri, render
-from mmaselect.pages.selection_page import advice
-from mmaselect.selection import selection_figure
+from mmaselect.report.plot import selection_figure
+from mmaselect.report.rendering import as_base64, figure_uri, image_uri, render
+from mmaselect.report.selection_page import advice
 
 
 def look_page(look: Look, dimensions: int = 64, notes: Sequence[str] = ()) -> str:

@@ -4,7 +4,7 @@
 from mmaselect.models.backbones import ASelecTDiT
 from mmaselect.models.heads import AttentionPoolClsHead
 from mmaselect.models.necks import BatchNormNeck, SimpleFeaturePyramid
-from mmaselect.utils.checkpoints import allow_mmengine_objects
+from mmaselect.openmmlab.checkpoints import allow_mmengine_objects
 
 allow_mmengine_objects()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import DiTPipeline, DiTTransformer2DModel
 
-from mmaselect.diffusion.where import resolve_pretrained
+from mmaselect.diffusion.locate import resolve_pretrained
 from mmaselect.pretraining.objective import Objective
 
 #: What makes an architecture: its entry in the transformer's config, and the flag that sets it.

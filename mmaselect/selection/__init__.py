@@ -24,7 +24,6 @@ from mmaselect.selection.criteria import (
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_NUM_IMAGES, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, parse_timesteps
 from mmaselect.selection.options import SelectionOptions
-from mmaselect.selection.plot import save_selection, selection_figure
 from mmaselect.selection.result import Curve, CurvePoint, SelectionCache, SelectionResult
 from mmaselect.selection.sweep import Sweep
 
@@ -56,6 +55,4 @@ __all__ = [
     'ViewAlignment',
     'ViewOptions',
     'parse_timesteps',
-    'save_selection',
-    'selection_figure',
 ]

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mmaselect.checks import (
+    check_image_size,
+    check_path,
     choice,
-    image_size,
     is_number,
     is_sequence,
     keywords,
-    path,
     seed_number,
     shorten,
     whole_number,
 )
-from mmaselect.images.datasets import ARRAY_ORDERS
+from mmaselect.images.sources import ARRAY_ORDERS
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection.defaults import (
     DEFAULT_CONFIDENCE,
@@ -111,9 +111,9 @@ class SelectionOptions:
         if self.refine is not None:
             checked['refine'] = whole_number('refine', self.refine, 1)
         if self.image_size is not None:
-            checked['image_size'] = image_size('image_size', self.image_size)
+            checked['image_size'] = check_image_size('image_size', self.image_size)
         if self.cache_dir is not None:
-            checked['cache_dir'] = path('cache_dir', self.cache_dir)
+            checked['cache_dir'] = check_path('cache_dir', self.cache_dir)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mmaselect.files import clear_leftovers, written_aside
+from mmaselect.logs import warn
 from mmaselect.selection.criteria.base import Criterion
 from mmaselect.selection.race import RoundScores
-from mmaselect.selection.result import warn
 from mmaselect.selection.scoring import Meters
 from mmaselect.untrusted import load_tensors
 
@@ -29,7 +29,7 @@ _KEPT_SECONDS = 30 * 24 * 3600
 
 
 @dataclass
-class Done:
+class SweepProgress:
     """How far a rank is.
 
     A sweep goes in stages: in one, some timesteps are scored on the images that they have not
@@ -93,7 +93,7 @@ class PartialSums:
         self._due = time.monotonic() + SAVE_SECONDS
         self._broken = False
 
-    def load(self, meters: dict[int, Meters], start: Callable[[], Meters]) -> Done | None:
+    def load(self, meters: dict[int, Meters], start: Callable[[], Meters]) -> SweepProgress | None:
         """Put the stored sums into empty meters; says how far they are, None if there are none.
 
         Args:
@@ -104,7 +104,7 @@ class PartialSums:
         self._clear_old()
         try:
             stored = load_tensors(self.path)
-            done = Done(**stored['done'])
+            done = SweepProgress(**stored['done'])
             if stored.get('order') != self.order:
                 raise ValueError('its images were taken in another order')
             meters.update({step: start() for step in done.rounds if step not in meters})
@@ -118,12 +118,12 @@ class PartialSums:
             return None
         return done
 
-    def save_if_due(self, meters: Mapping[int, Meters], done: Done) -> None:
+    def save_if_due(self, meters: Mapping[int, Meters], done: SweepProgress) -> None:
         """Write the sums, if the last time was long enough ago."""
         if time.monotonic() >= self._due:
             self.save(meters, done)
 
-    def save(self, meters: Mapping[int, Meters], done: Done) -> None:
+    def save(self, meters: Mapping[int, Meters], done: SweepProgress) -> None:
         """Write the sums; a warning, once, if they cannot be written."""
         if self._broken:
             return

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch.distributed
-from mmengine.dist import all_gather_object, broadcast_object_list, get_dist_info
+from torch import distributed
 
 Answer = TypeVar('Answer')
 
@@ -42,6 +41,23 @@ def rank_timeout() -> float:
     return seconds
 
 
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) outside of a distributed run."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _gather(value: Answer) -> list[Answer]:
+    """Every rank's value, by rank."""
+    _, world_size = rank_and_size()
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    distributed.all_gather_object(values, value)
+    return values
+
+
 class Progress:
     """What a rank tells the others of its work, and what it hears from them.
 
@@ -52,17 +68,17 @@ class Progress:
     _count = 0
 
     def __init__(self) -> None:
-        self.rank, self.world_size = get_dist_info()
-        self._shared: torch.distributed.Store | None = None
+        self.rank, self.world_size = rank_and_size()
+        self._shared: distributed.Store | None = None
         self._told = 0.0
         if self.world_size > 1:
             Progress._count += 1
-            store = torch.distributed.distributed_c10d._get_default_store()
+            store = distributed.distributed_c10d._get_default_store()
             prefix = f'mmaselect/{Progress._count}'
-            self._shared = torch.distributed.PrefixStore(prefix, store)
+            self._shared = distributed.PrefixStore(prefix, store)
 
     @property
-    def _store(self) -> torch.distributed.Store:
+    def _store(self) -> distributed.Store:
         assert self._shared is not None, 'one process alone shares nothing'
         return self._shared
 
@@ -91,7 +107,7 @@ class Progress:
             else:
                 self._watch([0], limit)
                 self._hear_verdict(limit)
-        except torch.distributed.DistError as error:
+        except distributed.DistError as error:
             raise RuntimeError(
                 f'timestep selection: rank {self.rank} cannot reach the store of the process '
                 f'group, so the process that keeps it, rank 0 or its launcher, has ended ({error})'
@@ -173,7 +189,7 @@ def gather_answers(work: Callable[[Callable[[str], None]], Answer]) -> list[Answ
         progress.wait()
     except RuntimeError as lost:
         raise (lost if error is None else error) from None
-    shares = all_gather_object((answer, None if error is None else repr(error)))
+    shares = _gather((answer, None if error is None else repr(error)))
     if error is not None:
         raise error
     failed = [f'rank {i}: {message}' for i, (_, message) in enumerate(shares) if message]
@@ -208,5 +224,6 @@ def check_agreement(shares: Sequence[Mapping[str, Any]]) -> None:
 def from_rank_zero(value: Answer) -> Answer:
     """Rank 0's value, on every rank."""
     shared = [value]
-    broadcast_object_list(shared)
+    if rank_and_size()[1] > 1:
+        distributed.broadcast_object_list(shared)
     return shared[0]

@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
-
-from mmaselect.files import write_json
+from mmaselect.files import cache_root, write_json
+from mmaselect.logs import warn
 from mmaselect.selection.grid import finer_grid
 
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
@@ -281,11 +278,6 @@ def settings_key(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def cache_root() -> Path:
-    """``$MMASELECT_CACHE``, or ``~/.cache/mmaselect``."""
-    return Path(os.environ.get('MMASELECT_CACHE') or Path.home() / '.cache' / 'mmaselect')
-
-
 class SelectionCache:
     """Results by key. A result is found only if nothing that matters has changed.
 
@@ -331,8 +323,3 @@ class SelectionCache:
                 f'Set selection.cache_dir, or MMASELECT_CACHE, to a folder that can be written'
             )
             return None
-
-
-def warn(message: str) -> None:
-    """Log a warning of timestep selection."""
-    print_log(f'A-SelecT: {message}', logger='current', level=logging.WARNING)

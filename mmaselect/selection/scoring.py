@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_world_size
 from torch import Tensor
 
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
 from mmaselect.images.views import NUM_VIEWS, ViewBatch, ViewBoxes
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
+from mmaselect.selection.ranks import rank_and_size
 
 #: A criterion by its name, or by a config with its arguments.
 CriterionConfig = str | Mapping[str, Any]
@@ -36,11 +36,8 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
     for config in configs:
         arguments = dict(type=config) if isinstance(config, str) else dict(config)
         kind = arguments.pop('type', None)
-        # Not CRITERIA.build: under a toolbox's default scope it would warn that the toolbox has no
-        # criteria of its own.
-        cls = _find(kind) if isinstance(kind, str) else kind
+        cls = CRITERIA.get(kind) if isinstance(kind, str) else kind
         if not (isinstance(cls, type) and issubclass(cls, Criterion)):
-            CRITERIA.import_from_location()
             raise ValueError(
                 f'criterion {kind!r} is not known: choose from '
                 f'{", ".join(sorted(CRITERIA.module_dict))}, or register a subclass of Criterion '
@@ -60,15 +57,6 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
             name = f'{base}-{number}'
         criteria[name] = criterion
     return criteria
-
-
-def _find(name: str) -> Any:
-    """What the registry has by a name; None where it has nothing."""
-    try:
-        return CRITERIA.get(name)
-    except (ImportError, RuntimeError, TypeError, ValueError, AttributeError):
-        # A name with a dot in it is imported, and may be no name at all.
-        return None
 
 
 @dataclass(frozen=True)
@@ -253,7 +241,7 @@ def read_meters(
     for key, meter in meters.items():
         found = dict(meter.compute())
         if (rows := found.pop('per_image', None)) is not None:
-            per_image[key] = in_set_order(rows.cpu().numpy(), get_world_size())
+            per_image[key] = in_set_order(rows.cpu().numpy(), rank_and_size()[1])
         values[key] = {name: float(value) for name, value in found.items()}
     return StepScores(
         timestep, level.sigma, finite_or_none(level.log_snr), values, per_image, images

@@ -12,26 +12,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import get_dist_info
-
 from mmaselect.checks import shorten
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationBatch, CalibrationSet, ImageSource
 from mmaselect.images.views import ViewOptions
+from mmaselect.logs import warn
 from mmaselect.selection.conclude import build_curve, conclude
 from mmaselect.selection.defaults import DEFAULT_CRITERION, DEFAULT_OTHERS
 from mmaselect.selection.grid import DEFAULT_GRID, finer_grid, parse_timesteps
 from mmaselect.selection.identity import code_identity, model_identity
 from mmaselect.selection.options import SelectionOptions
-from mmaselect.selection.partial import Done, PartialSums, reset
+from mmaselect.selection.partial import PartialSums, SweepProgress, reset
 from mmaselect.selection.race import contenders, round_ends, round_scores
-from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers
+from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers, rank_and_size
 from mmaselect.selection.result import (
     SELECTION_VERSION,
     SelectionCache,
     SelectionResult,
     settings_key,
-    warn,
 )
 from mmaselect.selection.scoring import (
     CriterionConfig,
@@ -47,7 +45,7 @@ from mmaselect.selection.scoring import (
     start_meters,
     view_readings,
 )
-from mmaselect.utils.progress import progress_bar
+from mmaselect.terminal.progress import progress_bar
 
 
 class Sweep:
@@ -202,7 +200,7 @@ class Sweep:
             ValueError: If a calibration image cannot be read.
             RuntimeError: If ranks see different images, models or versions.
         """
-        rank, world_size = get_dist_info()
+        rank, world_size = rank_and_size()
         model = gather_answers(lambda tell: self._model_settings())[rank]
         if world_size > 1:
             check_agreement(gather_answers(lambda tell: self._facts(model)))
@@ -290,7 +288,7 @@ class Sweep:
             RuntimeError: If no timestep gave finite features, or a rank is lost or sees something
                 else than the others.
         """
-        rank, world_size = get_dist_info()
+        rank, world_size = rank_and_size()
         start = time.perf_counter()
         self.stored_at = None
         settings = self.settings()
@@ -335,12 +333,12 @@ class Sweep:
     def _start_meters(self) -> Meters:
         return start_meters(self.prototypes, self.dit.keys, self.dit.device)
 
-    def _resume(self, meters: dict[int, Meters], partial: PartialSums | None) -> Done:
+    def _resume(self, meters: dict[int, Meters], partial: PartialSums | None) -> SweepProgress:
         """Where a killed sweep was, its sums in the meters; or the beginning."""
-        rank, world_size = get_dist_info()
-        first = Done(steps=list(self.timesteps), rounds=dict.fromkeys(self.timesteps, 0))
+        rank, world_size = rank_and_size()
+        first = SweepProgress(steps=list(self.timesteps), rounds=dict.fromkeys(self.timesteps, 0))
 
-        def load(tell: Callable[[str], None]) -> Done:
+        def load(tell: Callable[[str], None]) -> SweepProgress:
             tell('looking for the sums of a sweep that was stopped')
             return (partial.load(meters, self._start_meters) if partial else None) or first
 
@@ -360,7 +358,7 @@ class Sweep:
         return mine if mine.stage == latest.stage else replace(mine, **latest.plan, units=0)
 
     def _work(
-        self, done: Done, rank: int, world_size: int
+        self, done: SweepProgress, rank: int, world_size: int
     ) -> Iterator[tuple[list[int], list[int]]]:
         """A rank's batches in a stage, by positions of their images, and the timesteps of each."""
         order = self.calibration.order
@@ -376,14 +374,14 @@ class Sweep:
     def _score_share(
         self,
         meters: dict[int, Meters],
-        done: Done,
+        done: SweepProgress,
         partial: PartialSums | None,
         progress: bool,
         start: float,
         tell: Callable[[str], None],
     ) -> int:
         """Add this rank's images to the scores of a stage; returns its evaluations so far."""
-        rank, world_size = get_dist_info()
+        rank, world_size = rank_and_size()
         work = list(self._work(done, rank, world_size))
         before, unit = done.units, 0
         name = 'selecting timestep'
@@ -412,7 +410,7 @@ class Sweep:
             partial.save(meters, done)
         return done.evaluations
 
-    def _next_stage(self, meters: dict[int, Meters], done: Done) -> bool:
+    def _next_stage(self, meters: dict[int, Meters], done: SweepProgress) -> bool:
         """Whether there is more to do once all ranks have ended a stage; ``done`` then says what.
 
         All ranks call it together.
@@ -457,7 +455,7 @@ class Sweep:
             return contenders(scores, deciding, self.dit.keys, self.confidence)
         return [build_curve(scores, deciding, self.dit.keys).timestep]
 
-    def _read(self, meters: dict[int, Meters], done: Done, step: int) -> StepScores:
+    def _read(self, meters: dict[int, Meters], done: SweepProgress, step: int) -> StepScores:
         """Scores of a timestep on the images that it has seen, over all ranks."""
         images = self.round_ends[done.rounds[step] - 1]
         return read_meters(meters[step], self.dit, step, self._num_tokens(), images)
@@ -481,7 +479,7 @@ class Sweep:
             None if batch.views is None else batch.views.where,
         )
 
-    def _result(self, steps: Sequence[StepScores], done: Done) -> SelectionResult:
+    def _result(self, steps: Sequence[StepScores], done: SweepProgress) -> SelectionResult:
         """What the scores say, and of what."""
         names = list(self.prototypes)
         found = conclude(

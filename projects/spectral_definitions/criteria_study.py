@@ -34,8 +34,8 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.files import write_atomically, write_json
 from mmaselect.selection.scoring import build_criteria
-from mmaselect.tool import run_tool
-from mmaselect.utils.tables import markdown_table, write_csv
+from mmaselect.terminal.tables import markdown_table, write_csv
+from mmaselect.terminal.tool import run_tool
 
 EXAMPLES = """
 examples:

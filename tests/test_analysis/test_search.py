@@ -11,7 +11,7 @@ from mmaselect.analysis.search import (
     bootstrap_iou,
     class_areas,
 )
-from mmaselect.images.labelled import IGNORE_INDEX
+from mmaselect.images.labeled import IGNORE_INDEX
 
 
 def plan(study, **changes):
@@ -98,7 +98,7 @@ def test_classes_that_never_occur_do_not_count():
     assert (low, high) == (50, 100)
 
 
-def test_unlabelled_images_are_an_error(open_with, segmentation_config):
+def test_unlabeled_images_are_an_error(open_with, segmentation_config):
     study = open_with(segmentation_config)
     search, _ = plan(study).encode()
     search.train._batches = [

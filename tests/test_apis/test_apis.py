@@ -258,7 +258,7 @@ def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from mmaselect.apis.transformer import DiTFeatures
+    from mmaselect.apis.sklearn import DiTFeatures
 
     paths = [Path(photos) / f'{n:02d}.png' for n in range(24)]
     labels = [n % 3 for n in range(24)]  # of which of three photographs it is a piece

@@ -7,7 +7,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmaselect.datasets import hold_out_indices
-from mmaselect.registry import DATASETS
+from mmaselect.openmmlab.registries import DATASETS
 
 
 @pytest.fixture(autouse=True)

@@ -100,9 +100,9 @@ def test_nothing_to_choose_from():
 
 def test_labels_where_each_image_has_one():
     pixels = [np.zeros((8, 8, 3), np.uint8)] * 3
-    labelled = CalibrationSet(ImageArrays(pixels, labels=[2, 0, 1]), 8)
-    assert labelled.labels_available
-    assert [batch.labels.tolist() for batch in labelled.batches(2)] == [[2, 0], [1]]
+    labeled = CalibrationSet(ImageArrays(pixels, labels=[2, 0, 1]), 8)
+    assert labeled.labels_available
+    assert [batch.labels.tolist() for batch in labeled.batches(2)] == [[2, 0], [1]]
     bare = CalibrationSet(ImageArrays(pixels), 8)
     assert not bare.labels_available
     assert next(bare.batches(2)).labels is None

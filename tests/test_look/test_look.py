@@ -23,7 +23,7 @@ from mmaselect.look import (
 from mmaselect.look.colors import token_scores, turned_to
 from mmaselect.look.gathering import look_size
 from mmaselect.look.similarity import pack_tokens
-from mmaselect.selection.plot import figure_pixels
+from mmaselect.report.plot import figure_pixels
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from mmaselect.selection.plot import figure_pixels
+from mmaselect.report.plot import figure_pixels
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / 'notebooks').glob('*.ipynb'))
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mmaselect.diffusion.where import WEIGHTS_DIR
+from mmaselect.diffusion.locate import WEIGHTS_DIR
 from mmaselect.pretraining.clean import LatentSource, PixelSource
 from mmaselect.pretraining.images import read_images
 from mmaselect.pretraining.initial_weights import has_other_classes, load_initial_weights

@@ -123,12 +123,12 @@ def test_labels_for_those_who_ask(tiny_dit):
     labels = [i % 3 for i in range(12)]
     fisher = dict(type='FisherScore', num_classes=3)
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[2])
-    labelled = CalibrationSet(ImageArrays(images, labels), 32)
-    result = Sweep(dit, labelled, [50], criterion=fisher, others=[]).run(progress=False)
-    latent = torch.cat([batch.images for batch in labelled.batches(12)])
+    labeled = CalibrationSet(ImageArrays(images, labels), 32)
+    result = Sweep(dit, labeled, [50], criterion=fisher, others=[]).run(progress=False)
+    latent = torch.cat([batch.images for batch in labeled.batches(12)])
     noise = draw_noise((3, 32, 32), [noise_seed(0, i, 0) for i in range(12)])
     feature = dit.features(latent, 50, noise)[2, 'query']
-    chosen = torch.tensor([labels[i] for i in labelled.chosen])
+    chosen = torch.tensor([labels[i] for i in labeled.chosen])
     expected = fisher_score(feature.mean((2, 3)), chosen, 3)
     assert result.curve.scores == pytest.approx([expected.item()], rel=1e-4)
     with pytest.raises(ValueError, match='FisherScore needs labels'):

@@ -12,7 +12,7 @@ from detection import why_no_detection
 from forks import run_script
 from mmengine.config import Config
 
-from mmaselect.utils.config import check_pyramid
+from mmaselect.launch.config import check_pyramid
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / 'configs' / 'detection' / 'aselect_dit-tiny_mask-rcnn-sfp_1xb4-12e_coco-256.py'

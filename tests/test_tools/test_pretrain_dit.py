@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.pretraining.run_folder import RunFolder
-from mmaselect.tool import run_tool
+from mmaselect.terminal.tool import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'pretrain_dit.py'

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from packaging.version import Version
 from PIL import Image
 
-from mmaselect.utils.compat import multimodal_is_broken
+from mmaselect.openmmlab.compat import multimodal_is_broken
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 SCRIPTS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmaselect.tool import in_one_line, make_tool_parser, run_tool
+from mmaselect.terminal.tool import in_one_line, make_tool_parser, run_tool
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 STUDIES = ('block_feature_grid', 'fisher_score', 'frequency_maps')

@@ -2,9 +2,8 @@
 import pytest
 from mmengine.config import Config
 
+from mmaselect.launch.config import load_config, merge_options
 from mmaselect.selection import SelectionOptions
-from mmaselect.utils import load_config
-from mmaselect.utils.config import merge_options
 
 CONFIG = """
 model = dict(backbone=dict(

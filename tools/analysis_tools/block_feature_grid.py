@@ -30,12 +30,12 @@ from mmaselect.analysis.study import (
 )
 from mmaselect.diffusion import TapKey
 from mmaselect.files import write_atomically, write_json
+from mmaselect.launch.flags import add_timesteps
+from mmaselect.report.plot import COLORS
 from mmaselect.selection import parse_timesteps
-from mmaselect.selection.plot import COLORS
-from mmaselect.tool import run_tool
-from mmaselect.utils.flags import add_timesteps
-from mmaselect.utils.progress import progress_bar
-from mmaselect.utils.tables import markdown_table, write_csv
+from mmaselect.terminal.progress import progress_bar
+from mmaselect.terminal.tables import markdown_table, write_csv
+from mmaselect.terminal.tool import run_tool
 
 EXAMPLES = """
 examples:

@@ -37,10 +37,10 @@ from mmaselect.analysis.criteria_benchmark import (
     summarize,
 )
 from mmaselect.files import write_atomically
-from mmaselect.selection.plot import save_figure
-from mmaselect.tool import make_tool_parser, run_tool
-from mmaselect.utils.flags import add_cfg_options
-from mmaselect.utils.tables import markdown_table, write_csv
+from mmaselect.launch.flags import add_cfg_options
+from mmaselect.report.plot import save_figure
+from mmaselect.terminal.tables import markdown_table, write_csv
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

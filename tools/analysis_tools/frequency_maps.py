@@ -29,12 +29,12 @@ from mmaselect.analysis.study import Study, make_parser, open_study
 from mmaselect.diffusion import draw_noise
 from mmaselect.files import write_json
 from mmaselect.images import load_rgb, resize_and_crop
+from mmaselect.launch.flags import add_timesteps
 from mmaselect.selection import parse_timesteps
 from mmaselect.selection.scoring import noise_seed
-from mmaselect.tool import run_tool
-from mmaselect.utils.flags import add_timesteps
-from mmaselect.utils.progress import progress_bar
-from mmaselect.utils.tables import write_csv
+from mmaselect.terminal.progress import progress_bar
+from mmaselect.terminal.tables import write_csv
+from mmaselect.terminal.tool import run_tool
 
 EXAMPLES = """
 examples:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
+from mmaselect.launch.complexity import model_complexity
+from mmaselect.launch.config import get_toolbox, load_config
+from mmaselect.launch.flags import add_cfg_options
 from mmaselect.models import ASelecTDiT
-from mmaselect.tool import make_tool_parser, run_tool
-from mmaselect.utils import get_toolbox, load_config
-from mmaselect.utils.complexity import model_complexity
-from mmaselect.utils.flags import add_cfg_options
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 EXAMPLES = """
 examples:

@@ -23,7 +23,7 @@ from mmaselect.pretraining.clean import load_vae
 from mmaselect.pretraining.images import ImageSet, read_images
 from mmaselect.pretraining.objective import Objective
 from mmaselect.pretraining.query_probe import ProbeImages, as_frozen, probe_table
-from mmaselect.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 
 def report(

@@ -32,11 +32,11 @@ from mmaselect.analysis.study import (
     open_study,
 )
 from mmaselect.files import write_json
+from mmaselect.launch.flags import add_timesteps
 from mmaselect.selection import Criterion, parse_timesteps
-from mmaselect.tool import run_tool
-from mmaselect.utils.flags import add_timesteps
-from mmaselect.utils.progress import progress_bar
-from mmaselect.utils.tables import write_csv
+from mmaselect.terminal.progress import progress_bar
+from mmaselect.terminal.tables import write_csv
+from mmaselect.terminal.tool import run_tool
 
 EXAMPLES = """
 examples:

@@ -21,7 +21,7 @@ import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
 
-from mmaselect.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 #: The eleven classes, in the order of their labels, and the original classes (with their colors in
 #: the label files) that each unites.

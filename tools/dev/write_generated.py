@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from mmaselect.files import write_atomically
+from mmaselect.launch.config import load_config
 from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
-from mmaselect.tool import make_tool_parser, run_tool
-from mmaselect.utils import load_config
+from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import diffusers
 from packaging.version import Version
 
-from mmaselect.diffusion.damage import check_entries
+from mmaselect.diffusion.diagnose import check_entries
 from mmaselect.diffusion.families.base import Family
 from mmaselect.diffusion.families.refused import REFUSED
 from mmaselect.diffusion.loading import PipelineSource

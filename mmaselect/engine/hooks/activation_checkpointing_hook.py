@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from mmaselect.registry import HOOKS
+from mmaselect.openmmlab.registries import HOOKS
 
 
 @HOOKS.register_module()

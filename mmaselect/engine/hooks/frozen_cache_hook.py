@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmaselect.datasets.seeded import seeded
 from mmaselect.models.backbones import ASelecTDiT
-from mmaselect.registry import HOOKS
+from mmaselect.openmmlab.registries import HOOKS
 
 #: Images of the training set that are looked at, and how often each is drawn.
 PROBED_IMAGES, DRAWS = 4, 16

@@ -14,11 +14,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmaselect.models.backbones import ASelecTDiT
-from mmaselect.pages import save_selection_page
-from mmaselect.registry import HOOKS
+from mmaselect.openmmlab.registries import HOOKS
+from mmaselect.report import save_selection_page
+from mmaselect.report.notice import pick_notice
+from mmaselect.report.plot import figure_pixels, save_figure, selection_figure
 from mmaselect.selection import SelectionResult
-from mmaselect.selection.notice import pick_notice
-from mmaselect.selection.plot import figure_pixels, save_figure, selection_figure
 
 #: Where a checkpoint keeps the results of its backbones, by their names in the model.
 CHECKPOINT_KEY = 'mmaselect_selection'

@@ -18,14 +18,14 @@ from torch import Tensor
 from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource, draw_noise
 from mmaselect.diffusion import noise_seed as seed_of_noise
-from mmaselect.diffusion.fusion import AUTO, TimestepPlan
-from mmaselect.images.datasets import build_image_source
+from mmaselect.diffusion.timestep_plan import AUTO, TimestepPlan
 from mmaselect.images.thumbnails import Thumbnail, try_thumbnails
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
+from mmaselect.openmmlab.dataset_images import build_image_source
 from mmaselect.registry import MODELS
 from mmaselect.selection import (
     SelectionCache,
@@ -33,7 +33,6 @@ from mmaselect.selection import (
     SelectionResult,
     Sweep,
 )
-from mmaselect.selection.notice import announce_pick
 
 CHANNEL_ORDERS = ('rgb', 'bgr')
 #: Arguments of earlier versions, and the entries that they are now.

@@ -22,15 +22,16 @@ import diffusers
 import torch
 from torch import Tensor
 
-from mmaselect.checks import choice, is_number, keywords, path, shorten
+from mmaselect.checks import check_path, choice, is_number, keywords, shorten
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.codec import PixelCodec
 from mmaselect.diffusion.loading import parse_dtype
+from mmaselect.files import cache_root
 from mmaselect.models.backbones.finite_watch import explain
 from mmaselect.models.backbones.tensor_store import KEY_SIZE, TensorStore, folder_bytes
 from mmaselect.row_checks import CHECK_SIZE
 from mmaselect.selection.identity import model_identity, weights_fingerprint
-from mmaselect.selection.result import cache_root, settings_key
+from mmaselect.selection.result import settings_key
 
 KINDS = ('features', 'latents')
 #: Format of the folders; another one is another folder.
@@ -76,7 +77,7 @@ class CacheOptions:
         if options.dtype is not None:
             parse_dtype(options.dtype, 'cache dtype')
         if options.folder is not None:
-            path('cache folder', options.folder)
+            check_path('cache folder', options.folder)
         if not is_number(options.max_gb) or options.max_gb <= 0:
             raise ValueError(
                 f'cache max_gb must be a number above 0, in GB; got {shorten(options.max_gb)}'

@@ -8,7 +8,7 @@ import torch
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
 
-from mmaselect.registry import MODELS
+from mmaselect.openmmlab.registries import MODELS
 
 
 def class_token_of(block: nn.TransformerEncoderLayer, tokens: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmaselect.checks import is_sequence, shorten, whole_number
-from mmaselect.registry import MODELS
+from mmaselect.openmmlab.registries import MODELS
 
 
 @MODELS.register_module()

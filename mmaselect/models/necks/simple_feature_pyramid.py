@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from mmaselect.checks import is_number, is_sequence, shorten, whole_number
-from mmaselect.registry import MODELS
+from mmaselect.openmmlab.registries import MODELS
 
 
 @MODELS.register_module()

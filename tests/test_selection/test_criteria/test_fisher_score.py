@@ -63,7 +63,7 @@ def test_large_mean_does_not_drown_the_scatter(data):
     assert moved == pytest.approx(expected, rel=1e-6)
 
 
-def test_label_maps_make_every_labelled_token_a_sample():
+def test_label_maps_make_every_labeled_token_a_sample():
     feature = randn(3, 5, 4, 6)
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, CLASSES, (3, 4, 6)))
     labels[0, 0, :3] = 255

@@ -1,0 +1,192 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The command line that ``tools/train.py`` and ``tools/test.py`` share."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmaselect.launch.config import check_optimizer, check_pyramid, get_toolbox, load_config
+from mmaselect.launch.distributed import AverageNormStatistics, prepare_cpu_launch
+from mmaselect.launch.flags import add_cfg_options, add_launcher
+from mmaselect.openmmlab.checkpoints import read_only_weights, write_whole_files
+from mmaselect.terminal.tool import make_tool_parser
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the flags that both tools have."""
+    parser = make_tool_parser(description)
+    parser.add_argument('config', help='config file, of MMSegmentation, MMPretrain or MMDetection')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints; default: that of the config, else '
+        'work_dirs/CONFIG_NAME',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='set pin_memory=False in all dataloaders'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold Python objects, and run the code in them; by default '
+        'only tensors and what MMEngine writes are read',
+    )
+    add_cfg_options(parser)
+    add_launcher(parser)
+    return parser
+
+
+def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
+    """The config of a run with the shared flags merged in.
+
+    ``--cfg-options`` are merged first, so that a flag of its own has the last word.
+
+    Args:
+        args: What :func:`make_parser`'s parser returned.
+
+    Returns:
+        tuple[Config, str]: The config, and its toolbox, one of ``TOOLBOXES``.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    read_only_weights(trust=args.trust_checkpoint)
+    write_whole_files()
+    config = load_config(args.config, args.cfg_options)
+    import_mmaselect(config)
+    toolbox = get_toolbox(config)
+    check_optimizer(config)
+    check_pyramid(config)
+    config.launcher = args.launcher
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get('work_dir') is None:
+        name = os.path.splitext(os.path.basename(args.config))[0]
+        config.work_dir = os.path.join('work_dirs', name)
+    return config, toolbox
+
+
+def import_mmaselect(config: Config) -> None:
+    """Have a config import the package, so that what a run dumps works everywhere.
+
+    The toolboxes' inference APIs and scripts then know ``mmaselect.X`` without an import before.
+
+    Args:
+        config: The run's config; changed in place.
+    """
+    imports = config.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if not any(name.partition('.')[0] == 'mmaselect' for name in names):
+        config.custom_imports = dict(imports, imports=[*names, 'mmaselect'])
+
+
+def set_dataloaders(
+    config: Config,
+    toolbox: str,
+    names: tuple[str, ...],
+    no_pin_memory: bool = False,
+    no_persistent_workers: bool = False,
+) -> None:
+    """Fill in what the toolbox's own tools assume of a dataloader, and apply the flags.
+
+    MMPretrain's configs count on its tools to set ``pin_memory``, ``persistent_workers`` and the
+    collate function. Without worker processes ``persistent_workers`` is an error in PyTorch, and
+    is set to False.
+
+    Args:
+        config: The run's config; changed in place.
+        toolbox: ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
+        names: The dataloaders' names in the config.
+        no_pin_memory: Whether to turn ``pin_memory`` off. Defaults to False.
+        no_persistent_workers: Whether to turn ``persistent_workers`` off. Defaults to False.
+    """
+    defaults = ConfigDict()
+    if toolbox == 'mmpretrain':
+        defaults = ConfigDict(
+            pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate')
+        )
+    for name in names:
+        if config.get(name) is None:
+            continue
+        loader = deepcopy(defaults)
+        loader.update(config[name])
+        if no_pin_memory:
+            loader.pin_memory = False
+        if no_persistent_workers or loader.get('num_workers', 0) == 0:
+            loader.persistent_workers = False
+        config[name] = loader
+
+
+def seed_by_place(loader: ConfigDict) -> None:
+    """Have a training dataloader augment each sample by its place in the run.
+
+    A resumed run then sees the images that the unbroken one would have seen, with any number of
+    worker processes. Dataloaders with a batch sampler of their own stay as they are: such samplers
+    look into the plain indices.
+
+    Args:
+        loader: Config of the dataloader; changed in place.
+    """
+    sampler, dataset = loader.get('sampler'), loader.get('dataset')
+    if loader.get('batch_sampler') is not None:
+        return
+    if not isinstance(sampler, Mapping) or not isinstance(dataset, Mapping):
+        return
+    if str(sampler.get('type')) == 'mmaselect.PlaceSampler':
+        return  # a config that such a run has dumped
+    loader.sampler = dict(type='mmaselect.PlaceSampler', sampler=sampler)
+    loader.dataset = dict(type='mmaselect.SeededDataset', dataset=dataset)
+
+
+def command_to_go_on(launcher: str) -> str:
+    """What to type to go on with the run that this process was started for."""
+    if launcher != 'none':
+        return 'start it again in the same way, with --resume'
+    words = [sys.executable, *sys.argv]
+    if '--resume' in words:
+        at = words.index('--resume')
+        has_path = at + 1 < len(words) and not words[at + 1].startswith('-')
+        del words[at : at + 1 + has_path]
+    # Before the config's options, which take all words that follow.
+    at = words.index('--cfg-options') if '--cfg-options' in words else len(words)
+    return shlex.join([*words[:at], '--resume', *words[at:]])
+
+
+def build_runner(config: Config) -> Runner:
+    """Build the runner of a config, ready for any launcher on any device.
+
+    It gets the hooks that make a run safe to stop and exact to resume, and, if an ASelecTDiT is in
+    the model, the one that writes its selection; unless the config has them.
+    """
+    from mmaselect.engine.hooks import (
+        ActivationCheckpointingHook,
+        FrozenCacheHook,
+        SelectionHook,
+    )
+    from mmaselect.launch.hooks import IterationSeedHook, PlainCheckpointHook, SaveOnStopHook
+    from mmaselect.models import ASelecTDiT
+
+    on_cpus = prepare_cpu_launch(config)
+    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if on_cpus:
+        runner.register_hook(AverageNormStatistics())
+    present = {type(hook) for hook in runner.hooks}
+    hooks = [
+        ActivationCheckpointingHook(),
+        FrozenCacheHook(),
+        IterationSeedHook(),
+        PlainCheckpointHook(),
+        SaveOnStopHook(command_to_go_on(config.get('launcher', 'none'))),
+    ]
+    # A config of an installed toolbox, with our backbone put into it, names no hook of ours.
+    if any(isinstance(module, ASelecTDiT) for module in runner.model.modules()):
+        hooks.append(SelectionHook())
+    for hook in hooks:
+        if type(hook) not in present:
+            runner.register_hook(hook)
+    return runner

@@ -1,0 +1,162 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The picture of a selection: the curve, its error band, the other criteria, and the pick."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mmaselect.files import written_aside
+from mmaselect.logs import warn
+from mmaselect.selection.result import Curve, SelectionResult, finalists, images_seen
+
+COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f', '#b08900')
+
+
+def _series(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Timesteps, scores and standard errors as arrays, NaN where there is none."""
+    sem = [np.nan if point.sem is None else point.sem for point in curve.points]
+    return np.array(curve.timesteps), np.array(curve.scores), np.array(sem)
+
+
+def selection_figure(result: SelectionResult) -> Figure:
+    """Draw a selection with matplotlib, without touching pyplot's global state.
+
+    The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
+    every other criterion has a panel of its own below, in its own units. The upper edge has the
+    noise levels. A timestep that a race dropped is hollow, with a bar of two standard errors.
+    """
+    panels = 1 + len(result.others)
+    figure = Figure(figsize=(7.2, 3.0 + 1.5 * (panels - 1)), dpi=150, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        panels, 1, sharex=True, squeeze=False, height_ratios=[2.2] + [1] * (panels - 1)
+    )[:, 0]
+    top = axes[0]
+    for tap in result.per_tap if len(result.per_tap) > 1 else ():
+        tap_steps, tap_scores, _ = _series(tap)
+        top.plot(tap_steps, tap_scores, color=COLORS[0], alpha=0.3, linewidth=0.9)
+        last = int(np.flatnonzero(np.isfinite(tap_scores))[-1])
+        top.annotate(
+            f'block {tap.block}', (tap_steps[last], tap_scores[last]), xytext=(3, 0),
+            textcoords='offset points', fontsize=6, color=COLORS[0], alpha=0.8, va='center',
+        )  # fmt: skip
+    _draw_curve(top, result.curve, COLORS[0])
+    best = result.curve.best
+    if result.interval is not None:
+        top.axvspan(*result.interval, color=COLORS[0], alpha=0.1, linewidth=0)
+    top.plot([best.timestep], [best.score], marker='*', markersize=14, color=COLORS[0])
+    # On the side with more room, so that it covers no part of the curve's end.
+    steps = result.curve.timesteps
+    left = best.timestep > (steps[0] + steps[-1]) / 2
+    top.annotate(
+        f't = {result} (sigma {result.noise_level:.2f})',
+        (best.timestep, best.score),
+        xytext=(-10 if left else 10, 6),
+        textcoords='offset points',
+        ha='right' if left else 'left',
+        fontsize=9,
+        fontweight='bold',
+        color=COLORS[0],
+    )
+    for axis, (_, other), color in zip(
+        axes[1:], result.others.items(), itertools.cycle(COLORS[1:]), strict=False
+    ):
+        _draw_curve(axis, other, color)
+        axis.plot([other.timestep], [other.best.score], marker='*', markersize=9, color=color)
+        axis.annotate(
+            f't = {other.timestep}', (other.timestep, other.best.score), xytext=(6, 3),
+            textcoords='offset points', fontsize=7, color=color,
+        )  # fmt: skip
+    for axis in axes:
+        axis.axvline(best.timestep, color=COLORS[0], linewidth=0.9, alpha=0.7)
+        axis.spines['right'].set_visible(False)
+        axis.margins(x=0.03, y=0.16)
+    for axis in axes[1:]:
+        axis.spines['top'].set_visible(False)
+    axes[-1].set_xlabel('timestep (0 = clean)')
+    _add_noise_levels(top, result.curve)
+    blocks = ', '.join(map(str, dict.fromkeys(result.blocks)))
+    figure.suptitle(
+        f'{result.feature} of block {blocks}, {images_seen(result)}, {result.seconds:.0f} s',
+        fontsize=9,
+        x=0.02,
+        ha='left',
+    )
+    return figure
+
+
+def _draw_curve(axis: Axes, curve: Curve, color: str) -> None:
+    """A curve with its error band, in its own units."""
+    steps, scores, sem = _series(curve)
+    axis.fill_between(
+        steps, scores - 2 * sem, scores + 2 * sem, color=color, alpha=0.18, linewidth=0
+    )
+    axis.plot(steps, scores, color=color, linewidth=1.2)
+    most = max((point.images or 0 for point in finalists(curve.points)), default=0)
+    dropped = np.array([(point.images or 0) < most for point in curve.points])
+    axis.plot(
+        steps[~dropped], scores[~dropped], color=color, marker='o', markersize=2.5, linestyle=''
+    )
+    if dropped.any():
+        axis.errorbar(
+            steps[dropped], scores[dropped], 2 * sem[dropped], color=color, linestyle='',
+            marker='o', markersize=3.5, markerfacecolor='white', elinewidth=0.7,
+            markeredgewidth=0.8,
+        )  # fmt: skip
+    axis.set_ylabel(curve.criterion, fontsize=8 if len(curve.criterion) < 20 else 6.5)
+    axis.tick_params(labelsize=7)
+
+
+def _add_noise_levels(axis: Axes, curve: Curve) -> None:
+    """A second axis above: the noise level of some of the timesteps."""
+    points = curve.points
+    chosen = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, 9).round().astype(int))]
+    above = axis.secondary_xaxis('top')
+    above.set_xticks(
+        [point.timestep for point in chosen], [f'{point.noise_level:.2f}' for point in chosen]
+    )
+    above.set_xlabel('noise level (sigma)', fontsize=8)
+    above.tick_params(labelsize=7)
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the file is there in full or not at all."""
+    # Text stays text in vector formats, so that a paper's fonts can be set.
+    with (
+        written_aside(path) as aside,
+        matplotlib.rc_context({'svg.fonttype': 'none', 'pdf.fonttype': 42}),
+    ):
+        figure.savefig(aside)
+    return Path(path)
+
+
+def figure_pixels(figure: Figure) -> np.ndarray:
+    """A figure as (H, W, 3) uint8, RGB, for a toolbox's visualizer."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)  # as every figure of this package has
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_selection(result: SelectionResult, folder: str | Path) -> list[Path]:
+    """Write ``selection.json`` and ``selection.png`` into a folder, and return their paths.
+
+    A file that cannot be written is left out, with a warning: the selection cost more than it.
+    """
+    folder, written = Path(folder), []
+    for path, write in (
+        (folder / 'selection.json', result.save),
+        (folder / 'selection.png', lambda path: save_figure(selection_figure(result), path)),
+    ):
+        try:
+            written.append(write(path))
+        except OSError as error:
+            warn(f'{path} cannot be written ({error})')
+    return written

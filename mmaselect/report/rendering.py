@@ -1,0 +1,64 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Templates, and pictures as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cache
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mmaselect.version import __version__
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader('mmaselect.report'),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this folder; text is escaped.
+
+    Args:
+        template: File below ``templates``.
+        values: What it names.
+    """
+    return _environment().get_template(template).render(version=__version__, **values)
+
+
+def image_uri(pixels: np.ndarray, kind: str = 'png') -> str:
+    """(H, W, 3) uint8, RGB, as a data URI.
+
+    Args:
+        pixels: The image.
+        kind: ``'png'``, or ``'jpeg'`` for photographs.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **({'quality': 88} if kind == 'jpeg' else {}))
+    return f'data:image/{kind};base64,{as_base64(buffer.getvalue())}'
+
+
+def figure_uri(figure: Figure) -> str:
+    """A figure as a data URI, in SVG."""
+    buffer = io.BytesIO()
+    # A fixed salt: the same figure is the same text.
+    with matplotlib.rc_context({'svg.hashsalt': 'mmaselect'}):
+        figure.savefig(buffer, format='svg', metadata={'Date': None})
+    return f'data:image/svg+xml;base64,{as_base64(buffer.getvalue())}'
+
+
+def as_base64(data: bytes) -> str:
+    """Bytes as text."""
+    return base64.b64encode(data).decode('ascii')

@@ -1,0 +1,92 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""``selection.html``."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from mmaselect.images import CalibrationSet, ImageArrays, ImageFolder
+from mmaselect.images.thumbnails import Thumbnail, thumbnails, try_thumbnails
+from mmaselect.report import save_selection_page, selection_page
+from mmaselect.report.selection_page import ADVICE, advice
+from mmaselect.selection import Curve, CurvePoint, SelectionResult
+from mmaselect.selection.conclude import (
+    warn_of_disagreement,
+    warn_of_flat_curve,
+    warn_of_grid_end,
+)
+
+
+def curve(name, scores):
+    points = tuple(
+        CurvePoint(100 * n, n / 10, None, score, 0.1, 0.01) for n, score in enumerate(scores)
+    )
+    best = max((p for p in points if p.score is not None), key=lambda p: p.score)
+    return Curve(name, best.timestep, points)
+
+
+def make_result():
+    main, other = curve('Mine', [0.1, 0.4, None, 0.2]), curve('Other<i>', [0.3, 0.2, 0.1, 0.9])
+    return SelectionResult(
+        100, 0.1, 2.0, 'Mine', 'query', [3, 3], 64, 1.25, 512, main, {'Other<i>': other},
+        warnings=warn_of_disagreement(main, {'Other': other}, main.timesteps),
+        settings={'transformer': 'DiTTransformer2DModel'}, interval=(0, 100),
+    )  # fmt: skip
+
+
+def test_page_has_everything(tmp_path):
+    seen = [Thumbnail('a "cat".png', np.zeros((72, 72, 3), np.uint8))]
+    path = save_selection_page(make_result(), tmp_path, seen)
+    html = path.read_text(encoding='utf-8')
+    assert path.name == 'selection.html'
+    for part in (
+        't = 100', '0 to 100, were the images', 'DiTTransformer2DModel', 'block\n      3</dd>',
+        '512 model evaluations, 1.2 s', 'Other disagrees: it would pick timestep 300',
+        'Compare the curves below', 'title="a &#34;cat&#34;.png"', 'Other&lt;i&gt;',
+        '1 of the 64 that were used',
+    ):  # fmt: skip
+        assert part in html, part
+    assert len(re.findall(r'<tr( class="best")?><td>', html)) == 4
+    assert html.count('<tr class="best">') == 1 and '<td>-</td>' in html
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert selection_page(make_result(), seen) == html
+
+
+def test_all_images_are_there_with_their_names(photos):
+    images = CalibrationSet(ImageFolder(photos), 32, num_images=24)
+    seen = thumbnails(images) * 3
+    few = replace(make_result(), num_images=24)
+    html = selection_page(few, seen[:24])
+    assert 'The 24 that were used' in html and 'The other' not in html
+    assert re.findall(r'<figcaption>(.*?)</figcaption>', html) == [
+        f'{n:02d}.png' for n in range(24)
+    ]
+    many = selection_page(make_result(), seen[:64])
+    assert 'The 64 that were used' in many and 'The other 40' in many
+    assert many.count('<figcaption>') == 64
+
+
+def test_every_warning_has_advice():
+    """The texts are those that a sweep writes."""
+    flat = curve('Mine', [0.1, 0.1000001, 0.1])
+    warnings = [
+        *warn_of_grid_end(curve('Mine', [0.9, 0.4, 0.2])),
+        *warn_of_grid_end(curve('Mine', [0.1, 0.4, 0.5])),
+        *warn_of_flat_curve(flat),
+        *make_result().warnings,
+        'features were not finite (NaN or infinity) in torch.float16 at timesteps [0]',
+    ]
+    assert len({advice(warning) for warning in warnings}) == len(ADVICE) == len(warnings)
+    assert advice('something new') == ''
+
+
+def test_thumbnails(photos, tmp_path):
+    images = CalibrationSet(ImageFolder(photos), 32)
+    seen = thumbnails(images, count=5, side=16)
+    assert [one.name for one in seen] == ['00.png', '06.png', '12.png', '17.png', '23.png']
+    assert all(one.pixels.shape == (16, 16, 3) for one in seen)
+    assert len(thumbnails(CalibrationSet(ImageArrays(np.zeros((2, 8, 8, 3), np.uint8)), 8))) == 2
+    (tmp_path / 'x.png').touch()
+    assert try_thumbnails(CalibrationSet(ImageFolder(tmp_path), 32)) == []
+    assert 'were not at hand' in selection_page(make_result())
