@@ -1,12 +1,16 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Data sets that the toolboxes lack, and augmentation that a resumed run repeats."""
 
-from mmaselect.datasets.camvid import CamVidDataset
-from mmaselect.datasets.holdout import hold_out, hold_out_indices
-from mmaselect.datasets.nabirds import NABirds
-from mmaselect.datasets.photo_collage import PhotoCollageDataset
-from mmaselect.datasets.seeded import PlaceSampler, SeededDataset
-from mmaselect.datasets.stanford_dogs import StanfordDogs
+from mmaselect.openmmlab.compat import check_toolboxes
+
+check_toolboxes()  # before MMEngine is imported: its absence deserves advice
+
+from mmaselect.datasets.camvid import CamVidDataset  # noqa: E402
+from mmaselect.datasets.holdout import hold_out, hold_out_indices  # noqa: E402
+from mmaselect.datasets.nabirds import NABirds  # noqa: E402
+from mmaselect.datasets.photo_collage import PhotoCollageDataset  # noqa: E402
+from mmaselect.datasets.seeded import PlaceSampler, SeededDataset  # noqa: E402
+from mmaselect.datasets.stanford_dogs import StanfordDogs  # noqa: E402
 
 __all__ = [
     'CamVidDataset',

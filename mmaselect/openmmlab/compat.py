@@ -57,8 +57,8 @@ def check_toolboxes(*toolboxes: str) -> None:
     """
     for module in ('mmengine', 'mmcv', *toolboxes):
         found = installed_distributions(module)
-        # A checkout on PYTHONPATH is no distribution, and works.
-        if not found and find_spec(module) is None:
+        # Asked of the module, not of the distributions: a checkout on PYTHONPATH works, too.
+        if find_spec(module) is None:
             raise ImportError(
                 f'`{module}` is needed and none of {", ".join(DISTRIBUTIONS[module])} is '
                 f'installed. Run: {DETECTION_HINT if module == "mmdet" else INSTALL_HINT}'
