@@ -47,7 +47,8 @@ from mmaselect.images import CalibrationSet, ImageFolder
 from mmaselect.images.sources import build_image_source
 from mmaselect.models import ASelecTDiT
 from mmaselect.openmmlab.checkpoints import WholeFileBackend
-from mmaselect.selection import Sweep, save_selection
+from mmaselect.report.plot import save_selection
+from mmaselect.selection import Sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = [0, 250, 500, 750]

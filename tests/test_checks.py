@@ -13,9 +13,9 @@ def test_numbers_of_numpy_are_numbers():
         assert got == 4 and type(got) is int
     assert checks.three_numbers('mean', np.float32(2)) == (2, 2, 2)
     assert checks.three_numbers('mean', np.array([1, 2, 3])) == (1, 2, 3)
-    assert checks.image_size('size', np.int32(8)) == 8
-    assert checks.image_size('size', [8, 9]) == (8, 9)
-    assert checks.path('folder', Path('x')) == Path('x')
+    assert checks.check_image_size('size', np.int32(8)) == 8
+    assert checks.check_image_size('size', [8, 9]) == (8, 9)
+    assert checks.check_path('folder', Path('x')) == Path('x')
 
 
 @pytest.mark.parametrize('value', [1.0, 1e12, '4', True, None, b'4', np.float64(1), [1], 0, 5])
@@ -29,14 +29,14 @@ def test_what_is_no_number_is_named(value):
     [
         (checks.seed_number, -1, r'x must be from 0 to 4294967295, got -1'),
         (checks.seed_number, 2**32, r'x must be from 0 to 4294967295'),
-        (checks.image_size, 0, r'x must be from 1 to 16384, got 0'),
-        (checks.image_size, (8, 8, 8), r'x must be a side in pixels, or \(height, width\)'),
-        (checks.image_size, '12', r"x must be a side .*; got '12'"),
+        (checks.check_image_size, 0, r'x must be from 1 to 16384, got 0'),
+        (checks.check_image_size, (8, 8, 8), r'x must be a side in pixels, or \(height, width\)'),
+        (checks.check_image_size, '12', r"x must be a side .*; got '12'"),
         (checks.flag, 1, 'x must be True or False, got 1'),
-        (checks.path, '', "x must be a path, as text or a Path; got ''"),
-        (checks.path, 'a\0b', 'x must be a path'),
-        (checks.path, 'y' * 256, 'x must be a path whose names have 255 bytes at most'),
-        (checks.path, 3, 'x must be a path'),
+        (checks.check_path, '', "x must be a path, as text or a Path; got ''"),
+        (checks.check_path, 'a\0b', 'x must be a path'),
+        (checks.check_path, 'y' * 256, 'x must be a path whose names have 255 bytes at most'),
+        (checks.check_path, 3, 'x must be a path'),
         (checks.keywords, 'abc', "x must be a dict with text keys; got 'abc'"),
         (checks.keywords, {1: 2}, 'x must be a dict with text keys'),
         (

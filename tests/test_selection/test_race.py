@@ -12,6 +12,7 @@ from stopping import stop_after
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.registry import CRITERIA
+from mmaselect.report.plot import save_selection, selection_figure
 from mmaselect.selection import (
     CalibrationSet,
     FisherScore,
@@ -22,8 +23,6 @@ from mmaselect.selection import (
     SelectionCache,
     SelectionResult,
     Sweep,
-    save_selection,
-    selection_figure,
 )
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.criteria import PerImageCriterion

@@ -16,6 +16,7 @@ from stopping import stop_after
 
 from mmaselect.diffusion import FrozenDiT, build_process, draw_noise
 from mmaselect.registry import CRITERIA
+from mmaselect.report.plot import save_selection
 from mmaselect.selection import (
     CalibrationSet,
     ImageArrays,
@@ -23,7 +24,6 @@ from mmaselect.selection import (
     SelectionCache,
     SelectionResult,
     Sweep,
-    save_selection,
 )
 from mmaselect.selection.criteria import PerImageCriterion, cross_spectrum_hfr, fisher_score
 from mmaselect.selection.result import settings_key
