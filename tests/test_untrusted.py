@@ -33,7 +33,7 @@ ALLOWED = {
     # The reader itself, with weights_only=True.
     ('mmaselect/untrusted.py', 'torch.load'),
     # The only way to configs: YAML goes through a loader of plain values.
-    ('mmaselect/utils/config.py', 'Config.fromfile'),
+    ('mmaselect/launch/config.py', 'Config.fromfile'),
     # What is handed to the run folder, which calls it within `only_weights`.
     ('mmaselect/pretraining/trainer.py', 'folder.load_state'),
 }
