@@ -87,7 +87,7 @@ import importlib.machinery, sys
 found = importlib.machinery.PathFinder.find_spec
 def find_spec(name, *rest):
     return None if name.split('.')[0] in {OPENMMLAB} else found(name, *rest)
-importlib.machinery.PathFinder.find_spec = find_spec
+importlib.machinery.PathFinder.find_spec = staticmethod(find_spec)
 """
 
 

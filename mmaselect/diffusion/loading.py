@@ -29,6 +29,7 @@ from mmaselect.diffusion.codec import (
 )
 from mmaselect.diffusion.diagnose import REPAIR, PartConfig, check_entries
 from mmaselect.diffusion.dit_original import OriginalFile
+from mmaselect.diffusion.locate import GGUF, resolve_folder, resolve_pretrained, weights_file
 from mmaselect.diffusion.model_source import ModelSource
 from mmaselect.diffusion.parts import MissingWeights, Part, naming_part
 from mmaselect.diffusion.single_file import OriginalLayout, SingleFile

@@ -19,14 +19,15 @@ from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource, draw_noise
 from mmaselect.diffusion import noise_seed as seed_of_noise
 from mmaselect.diffusion.timestep_plan import AUTO, TimestepPlan
+from mmaselect.images.sources import build_image_source
 from mmaselect.images.thumbnails import Thumbnail, try_thumbnails
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
-from mmaselect.openmmlab.dataset_images import build_image_source
-from mmaselect.registry import MODELS
+from mmaselect.openmmlab.registries import MODELS
+from mmaselect.report.notice import announce_pick
 from mmaselect.selection import (
     SelectionCache,
     SelectionOptions,
