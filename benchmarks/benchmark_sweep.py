@@ -53,7 +53,8 @@ def measure(folder: str, number: int, steps: int, device: str) -> dict:
     )
     images = CalibrationSet(DrawnImages(number), 32, num_images=number)
     grid = np.linspace(0, 999, steps).astype(int).tolist()
-    sweep = Sweep(dit, images, grid, 'CrossSpectrumHFR', others=[], method='full')
+    options = dict(timesteps=grid, criterion='CrossSpectrumHFR', others=[], method='full')
+    sweep = Sweep(dit, images, options)
     result = sweep.run(progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device.startswith('cuda'):

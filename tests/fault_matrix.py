@@ -431,7 +431,8 @@ add('cache folders', 'three processes at once', _two_at_once)
 def _key(shop: Workshop, model: Path, images: Path, **options: Any) -> str:
     dit = FrozenDiT.from_pretrained(model, blocks=[2], **options)
     chosen = CalibrationSet(ImageFolder(images), dit.native_size, 4, 0)
-    sweep = Sweep(dit, chosen, [0, 500], criterion=dict(type='HighFrequencyRatio'), others=[])
+    options = dict(timesteps=[0, 500], criterion='HighFrequencyRatio', others=[])
+    sweep = Sweep(dit, chosen, options)
     from mmaselect.selection.result import settings_key
 
     return settings_key(sweep.settings())

@@ -5,12 +5,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 
 from mmaselect.apis import load_features
 from mmaselect.cli import main
 from mmaselect.openmmlab.compat import multimodal_is_broken
+from mmaselect.selection import SelectionOptions
+from mmaselect.selection.defaults import PAPER_CRITERION
+from mmaselect.selection.option_flags import default_in_words
 
 
 def test_list(capsys):
@@ -89,17 +93,27 @@ def test_select_races_unless_told_not_to(tiny_dit, photos, tmp_path, flags, race
 
 
 def test_what_the_help_says_is_the_default(capsys):
-    from mmaselect.selection import DEFAULT_CRITERION, DEFAULT_GRID, DEFAULT_NUM_IMAGES
-    from mmaselect.selection.defaults import DEFAULT_CONFIDENCE, DEFAULT_METHOD
-
     with pytest.raises(SystemExit):
         main(['select', '--help'])
     text = ' '.join(capsys.readouterr().out.split())
-    assert f'list. Default: {DEFAULT_GRID}' in text
-    assert f'names. Default: {DEFAULT_CRITERION["type"]}' in text
-    assert f'at most; default: {DEFAULT_NUM_IMAGES}' in text
-    assert f'all images. Default: {DEFAULT_METHOD}' in text
-    assert f'than the leader. Default: {DEFAULT_CONFIDENCE}' in text
+    for option in fields(SelectionOptions):
+        default = f'{option.metadata["help"]}; default: {default_in_words(option)}'
+        assert (default in text) is (option.metadata['flag'] is not None)
+    assert 'default: 0:1000:25' in text and 'default: InstanceSensitivity' in text
+    assert 'default: 0.999' in text and "default: the model's own training size" in text
+
+
+def test_select_takes_every_option_of_a_selection(tiny_dit, photos, tmp_path):
+    command = ['select', photos, '--pretrained', tiny_dit, '--out', str(tmp_path)]
+    flags = '--selection paper --timesteps 0,900 --num-images 5 --image-size 24x32 --seed 3'
+    flags += ' --batch-size 2 --method full --refine 300 --cache-dir ' + str(tmp_path / 'kept')
+    assert main([*command, *flags.split(), '--others', 'CrossSpectrumHFR']) == 0
+    settings = json.loads((tmp_path / 'selection.json').read_text())['settings']
+    paper, other = settings['criteria']
+    assert paper == PAPER_CRITERION and other['type'] == 'CrossSpectrumHFR'
+    assert settings['timesteps'] == [0, 900] and settings['finer_spacing'] == 300
+    assert (settings['num_images'], settings['image_size'], settings['seed']) == (5, [24, 32], 3)
+    assert len(list((tmp_path / 'kept').glob('*.json'))) == 1
 
 
 def test_features(tiny_dit, photos, tmp_path, capsys):
@@ -127,8 +141,9 @@ def test_features(tiny_dit, photos, tmp_path, capsys):
 )
 def test_list_imports_no_torch():
     code = (
-        'import sys; from mmaselect.cli import main; main(["list", "sana"]); '
-        'print("torch" in sys.modules)'
+        'import sys; from mmaselect.cli import main; main(["list", "sana"])\n'
+        'try: main(["select", "--help"])\n'
+        'except SystemExit: print("torch" in sys.modules)'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.count('Sana_') == 2 and done.stdout.splitlines()[-1] == 'False'

@@ -14,9 +14,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.launch.config import load_config, type_name
 from mmaselect.launch.distributed import leave_process_group
-from mmaselect.launch.flags import add_cfg_options, add_device, add_launcher, add_timesteps
+from mmaselect.launch.flags import add_cfg_options, add_device, add_launcher
 from mmaselect.report import save_report
 from mmaselect.report.table import print_selection
+from mmaselect.selection.option_flags import add_option_flags, given_options
 from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 EXAMPLES = """
@@ -24,9 +25,9 @@ examples:
   # the config's own settings; writes selection.json, .png and .html to work_dirs/CONFIG_NAME
   python tools/select_timestep.py configs/aselect_dit_ade20k.py
 
-  # a finer grid around low noise, other blocks, the paper's criterion
+  # a finer grid around low noise, other blocks, the paper's own criterion to compare with
   python tools/select_timestep.py configs/aselect_dit_ade20k.py --timesteps 0:300:10 \\
-      --blocks 10 14 18 --criterion PaperHFR --out work_dirs/fine
+      --blocks 10 14 18 --selection paper --out work_dirs/fine
 
   # two processes share the images and give the same pick
   torchrun --nproc_per_node 2 tools/select_timestep.py configs/aselect_dit_ade20k.py \\
@@ -34,10 +35,6 @@ examples:
 
 The pick is cached: training with the same settings finds it and does not sweep again.
 """
-
-
-#: Flags that replace an option of the config's selection.
-OVERRIDES = ('timesteps', 'num_images', 'method', 'confidence', 'refine', 'batch_size', 'seed')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,22 +46,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='folder for selection.json, .png and .html; default: the work directory of the '
         'config, else work_dirs/CONFIG_NAME',
     )
-    add_timesteps(
-        parser,
-        None,
-        "grid, 0 = clean, STOP left out; or a comma-separated list. Default: the config's, else "
-        '0:1000:25',
-    )
     parser.add_argument(
         '--blocks', nargs='+', type=int, help='blocks to score; negative ones count from the end'
     )
     parser.add_argument(
         '--feature', help="query, key, value, attention or output; default: the config's"
-    )
-    parser.add_argument(
-        '--criterion',
-        help='registered criterion that picks, such as InstanceSensitivity, PaperHFR or '
-        "FisherScore; default: the config's",
     )
     parser.add_argument(
         '--criterion-options',
@@ -73,26 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='arguments of the criterion, such as cutoff=0.25 shape=square',
     )
-    parser.add_argument('--num-images', type=int, help='calibration images to use')
-    parser.add_argument(
-        '--method',
-        choices=('race', 'full'),
-        help='race: drop timesteps that cannot be the best any more; full: score all of them on '
-        "all images. Default: the config's, else race",
-    )
-    parser.add_argument(
-        '--confidence',
-        type=float,
-        help='of the race: that a dropped timestep is worse than the leader; default: 0.999',
-    )
-    parser.add_argument(
-        '--refine',
-        type=int,
-        metavar='SPACING',
-        help='search a finer grid of this spacing around the best timesteps; default: none',
-    )
-    parser.add_argument('--batch-size', type=int, help='images per transformer pass')
-    parser.add_argument('--seed', type=int, help='of the choice of images and of the noise')
+    add_option_flags(parser.add_argument_group('selection'), otherwise="the config's, else ")
     parser.add_argument(
         '--no-cache', action='store_true', help='sweep even if a stored result fits'
     )
@@ -130,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         backbone.blocks = args.blocks
     if args.feature:
         backbone.feature = args.feature
-    overrides = {name: getattr(args, name) for name in OVERRIDES if getattr(args, name) is not None}
+    overrides = given_options(args)
     if args.criterion:
         overrides['criterion'] = dict(type=args.criterion, **(args.criterion_options or {}))
 
@@ -151,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         out = args.out or config.get('work_dir') or Path('work_dirs') / Path(args.config).stem
         print_selection(result)
-        for path in save_report(result, out, try_thumbnails(sweep.calibration)):
+        for path in save_report(result, out, try_thumbnails(sweep.calibration, result.num_images)):
             print(path)
     leave_process_group()
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 
 import argparse
 
-from mmaselect.cli.arguments import (
-    add_image_arguments,
-    add_model_arguments,
-    condition,
-    model_source,
-    new_parser,
-)
+from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser
+from mmaselect.selection.option_flags import add_option_flags, given_options
 
 EXAMPLES = """
 examples:
@@ -21,16 +16,14 @@ examples:
   # a published model in half precision; the result, its plot and a page go to a folder
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --dtype fp16 --out work_dirs/photos
 
-  # a finer grid around low noise, another block, the paper's criterion
-  mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --timesteps 0:300:10 --blocks 10 \\
-      --criterion PaperHFR
+  # a finer grid around low noise, and another block
+  mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --timesteps 0:300:10 --blocks 10
+
+  # the paper's own criterion, to compare with
+  mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --selection paper
 
 The result is cached: asked the same again, the command does not sweep again. Labels are not needed.
 """
-
-
-#: Flags that are options of a selection, with its defaults.
-OPTIONS = ('timesteps', 'criterion', 'num_images', 'method', 'confidence', 'refine')
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -46,35 +39,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument('images', metavar='IMAGES', help='folder of images, searched recursively')
     parser.add_argument('--out', help='folder for selection.json, selection.png and selection.html')
     add_model_arguments(parser)
-    add_image_arguments(parser)
     group = parser.add_argument_group('selection')
-    group.add_argument(
-        '--timesteps',
-        metavar='START:STOP:STEP',
-        help='grid, 0 = clean, STOP left out; or a comma-separated list. Default: 0:1000:25',
-    )
-    group.add_argument(
-        '--criterion',
-        help='what picks; `mmaselect list --criteria` has the names. Default: InstanceSensitivity',
-    )
-    group.add_argument('--num-images', type=int, help='images to use at most; default: 128')
-    group.add_argument(
-        '--method',
-        choices=('race', 'full'),
-        help='race: drop timesteps that cannot be the best any more; full: score all of them on '
-        'all images. Default: race',
-    )
-    group.add_argument(
-        '--confidence',
-        type=float,
-        help='of the race: that a dropped timestep is worse than the leader. Default: 0.999',
-    )
-    group.add_argument(
-        '--refine',
-        type=int,
-        metavar='SPACING',
-        help='search a finer grid of this spacing around the best timesteps. Default: none',
-    )
+    add_option_flags(group)
     group.add_argument(
         '--no-cache', action='store_true', help='sweep even if a stored result fits, and store none'
     )
@@ -83,31 +49,27 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
-    from mmaselect.apis import select_timestep
-    from mmaselect.images import CalibrationSet, ImageFolder
+    from mmaselect.apis.selection import build_sweep
     from mmaselect.images.thumbnails import try_thumbnails
     from mmaselect.report import save_report
     from mmaselect.report.table import print_selection
 
-    given = {name: getattr(args, name) for name in OPTIONS}
-    result = select_timestep(
+    options = given_options(args)
+    sweep = build_sweep(
         model_source(args),
         args.images,
         blocks=args.blocks,
         feature=args.feature,
-        image_size=args.image_size,
-        batch_size=args.batch_size,
-        seed=args.seed,
+        selection=options.pop('preset', None),
         dtype=args.dtype,
         device=args.device,
         cache=not args.no_cache,
-        **{name: value for name, value in given.items() if value is not None},
         condition=condition(args),
+        **options,
     )
+    result = sweep.run()
     print_selection(result)
     if args.out is not None:
-        images = CalibrationSet(
-            ImageFolder(args.images), result.settings['image_size'], result.num_images, args.seed
-        )
-        for written in save_report(result, args.out, try_thumbnails(images)):
+        images = try_thumbnails(sweep.calibration, result.num_images)
+        for written in save_report(result, args.out, images):
             print(written)

@@ -8,6 +8,7 @@ exception that never leaves this file ends the pass as soon as the last wanted o
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,6 +195,15 @@ class FrozenDiT(nn.Module):
         """
         size = self.family.config.get('sample_size')
         return int(size) * self.codec.stride if isinstance(size, int) else 512
+
+    def num_tokens(self, image_size: int | tuple[int, int]) -> int:
+        """Image tokens of one image.
+
+        Args:
+            image_size: Side, or (height, width), in pixels.
+        """
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        return math.ceil(height / self.stride) * math.ceil(width / self.stride)
 
     @property
     def keys(self) -> tuple[TapKey, ...]:

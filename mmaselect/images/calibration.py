@@ -150,8 +150,8 @@ class CalibrationSet:
             images, positions, self.labels(positions), batch_views(views) if views else None
         )
 
-    def with_views(self, views: ViewOptions) -> Self:
-        """The same images, with views."""
+    def with_views(self, views: ViewOptions | None) -> Self:
+        """The same images, with views or, by None, without."""
         viewed = copy(self)
         viewed.views, viewed._kept = views, {}
         return viewed

@@ -31,31 +31,36 @@ class Thumbnail:
     pixels: np.ndarray
 
 
-def thumbnails(images: CalibrationSet, count: int = MOST, side: int = 72) -> list[Thumbnail]:
-    """All images of a set, or as many, evenly spread over it.
+def thumbnails(
+    images: CalibrationSet, scored: int | None = None, count: int = MOST, side: int = 72
+) -> list[Thumbnail]:
+    """The images that a sweep scored, or some of them, evenly spread.
 
     Args:
-        images: The set.
+        images: The calibration set.
+        scored: How many of the set were scored: a race takes them in the set's order, and may end
+            before it has seen all. All of them if None.
         count: How many at most.
         side: Pixels along each side.
 
     Raises:
         ValueError: If an image cannot be read.
     """
-    places = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+    used = sorted(images.order[:scored])
+    spread = np.linspace(0, len(used) - 1, min(count, len(used))).round().astype(int)
     return [
         Thumbnail(
             Path(images.source.name(images.chosen[place])).name,
-            resize_and_crop(images.image(int(place)), side),
+            resize_and_crop(images.image(place), side),
         )
-        for place in places
+        for place in (used[index] for index in spread)
     ]
 
 
-def try_thumbnails(images: CalibrationSet) -> list[Thumbnail]:
+def try_thumbnails(images: CalibrationSet, scored: int | None = None) -> list[Thumbnail]:
     """The same, or none with a line in the log, where an image is not there any more."""
     try:
-        return thumbnails(images)
+        return thumbnails(images, scored)
     except (OSError, ValueError) as error:
         logger.warning('no thumbnails of the calibration images: %s', error)
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmaselect.checks import is_sequence, is_whole_number, shorten
@@ -40,6 +41,49 @@ def parse_timesteps(spec: str | int | Sequence[int], num_train_timesteps: int) -
             f'(clean) to {num_train_timesteps - 1} (noise)'
         )
     return sorted(set(steps))
+
+
+@dataclass(frozen=True)
+class TimestepGrid:
+    """The timesteps that a sweep searches.
+
+    Attributes:
+        coarse: All that are scored at first, sorted.
+        spacing: Spacing of a finer grid around the best of these; None for no finer grid.
+
+    Example:
+        >>> grid = TimestepGrid.parse('0:1000:250', 1000, spacing=100)
+        >>> grid.coarse, grid.around([250])
+        ((0, 250, 500, 750), [50, 150, 350, 450])
+    """
+
+    coarse: tuple[int, ...]
+    spacing: int | None = None
+
+    @classmethod
+    def parse(
+        cls, spec: str | int | Sequence[int], num_train_timesteps: int, spacing: int | None = None
+    ) -> TimestepGrid:
+        """A grid from what a user wrote: see :func:`parse_timesteps`.
+
+        Raises:
+            ValueError: If the grid is empty, malformed or out of range.
+        """
+        return cls(tuple(parse_timesteps(spec, num_train_timesteps)), spacing)
+
+    def around(self, leaders: Sequence[int]) -> list[int]:
+        """Timesteps of the finer grid around some of the coarse one; none without a spacing."""
+        return [] if self.spacing is None else finer_grid(self.coarse, leaders, self.spacing)
+
+    @property
+    def finer(self) -> list[int]:
+        """All timesteps that the finer grid may have."""
+        return self.around(self.coarse)
+
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, for its key."""
+        spacing = {} if self.spacing is None else dict(finer_spacing=self.spacing)
+        return dict(timesteps=list(self.coarse), **spacing)
 
 
 def finer_grid(grid: Sequence[int], around: Sequence[int], spacing: int) -> list[int]:

@@ -8,9 +8,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -19,9 +20,103 @@ from torch import Tensor, nn
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.loading import dequantized
+from mmaselect.images import CalibrationSet
+from mmaselect.selection.grid import TimestepGrid
+from mmaselect.selection.options import SelectionOptions
+from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers, rank_and_size
+from mmaselect.selection.result import SELECTION_VERSION
 
 #: Packages whose classes are told apart by a version, and not by their source.
 _VERSIONED = ('mmaselect', 'torch', 'torchmetrics', 'diffusers', 'abc', 'builtins', 'typing')
+
+#: Stands in the settings' ``code`` where the source of a class cannot be read.
+UNREADABLE = 'unreadable'
+
+
+def sweep_settings(
+    dit: FrozenDiT,
+    calibration: CalibrationSet,
+    options: SelectionOptions,
+    grid: TimestepGrid,
+    race: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything that a sweep's result depends on, ready for JSON.
+
+    That leaves out the batch size and the number of ranks. All ranks call it together: each reads
+    its share of the images.
+
+    Args:
+        dit: The frozen model.
+        calibration: The images, with the views that the criteria compare.
+        options: Criteria and seed.
+        grid: The timesteps.
+        race: Round ends and confidence of the race; None where there is no race.
+
+    Raises:
+        ValueError: If a calibration image cannot be read.
+        RuntimeError: If ranks see different images, models or versions.
+    """
+    rank, world_size = rank_and_size()
+    needs_labels = any(criterion.needs_labels for criterion in options.criteria.values())
+
+    def describe_model(tell: Callable[[str], None]) -> dict[str, Any]:
+        timesteps = sorted([*grid.coarse, *grid.finer])
+        num_tokens = dit.num_tokens(calibration.image_size)
+        classes = (*map(type, options.criteria.values()), type(dit.family))
+        try:
+            code = code_identity(*classes)
+        except LookupError as error:
+            code = {UNREADABLE: str(error)}
+        return dict(model_identity(dit, timesteps, num_tokens), code=code)
+
+    def hash_share(tell: Callable[[str], None]) -> dict[int, tuple[str, str]]:
+        hashes = {}
+        for position in range(rank, len(calibration), world_size):
+            tell(f'reading {calibration.source.name(calibration.chosen[position])}')
+            labels = calibration.labels([position]) if needs_labels else None
+            label = '' if labels is None else _hash(labels.numpy().tobytes())
+            hashes[position] = (calibration.hash_image(position), label)
+        return hashes
+
+    model = gather_answers(describe_model)[rank]
+    if world_size > 1:
+        check_agreement(gather_answers(lambda tell: _facts(calibration, options, grid, model)))
+    hashes = {p: found for share in gather_answers(hash_share) for p, found in share.items()}
+    labels = [hashes[position][1] for position in range(len(hashes))]
+    settings = dict(
+        selection_version=SELECTION_VERSION,
+        **model,
+        images=calibration.fingerprint({p: image for p, (image, _) in hashes.items()}),
+        labels=_hash(''.join(labels).encode()) if any(labels) else None,
+        num_images=len(calibration),
+        image_size=calibration.image_size,
+        **grid.settings(),
+        criteria=options.criterion_configs,
+        seed=options.seed,
+        views=None if calibration.views is None else asdict(calibration.views),
+    )
+    if race is not None:
+        settings['race'] = race
+    return from_rank_zero(json.loads(json.dumps(settings, default=str)))
+
+
+def _facts(
+    images: CalibrationSet, options: SelectionOptions, grid: TimestepGrid, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must be the same on all ranks, by its name in a message."""
+    ends = {0, len(images) - 1}
+    names = [Path(images.source.name(index)).name for index in images.chosen]
+    return {
+        'the number of images': len(images.source),
+        'the names of the images': _hash('\n'.join(names).encode())[:12],
+        'the pixels of the first and the last image': [
+            images.hash_image(position)[:12] for position in sorted(ends)
+        ],
+        'the size of the images': images.image_size,
+        'the timestep grid': list(grid.coarse),
+        'the seed': options.seed,
+        **{f"the model's {name}": value for name, value in model.items()},
+    }
 
 
 def weights_fingerprint(dit: nn.Module) -> str:
@@ -99,11 +194,15 @@ def _without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hash_json(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, default=str).encode()).hexdigest()
+    return _hash(json.dumps(data, default=str).encode())
 
 
-def code_identity(cls: type) -> dict[str, str]:
-    """Hashes of the files that define a class and its bases, but for those of known packages.
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def code_identity(*classes: type) -> dict[str, str]:
+    """Hashes of the files that define classes and their bases, but for those of known packages.
 
     The whole file, as a class may call functions beside it; what it imports is not followed.
 
@@ -111,7 +210,7 @@ def code_identity(cls: type) -> dict[str, str]:
         LookupError: If there is no source to read.
     """
     found = {}
-    for base in cls.__mro__:
+    for base in (base for cls in classes for base in cls.__mro__):
         if base.__module__.partition('.')[0] in _VERSIONED:
             continue
         module = sys.modules.get(base.__module__)
@@ -123,7 +222,5 @@ def code_identity(cls: type) -> dict[str, str]:
             raise LookupError(
                 f'the source of {base.__module__}.{base.__qualname__} cannot be read'
             ) from error
-        found[f'{base.__module__}.{base.__qualname__}'] = hashlib.sha256(
-            source.encode()
-        ).hexdigest()
+        found[f'{base.__module__}.{base.__qualname__}'] = _hash(source.encode())
     return found

@@ -1,12 +1,18 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""How a timestep is selected: one set of options for configs, Python and the command line."""
+"""How a timestep is selected: each option with its default and its help, written once.
+
+The arguments of :func:`~mmaselect.apis.select_timestep`, the flags of the commands and the table in
+the docs are made from the fields of :class:`SelectionOptions`. This module imports no PyTorch, so
+that a command shows its ``--help`` at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmaselect.checks import (
     check_image_size,
@@ -19,8 +25,6 @@ from mmaselect.checks import (
     shorten,
     whole_number,
 )
-from mmaselect.images.sources import ARRAY_ORDERS
-from mmaselect.images.views import ViewOptions
 from mmaselect.selection.defaults import (
     DEFAULT_CONFIDENCE,
     DEFAULT_CRITERION,
@@ -30,64 +34,158 @@ from mmaselect.selection.defaults import (
     METHODS,
     PRESETS,
 )
-from mmaselect.selection.grid import DEFAULT_GRID, read_grid
-from mmaselect.selection.scoring import build_criteria
+from mmaselect.selection.grid import DEFAULT_GRID, TimestepGrid, read_grid
+
+if TYPE_CHECKING:
+    from mmaselect.images.views import ViewOptions
+    from mmaselect.selection.criteria.base import Criterion
 
 #: A criterion by its name, or by a config with its arguments.
 CriterionSpec = str | Mapping[str, Any]
 
 
+def about(help: str, flag: Mapping[str, Any] | None = None, default: str = '') -> dict[str, Any]:
+    """Metadata of a field of :class:`SelectionOptions`.
+
+    Args:
+        help: What the option is, for the commands and for the docs.
+        flag: What :meth:`argparse.ArgumentParser.add_argument` takes in addition to the name and
+            the help; None for an option that has no flag.
+        default: The default in words, where its value does not say it.
+    """
+    return dict(help=help, flag=flag, default=default)
+
+
+def size_flag(text: str) -> int | tuple[int, int]:
+    """An image size as a flag has it: ``512``, or ``384x512`` for (height, width).
+
+    Raises:
+        ValueError: If the text is neither.
+
+    Example:
+        >>> size_flag('512'), size_flag('384x512')
+        (512, (384, 512))
+    """
+    sides = [int(side) for side in text.split('x')]
+    return check_image_size('image size', sides[0] if len(sides) == 1 else sides)
+
+
+def _default_views() -> ViewOptions:
+    from mmaselect.images.views import ViewOptions
+
+    return ViewOptions()
+
+
 @dataclass(frozen=True)
 class SelectionOptions:
-    """How a timestep is selected.
-
-    Attributes:
-        criterion: The registered criterion that picks: its name, or its config.
-        others: Criteria that are scored beside it and never decide; one, several or None.
-        timesteps: See :func:`~mmaselect.selection.grid.parse_timesteps`.
-        num_images: Calibration images.
-        image_size: Side, or (height, width), in pixels; the model's own training size if None.
-        batch_size: Images per transformer pass.
-        seed: Of the choice of images, of their views and of the noise.
-        views: How random views are made, for criteria that compare them.
-        cache_dir: Where results are kept; the default cache folder if None.
-        array_order: Channel order of datasets in memory, ``'rgb'`` or ``'bgr'``.
-        method: ``'race'``, which drops a timestep once it cannot be the best any more, or
-            ``'full'``, which scores every timestep on every image. See
-            :mod:`mmaselect.selection.race`.
-        confidence: Of a race: that a timestep which is dropped is worse than the leader.
-        refine: Spacing of a finer grid between the timesteps that may be the best and their
-            neighbors, which is searched once the grid itself has been; None to leave it at that.
+    """How a timestep is selected. The help of each option is in the metadata of its field.
 
     Raises:
         ValueError: If a value is of another type, or out of range; the message names it.
+
+    Example:
+        >>> options = SelectionOptions(num_images=256)
+        >>> options.num_images, options.method
+        (256, 'race')
     """
 
-    criterion: CriterionSpec = field(default_factory=lambda: dict(DEFAULT_CRITERION))
-    others: CriterionSpec | Sequence[CriterionSpec] = DEFAULT_OTHERS
-    timesteps: str | int | Sequence[int] = DEFAULT_GRID
-    num_images: int = DEFAULT_NUM_IMAGES
-    image_size: int | tuple[int, int] | None = None
-    batch_size: int = 16
-    seed: int = 0
-    views: ViewOptions = field(default_factory=ViewOptions)
-    cache_dir: str | Path | None = None
-    array_order: str = 'rgb'
-    method: str = DEFAULT_METHOD
-    confidence: float = DEFAULT_CONFIDENCE
-    refine: int | None = None
+    criterion: CriterionSpec = field(
+        default_factory=lambda: dict(DEFAULT_CRITERION),
+        metadata=about(
+            'what picks: the name of a registered criterion (`mmaselect list --criteria` has them)'
+            ', or in Python its config',
+            flag=dict(metavar='NAME'),
+        ),
+    )
+    others: CriterionSpec | Sequence[CriterionSpec] = field(
+        default=DEFAULT_OTHERS,
+        metadata=about(
+            'criteria that are scored on the same images and never decide: one, several or none',
+            flag=dict(nargs='*', metavar='NAME'),
+        ),
+    )
+    timesteps: str | int | Sequence[int] = field(
+        default=DEFAULT_GRID,
+        metadata=about(
+            'grid, 0 = clean, STOP left out; or a list, separated by commas',
+            flag=dict(metavar='START:STOP:STEP'),
+        ),
+    )
+    num_images: int = field(
+        default=DEFAULT_NUM_IMAGES,
+        metadata=about('calibration images to use at most', flag=dict(type=int, metavar='N')),
+    )
+    image_size: int | tuple[int, int] | None = field(
+        default=None,
+        metadata=about(
+            'side that images are scaled and cropped to, in pixels, or height and width '
+            '(`384x512` as a flag)',
+            flag=dict(type=size_flag, metavar='PIXELS'),
+            default="the model's own training size",
+        ),
+    )
+    batch_size: int = field(
+        default=16,
+        metadata=about('images per transformer pass', flag=dict(type=int, metavar='N')),
+    )
+    seed: int = field(
+        default=0,
+        metadata=about(
+            'seed of the choice of images, of their views and of the noise',
+            flag=dict(type=int, metavar='N'),
+        ),
+    )
+    views: ViewOptions = field(
+        default_factory=_default_views,
+        metadata=about(
+            'how two random views of each image are made, for criteria that compare them: a dict '
+            'of `scale`, `flip`, `noise` and `pixels`',
+            default='see `ViewOptions`',
+        ),
+    )
+    cache_dir: str | Path | None = field(
+        default=None,
+        metadata=about(
+            'folder that keeps results', flag=dict(metavar='FOLDER'), default='the cache folder'
+        ),
+    )
+    array_order: str = field(
+        default='rgb',
+        metadata=about('order of channels of data sets in memory, `rgb` or `bgr`'),
+    )
+    method: str = field(
+        default=DEFAULT_METHOD,
+        metadata=about(
+            '`race` drops a timestep once it cannot be the best any more; `full` scores every '
+            'timestep on every image',
+            flag=dict(choices=METHODS),
+        ),
+    )
+    confidence: float = field(
+        default=DEFAULT_CONFIDENCE,
+        metadata=about(
+            'confidence of a race that a timestep which is dropped is worse than the leader',
+            flag=dict(type=float, metavar='P'),
+        ),
+    )
+    refine: int | None = field(
+        default=None,
+        metadata=about(
+            'spacing of a finer grid, which is searched at the end around the timesteps that may '
+            'be the best',
+            flag=dict(type=int, metavar='SPACING'),
+            default='no finer grid',
+        ),
+    )
 
     def __post_init__(self) -> None:
+        from mmaselect.images.sources import ARRAY_ORDERS
+        from mmaselect.images.views import ViewOptions
+
         criterion = criterion_config('criterion', self.criterion)
         given: Any = () if self.others is None else self.others
         listed = given if is_sequence(given) else (given,)
         others = tuple(criterion_config('others', spec) for spec in listed)
-        # Built once to see that they are known and take their arguments.
-        for name, configs in (('criterion', [criterion]), ('others', others)):
-            try:
-                build_criteria(configs)
-            except ValueError as error:
-                raise ValueError(f'{name}: {error}') from error
         timesteps = self.timesteps
         if not isinstance(timesteps, str):
             timesteps = tuple(read_grid(timesteps))
@@ -116,6 +214,35 @@ class SelectionOptions:
             checked['cache_dir'] = check_path('cache_dir', self.cache_dir)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        _ = self.criteria  # built here, so that a wrong argument of one is found at once
+
+    @cached_property
+    def criteria(self) -> dict[str, Criterion]:
+        """The criteria by their names in results, without any image; the first one decides."""
+        from mmaselect.selection.scoring import build_criteria
+
+        configs = self.criterion_configs
+        return build_criteria(configs, ['criterion', *['others'] * (len(configs) - 1)])
+
+    @property
+    def criterion_configs(self) -> list[dict[str, Any]]:
+        """Configs of the criteria; the first one decides."""
+        configs: Any = (self.criterion, *self.others)
+        return [dict(config) for config in configs]
+
+    def grid(self, num_train_timesteps: int) -> TimestepGrid:
+        """The timesteps that are searched, for a training schedule of some length.
+
+        Raises:
+            ValueError: If the grid leaves the schedule, or the finer grid is no finer.
+        """
+        grid = TimestepGrid.parse(self.timesteps, num_train_timesteps, self.refine)
+        if self.refine is not None and not grid.finer:
+            raise ValueError(
+                f'refine={self.refine} is no finer than timesteps={shorten(self.timesteps)}: give '
+                f'a spacing below theirs, or None'
+            )
+        return grid
 
     @classmethod
     def parse(
@@ -132,7 +259,7 @@ class SelectionOptions:
         """
         if isinstance(selection, cls):
             return selection
-        known = [f.name for f in fields(cls)]
+        known = cls.names()
         given = (
             dict(preset=selection)
             if isinstance(selection, str)
@@ -150,9 +277,23 @@ class SelectionOptions:
             del given['views']
         return cls(**given)
 
-    def replaced(self, **changes: Any) -> SelectionOptions:
-        """These options with some replaced."""
-        return self.parse({**{f.name: getattr(self, f.name) for f in fields(self)}, **changes})
+    def replaced(self, preset: str | None = None, **changes: Any) -> SelectionOptions:
+        """These options with some replaced, first by those of a preset.
+
+        Raises:
+            ValueError: If a preset or a name is not known, or a value is out of range.
+        """
+        if not changes and preset is None:
+            return self
+        stated: dict[str, Any] = dict(preset=preset)
+        if preset is None or isinstance(preset, str):
+            stated = PRESETS.get(preset, stated) if preset else {}
+        return self.parse({**{n: getattr(self, n) for n in self.names()}, **stated, **changes})
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of all options."""
+        return [f.name for f in fields(cls)]
 
 
 def criterion_config(name: str, spec: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from mmaselect.files import cache_root, write_json
 from mmaselect.logs import warn
-from mmaselect.selection.grid import finer_grid
 
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
 #: version of the package alone costs nobody a sweep.
@@ -229,12 +228,11 @@ class SelectionResult:
         if self.key != settings_key(self.settings):
             raise ValueError(f'key {self.key!r} is not that of the settings')
         grid = self.settings.get('timesteps') if isinstance(self.settings, dict) else None
-        refine = self.settings.get('refine') if isinstance(self.settings, dict) else None
-        if grid is not None and refine is not None:
-            finer = finer_grid(grid, grid, refine)
-            grid = sorted([*grid, *set(finer).intersection(self.curve.timesteps)])
+        steps = self.curve.timesteps
+        if grid is None or not set(grid) <= set(steps) or steps != sorted(set(steps)):
+            raise ValueError(f'the curve of {self.curve.criterion} has the timesteps {steps}')
         for curve in (self.curve, *self.others.values(), *self.per_tap):
-            _check_curve(curve, grid)
+            _check_curve(curve, steps)
         best = self.curve.best
         if self.timestep != best.timestep or self.noise_level != best.noise_level:
             raise ValueError(f'timestep {self.timestep!r} is not that of the curve')
@@ -253,7 +251,7 @@ def _check_numbers(name: str, value: Any, kind: type, lowest: float = 0) -> None
         raise ValueError(f'{name} is {value!r}')
 
 
-def _check_curve(curve: Curve, grid: Sequence[int] | None) -> None:
+def _check_curve(curve: Curve, grid: Sequence[int]) -> None:
     """Raise a ValueError unless a curve has the points of a grid, and its pick is its best."""
     for point in curve.points:
         _check_numbers('timestep', point.timestep, int)

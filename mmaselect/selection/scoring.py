@@ -30,26 +30,24 @@ Meters = dict[tuple[TapKey, str], Criterion]
 _FIRST_VIEW_DRAW = 32
 
 
-def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
-    """Criteria by the name they carry in results; a second of one type gets a number."""
+def build_criteria(
+    configs: Sequence[CriterionConfig], arguments: Sequence[str] | None = None
+) -> dict[str, Criterion]:
+    """Criteria by the name they carry in results; a second of one type gets a number.
+
+    Args:
+        configs: Their names or configs.
+        arguments: The argument that each config came from, for the message of an error.
+
+    Raises:
+        ValueError: If a criterion is not known, or does not take its arguments.
+    """
     criteria: dict[str, Criterion] = {}
-    for config in configs:
-        arguments = dict(type=config) if isinstance(config, str) else dict(config)
-        kind = arguments.pop('type', None)
-        cls = CRITERIA.get(kind) if isinstance(kind, str) else kind
-        if not (isinstance(cls, type) and issubclass(cls, Criterion)):
-            raise ValueError(
-                f'criterion {kind!r} is not known: choose from '
-                f'{", ".join(sorted(CRITERIA.module_dict))}, or register a subclass of Criterion '
-                f'with @CRITERIA.register_module()'
-            )
+    for place, config in enumerate(configs):
         try:
-            criterion = cls(**arguments)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            takes = [name for name in inspect.signature(cls).parameters if name != 'kwargs']
-            raise ValueError(
-                f'criterion {cls.__name__}: {error}. It takes {", ".join(takes) or "no arguments"}'
-            ) from error
+            criterion = build_criterion(config)
+        except ValueError as error:
+            raise ValueError(f'{arguments[place]}: {error}' if arguments else str(error)) from error
         name = base = type(criterion).__name__
         number = 1
         while name in criteria:
@@ -57,6 +55,30 @@ def build_criteria(configs: Sequence[CriterionConfig]) -> dict[str, Criterion]:
             name = f'{base}-{number}'
         criteria[name] = criterion
     return criteria
+
+
+def build_criterion(config: CriterionConfig) -> Criterion:
+    """A criterion from its name or its config.
+
+    Raises:
+        ValueError: If it is not known, or does not take its arguments.
+    """
+    arguments = dict(type=config) if isinstance(config, str) else dict(config)
+    kind = arguments.pop('type', None)
+    cls = CRITERIA.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(cls, type) and issubclass(cls, Criterion)):
+        raise ValueError(
+            f'criterion {kind!r} is not known: choose from '
+            f'{", ".join(sorted(CRITERIA.module_dict))}, or register a subclass of Criterion '
+            f'with @CRITERIA.register_module()'
+        )
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        takes = [name for name in inspect.signature(cls).parameters if name != 'kwargs']
+        raise ValueError(
+            f'criterion {cls.__name__}: {error}. It takes {", ".join(takes) or "no arguments"}'
+        ) from error
 
 
 @dataclass(frozen=True)

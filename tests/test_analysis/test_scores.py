@@ -14,7 +14,8 @@ CROSS, PLAIN = dict(type='CrossSpectrumHFR'), dict(type='HighFrequencyRatio', cu
 def test_equals_a_sweep(open_with, classification_config, deciding):
     study = open_with(classification_config, '--blocks', '1', '4', '--batch-size', '4')
     images = study.images('train', 9)
-    result = Sweep(study.dit, images, [0, 300], deciding, (), batch_size=3).run(progress=False)
+    options = dict(timesteps=[0, 300], criterion=deciding, others=(), batch_size=3)
+    result = Sweep(study.dit, images, options).run(progress=False)
     encoded = study.encode(images).images
     criteria = build_criteria([CROSS, PLAIN, dict(type='FisherScore', num_classes=3)])
     for index, step in enumerate((0, 300)):
@@ -59,7 +60,8 @@ def test_features_that_overflow_in_one_block_rule_the_timestep_out(
     broken, whole = (score_timestep(encoded, step, build_criteria([PLAIN])) for step in (0, 300))
     assert [row['score'] for row in broken] == [None, None]
     assert all(row['score'] > 0 for row in whole)
-    result = Sweep(study.dit, images, [0, 300], PLAIN, ()).run(progress=False)
+    options = dict(timesteps=[0, 300], criterion=PLAIN, others=())
+    result = Sweep(study.dit, images, options).run(progress=False)
     assert result.timestep == 300
     assert [curve.points[0].score for curve in result.per_tap] == [None, None]
 

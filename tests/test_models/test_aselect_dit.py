@@ -351,7 +351,7 @@ def test_a_run_with_ema_resumes_without_selecting_again(tiny_dit, photos, tmp_pa
     def must_not_select(*args, **kwargs):
         raise AssertionError('selected again')
 
-    monkeypatch.setattr('mmaselect.selection.sweep.Sweep._score_share', must_not_select)
+    monkeypatch.setattr('mmaselect.selection.stages.Stages.run', must_not_select)
     second = runner(4, True)
     second.train()
     assert second.iter == 4

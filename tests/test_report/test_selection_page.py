@@ -87,6 +87,9 @@ def test_thumbnails(photos, tmp_path):
     assert [one.name for one in seen] == ['00.png', '06.png', '12.png', '17.png', '23.png']
     assert all(one.pixels.shape == (16, 16, 3) for one in seen)
     assert len(thumbnails(CalibrationSet(ImageArrays(np.zeros((2, 8, 8, 3), np.uint8)), 8))) == 2
+    # A race that ended after five images has scored the first five of the set's order.
+    scored = sorted(f'{images.chosen[place]:02d}.png' for place in images.order[:5])
+    assert [one.name for one in thumbnails(images, scored=5)] == scored
     (tmp_path / 'x.png').touch()
     assert try_thumbnails(CalibrationSet(ImageFolder(tmp_path), 32)) == []
     assert 'were not at hand' in selection_page(make_result())

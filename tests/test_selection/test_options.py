@@ -1,9 +1,12 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mmaselect.apis import select_timestep
 from mmaselect.images.views import ViewOptions
 from mmaselect.selection import (
     DEFAULT_CRITERION,
@@ -11,6 +14,8 @@ from mmaselect.selection import (
     HighFrequencyRatio,
     SelectionOptions,
 )
+from mmaselect.selection.defaults import PRESETS
+from mmaselect.selection.options import size_flag
 
 
 def test_the_defaults():
@@ -48,6 +53,36 @@ def test_presets_and_replacing():
     assert paper.criterion == dict(type='PaperHFR') and paper.others == ()
     assert SelectionOptions.parse(dict(preset='paper', seed=3)).replaced(seed=4).seed == 4
     assert SelectionOptions.parse(paper) is paper
+    sized = SelectionOptions(image_size=48, num_images=9).replaced(preset='paper', seed=2)
+    assert sized == SelectionOptions(**PRESETS['paper'], image_size=48, num_images=9, seed=2)
+    with pytest.raises(ValueError, match="selection 'book' is no preset"):
+        sized.replaced(preset='book')
+
+
+def test_criteria_are_built_once_and_not_changed_by_sweeps():
+    options = SelectionOptions(
+        criterion='CrossSpectrumHFR', others=['CrossSpectrumHFR', 'PaperHFR']
+    )
+    assert list(options.criteria) == ['CrossSpectrumHFR', 'CrossSpectrumHFR-2', 'PaperHFR']
+    assert options.criteria is options.criteria
+    assert [config['type'] for config in options.criterion_configs] == [
+        'CrossSpectrumHFR', 'CrossSpectrumHFR', 'PaperHFR',
+    ]  # fmt: skip
+
+
+def test_select_timestep_has_every_option_as_a_keyword():
+    parameters = inspect.signature(select_timestep).parameters
+    for option in fields(SelectionOptions):
+        parameter = parameters[option.name]
+        assert parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation == option.type
+    assert parameters['num_images'].default == 128
+
+
+def test_sizes_as_flags():
+    assert size_flag('96') == 96 and size_flag('96x128') == (96, 128)
+    for wrong in ('0', '9x', 'a', '1x2x3'):
+        with pytest.raises(ValueError):
+            size_flag(wrong)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,16 @@ from mmaselect.selection import (
     ImageFolder,
     InstanceSensitivity,
     SelectionCache,
+    SelectionOptions,
     SelectionResult,
     Sweep,
 )
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.criteria import PerImageCriterion
-from mmaselect.selection.grid import finer_grid
+from mmaselect.selection.grid import TimestepGrid, finer_grid
 from mmaselect.selection.race import contenders, on_one_scale, round_ends, round_scores
 from mmaselect.selection.scoring import StepScores
+from mmaselect.selection.stages import Stages
 
 TAPS = [(1, 'query'), (3, 'query')]
 GRID = [0, 100, 300, 600, 900]
@@ -144,7 +146,8 @@ def make_sweep(folder, photos, num_images=20, **options):
     dit = FrozenDiT.from_pretrained(folder, blocks=[1, 3])
     images = CalibrationSet(ImageFolder(photos), 32, num_images=num_images)
     given = dict(criterion='Spread', others=['HighFrequencyRatio'], batch_size=3, confidence=0.99)
-    return Sweep(dit, images, **{**given, 'timesteps': GRID, **options})
+    cache = options.pop('cache', None)
+    return Sweep(dit, images, {**given, 'timesteps': GRID, **options}, cache)
 
 
 def images_of(result):
@@ -210,8 +213,9 @@ def score_on_first(tiny_dit, photos, criterion, count, timesteps):
     """Scores on the images that a race takes first, by the model and the criterion alone."""
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
     images = CalibrationSet(ImageFolder(photos), 32, num_images=20)
-    sweep = Sweep(dit, images, GRID, criterion='Spread', others=[], batch_size=20, method='full')
-    encoded = sweep._encode(images.batch(images.order[:count]))
+    options = SelectionOptions(criterion='Spread', others=[], batch_size=20, method='full')
+    stages = Stages(dit, images, options, TimestepGrid(tuple(GRID)), [20])
+    encoded = stages.encode(images.batch(images.order[:count]))
     scores = {}
     for step in timesteps:
         maps = dit.features(encoded.draws[0].latent, step, encoded.draws[0].noise)
@@ -298,7 +302,7 @@ def test_the_finer_grid_finds_what_a_full_sweep_of_it_finds(tiny_dit, photos):
             assert scores[point.timestep] == pytest.approx(point.score, abs=1e-6)
     first = score_on_first(tiny_dit, photos, NearSpread(), coarse.num_images, (0, 240))
     assert scores[0] - scores[240] == pytest.approx(first[0] - first[240], abs=1e-5)
-    assert result.settings['refine'] == 60 and 'refine' not in coarse.settings
+    assert result.settings['finer_spacing'] == 60 and 'finer_spacing' not in coarse.settings
     result.check()
 
 
@@ -311,8 +315,9 @@ def test_a_full_sweep_is_refined_too(tiny_dit, photos):
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
     images = CalibrationSet(source, 32, num_images=12)
     criterion = dict(type='FisherScore', num_classes=2)
-    coarse = Sweep(dit, images, GRID, criterion, others=[]).run(progress=False)
-    fine = Sweep(dit, images, GRID, criterion, others=[], refine=60).run(progress=False)
+    options = SelectionOptions(criterion=criterion, others=[], timesteps=GRID)
+    coarse = Sweep(dit, images, options).run(progress=False)
+    fine = Sweep(dit, images, options.replaced(refine=60)).run(progress=False)
     assert fine.curve.timesteps == sorted([*GRID, *finer_grid(GRID, [coarse.timestep], 60)])
 
 

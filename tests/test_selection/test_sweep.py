@@ -26,6 +26,7 @@ from mmaselect.selection import (
     Sweep,
 )
 from mmaselect.selection.criteria import PerImageCriterion, cross_spectrum_hfr, fisher_score
+from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.result import settings_key
 from mmaselect.selection.scoring import noise_seed
 
@@ -35,7 +36,8 @@ GRID = [0, 100, 300, 600, 900]
 def make_sweep(folder, photos, num_images=10, blocks=(1, 3), **options):
     dit = FrozenDiT.from_pretrained(folder, blocks=list(blocks))
     images = CalibrationSet(ImageFolder(photos), 32, num_images=num_images)
-    return Sweep(dit, images, timesteps=GRID, batch_size=4, **options)
+    cache = options.pop('cache', None)
+    return Sweep(dit, images, {**dict(timesteps=GRID, batch_size=4), **options}, cache)
 
 
 def test_scores_are_those_of_a_plain_loop(tiny_latent_dit, photos):
@@ -97,8 +99,7 @@ def test_one_draw_where_no_criterion_wants_two(tiny_dit, photos):
 def test_batch_size_does_not_matter(tiny_dit, photos):
     curves = []
     for size in (1, 3, 10):
-        sweep = make_sweep(tiny_dit, photos)
-        sweep.batch_size = size
+        sweep = make_sweep(tiny_dit, photos, batch_size=size)
         curves.append(sweep.run(progress=False).curve.scores)
     assert np.allclose(curves[0], curves[1], atol=1e-6)
     assert np.allclose(curves[0], curves[2], atol=1e-6)
@@ -124,7 +125,9 @@ def test_labels_for_those_who_ask(tiny_dit):
     fisher = dict(type='FisherScore', num_classes=3)
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[2])
     labeled = CalibrationSet(ImageArrays(images, labels), 32)
-    result = Sweep(dit, labeled, [50], criterion=fisher, others=[]).run(progress=False)
+    result = Sweep(dit, labeled, dict(timesteps=[50], criterion=fisher, others=[])).run(
+        progress=False
+    )
     latent = torch.cat([batch.images for batch in labeled.batches(12)])
     noise = draw_noise((3, 32, 32), [noise_seed(0, i, 0) for i in range(12)])
     feature = dit.features(latent, 50, noise)[2, 'query']
@@ -132,7 +135,7 @@ def test_labels_for_those_who_ask(tiny_dit):
     expected = fisher_score(feature.mean((2, 3)), chosen, 3)
     assert result.curve.scores == pytest.approx([expected.item()], rel=1e-4)
     with pytest.raises(ValueError, match='FisherScore needs labels'):
-        Sweep(dit, CalibrationSet(ImageArrays(images), 32), [50], criterion=fisher)
+        Sweep(dit, CalibrationSet(ImageArrays(images), 32), dict(criterion=fisher))
 
 
 @CRITERIA.register_module()
@@ -188,9 +191,9 @@ def test_bad_arguments(tiny_dit, photos):
     dit = FrozenDiT.from_pretrained(tiny_dit)
     images = CalibrationSet(ImageFolder(photos), 32)
     with pytest.raises(ValueError, match=r'0 \(clean\) to 999'):
-        Sweep(dit, images, timesteps='0:2000:100')
+        Sweep(dit, images, dict(timesteps='0:2000:100'))
     with pytest.raises(ValueError, match='batch_size must be at least 1'):
-        Sweep(dit, images, batch_size=0)
+        Sweep(dit, images, dict(batch_size=0))
 
 
 # -- results that are kept -----------------------------------------------------------------------
@@ -244,11 +247,11 @@ def test_stored_result_is_not_trusted_if_anything_that_matters_changed(
         load = sweep.calibration.source.load
         sweep.calibration.source.load = lambda i: load(i) // 2
     elif change == 'grid':
-        sweep.timesteps = GRID[:-1]
+        sweep.grid = TimestepGrid(tuple(GRID[:-1]))
     elif change == 'dtype':
         sweep.dit.to(torch.bfloat16)
     elif change == 'version':
-        monkeypatch.setattr('mmaselect.selection.sweep.SELECTION_VERSION', 999)
+        monkeypatch.setattr('mmaselect.selection.identity.SELECTION_VERSION', 999)
     stored = set(os.listdir(tmp_path))
     sweep.run(progress=False)
     assert len(set(os.listdir(tmp_path)) - stored) == 1
@@ -354,8 +357,8 @@ def test_labels_are_part_of_what_a_result_depends_on(tiny_dit):
     keys = {
         settings_key(
             Sweep(
-                dit, CalibrationSet(ImageArrays(images, labels), 32), [50],
-                criterion=dict(type='FisherScore', num_classes=2), others=[],
+                dit, CalibrationSet(ImageArrays(images, labels), 32),
+                dict(timesteps=[50], criterion=dict(type='FisherScore', num_classes=2), others=[]),
             ).settings()
         )
         for labels in ([0, 0, 1, 1], [0, 1, 0, 1])

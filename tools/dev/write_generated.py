@@ -18,6 +18,7 @@ import yaml
 from mmaselect.files import write_atomically
 from mmaselect.launch.config import load_config
 from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
+from mmaselect.selection.option_flags import options_table
 from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,13 +68,22 @@ PAPER = {
 }
 
 
-def models_in_docs() -> str:
-    """``docs/families.md`` with the table of ``mmaselect/model_zoo.json``."""
-    text = (ROOT / 'docs' / 'families.md').read_text(encoding='utf-8')
-    start, end = '<!-- models -->\n\n', '\n<!-- /models -->'
+def inside(path: str, name: str, make: Callable[[], str]) -> str:
+    """A page with the part between two comments made anew.
+
+    Args:
+        path: The page, from the root of the repository.
+        name: Of the part: it stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+        make: Makes the part.
+
+    Raises:
+        ValueError: If the page does not have the two comments, once each.
+    """
+    text = (ROOT / path).read_text(encoding='utf-8')
+    start, end = f'<!-- {name} -->\n\n', f'\n<!-- /{name} -->'
     if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f'docs/families.md must have {start!r} and {end!r}, once each')
-    return re.sub(f'{start}.*?{end}', lambda _: start + families_table() + end, text, flags=re.S)
+        raise ValueError(f'{path} must have {start!r} and {end!r}, once each')
+    return re.sub(f'{start}.*?{end}', lambda _: start + make() + end, text, flags=re.S)
 
 
 def metafile(task: str) -> str:
@@ -144,7 +154,8 @@ def models_table() -> str:
 
 #: File, from the root of the repository, to what makes its text.
 GENERATED: dict[str, Callable[[], str]] = {
-    'docs/families.md': models_in_docs,
+    'docs/families.md': partial(inside, 'docs/families.md', 'models', families_table),
+    'docs/api/selection.md': partial(inside, 'docs/api/selection.md', 'options', options_table),
     **{f'configs/{task}/metafile.yml': partial(metafile, task) for task in TASKS},
 }
 

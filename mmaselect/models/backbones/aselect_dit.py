@@ -108,12 +108,8 @@ class ASelecTDiT(BaseModule):
               selects.
         selection: How ``'auto'`` selects: ``'paper'`` for the paper's own criterion
             (:class:`~mmaselect.selection.criteria.paper_hfr.PaperHFR`, which says what it loses),
-            or a dict with ``preset='paper'`` or some of the fields of
-            :class:`~mmaselect.selection.SelectionOptions`: ``criterion`` and ``others`` (names or
-            configs of registered criteria), ``timesteps`` (``'START:STOP:STEP'`` or a list),
-            ``num_images``, ``image_size`` (pixels; the model's own training size if None),
-            ``views`` (``scale``, ``flip``, ``noise``, ``pixels``), ``batch_size``, ``seed``,
-            ``cache_dir``, ``array_order`` (of in-memory datasets, ``'rgb'`` or ``'bgr'``).
+            or a dict of some of the fields of :class:`~mmaselect.selection.SelectionOptions`, and
+            of ``preset='paper'``, which they change.
         calibration: Where calibration images come from: the config of any registered dataset
             (labels unused), or a folder of images.
         condition: None for the null class or the empty prompt; a class label or a prompt otherwise.
@@ -358,7 +354,7 @@ class ASelecTDiT(BaseModule):
         self.timestep = result.timestep
         self.selection_result = result
         if is_main_process():
-            self.calibration_thumbnails = try_thumbnails(sweep.calibration)
+            self.calibration_thumbnails = try_thumbnails(sweep.calibration, result.num_images)
         announce_pick(sweep, result)
         return result
 

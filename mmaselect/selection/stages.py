@@ -1,0 +1,245 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The stages of a sweep: which timesteps are scored on which images, and which are left after each.
+
+In one stage, some timesteps are scored on the images that they have not seen yet, up to the end of
+a round of the race. All ranks are in the same stage, and end it together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.images import CalibrationBatch, CalibrationSet
+from mmaselect.logs import warn
+from mmaselect.selection.conclude import build_curve
+from mmaselect.selection.grid import TimestepGrid
+from mmaselect.selection.options import SelectionOptions
+from mmaselect.selection.partial import PartialSums, SweepProgress, reset
+from mmaselect.selection.race import contenders, round_scores
+from mmaselect.selection.ranks import from_rank_zero, gather_answers, rank_and_size
+from mmaselect.selection.scoring import (
+    EncodedBatch,
+    Meters,
+    Reading,
+    StepScores,
+    draw_readings,
+    encode_views,
+    read_meters,
+    score_step,
+    start_meters,
+    view_readings,
+)
+from mmaselect.terminal.progress import progress_bar
+
+
+class Stages:
+    """Scores the timesteps of a grid, stage by stage.
+
+    Args:
+        dit: The frozen model.
+        calibration: The images, with views where a criterion compares them.
+        options: Criteria, batch size, seed and confidence.
+        grid: The timesteps.
+        round_ends: How many images a timestep has seen after each round of the race.
+        partial: Where sums are kept for a sweep that is killed; None to keep none.
+
+    Attributes:
+        done (SweepProgress): How far this rank is.
+    """
+
+    def __init__(
+        self,
+        dit: FrozenDiT,
+        calibration: CalibrationSet,
+        options: SelectionOptions,
+        grid: TimestepGrid,
+        round_ends: Sequence[int],
+        partial: PartialSums | None = None,
+    ) -> None:
+        self.dit = dit
+        self.calibration = calibration
+        self.options = options
+        self.grid = grid
+        self.round_ends = round_ends
+        self.partial = partial
+        self.rank, self.world_size = rank_and_size()
+        self.criteria = options.criteria
+        self.draws = max(criterion.draws for criterion in self.criteria.values())
+        self.num_tokens = dit.num_tokens(calibration.image_size)
+        self.meters = {step: self._start_meters() for step in grid.coarse}
+        self.done = self._resume()
+        self._start = time.perf_counter() - self.done.seconds
+
+    @property
+    def deciding(self) -> str:
+        """Name of the criterion that decides."""
+        return next(iter(self.criteria))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, including those before a break."""
+        return time.perf_counter() - self._start
+
+    def run(self, progress: bool) -> int:
+        """Score stage after stage until nothing is left to do. All ranks call it together.
+
+        Args:
+            progress: Draw a progress bar on rank 0.
+
+        Returns:
+            int: Transformer passes of one image each, of all ranks.
+        """
+        while True:
+            shares = gather_answers(lambda tell: self._score_share(progress, tell))
+            if not self._next_stage():
+                return sum(shares)
+
+    def scores(self) -> list[StepScores]:
+        """Scores of all timesteps, sorted, each on the images that it has seen."""
+        return [self._read(step) for step in sorted(self.meters)]
+
+    def _start_meters(self) -> Meters:
+        return start_meters(self.criteria, self.dit.keys, self.dit.device)
+
+    def _resume(self) -> SweepProgress:
+        """Where a killed sweep was, its sums in the meters; or the beginning."""
+        steps = list(self.grid.coarse)
+        first = SweepProgress(steps=steps, rounds=dict.fromkeys(steps, 0))
+
+        def load(tell: Callable[[str], None]) -> SweepProgress:
+            tell('looking for the sums of a sweep that was stopped')
+            found = self.partial.load(self.meters, self._start_meters) if self.partial else None
+            return found or first
+
+        found = gather_answers(load)
+        # Ranks are in one stage; but some may have been killed at the end of the one before.
+        latest = max(found, key=lambda done: done.stage)
+        for number, done in enumerate(found):
+            if done.stage != latest.stage and (
+                done.stage != latest.stage - 1
+                or done.units < sum(len(steps) for _, steps in self._work(done, number))
+            ):
+                warn('ranks were stopped too far apart: the selection starts from its beginning')
+                reset(self.meters, steps)
+                return first
+        self.meters.update({s: self._start_meters() for s in latest.rounds if s not in self.meters})
+        mine = found[self.rank]
+        return mine if mine.stage == latest.stage else replace(mine, **latest.plan, units=0)
+
+    def _work(self, done: SweepProgress, rank: int) -> Iterator[tuple[list[int], list[int]]]:
+        """A rank's batches in a stage, by positions of their images, and the timesteps of each."""
+        order, size = self.calibration.order, self.options.batch_size
+        start = 0
+        for number, end in enumerate(self.round_ends[: done.goal]):
+            steps = [step for step in done.steps if done.rounds[step] <= number]
+            share = [order[place] for place in range(start, end) if place % self.world_size == rank]
+            if steps:
+                for first in range(0, len(share), size):
+                    yield share[first : first + size], steps
+            start = end
+
+    def _score_share(self, progress: bool, tell: Callable[[str], None]) -> int:
+        """Add this rank's images to the scores of a stage; returns its evaluations so far."""
+        done = self.done
+        work = list(self._work(done, self.rank))
+        before, unit = done.units, 0
+        name = 'selecting timestep'
+        if done.refined:
+            name += f': {len(done.steps)} around the best'
+        elif done.stage:
+            name += f': {len(done.steps)} of {len(self.grid.coarse)} left'
+        with progress_bar('images x timesteps', disable=not progress or self.rank > 0) as bar:
+            total = sum(len(positions) * len(steps) for positions, steps in work)
+            task = bar.add_task(name, total=total)
+            for positions, steps in work:
+                encoded = None
+                for step in steps:
+                    unit += 1
+                    if unit > before:
+                        tell(f'scoring timestep {step}, images {positions}')
+                        encoded = encoded or self.encode(self.calibration.batch(positions))
+                        done.evaluations += score_step(self.dit, encoded, step, self.meters[step])
+                        done.units = unit
+                        done.seconds = self.seconds
+                        if self.partial is not None:
+                            self.partial.save_if_due(self.meters, done)
+                    bar.advance(task, len(positions))
+        if self.partial is not None and len(self.round_ends) > 1:
+            # Nobody begins the next stage before all have this one on disk.
+            self.partial.save(self.meters, done)
+        return done.evaluations
+
+    def _next_stage(self) -> bool:
+        """Whether there is more to do once all ranks have ended a stage; ``done`` then says what.
+
+        All ranks call it together.
+        """
+        done = self.done
+        done.rounds.update(dict.fromkeys(done.steps, done.goal))
+        scores = [self._read(step) for step in done.steps]
+        last, goal = len(self.round_ends), done.goal
+        if goal < last:
+            ended = done.at_ends.setdefault(self.round_ends[goal - 1], {})
+            done.at_ends[self.round_ends[goal - 1]] = {**ended, **round_scores(scores)}
+            left = from_rank_zero(self._contenders(scores))
+        else:
+            left = [step.timestep for step in scores if step.is_finite]
+        if not left:
+            # Everybody who led has features that overflow on an image: back to all the others.
+            out = [step for step in sorted(self.meters) if step not in done.steps]
+            left = [step for step in out if self._read(step).is_finite]
+            goal = last
+            if not left:
+                return False
+        elif goal < last and len(left) > 1:
+            goal += 1
+        else:
+            if done.refined:
+                return False
+            done.refined = True
+            leaders = from_rank_zero(self._leaders(scores))
+            finer = self.grid.around(leaders)
+            if not finer:
+                return False
+            self.meters.update({step: self._start_meters() for step in finer})
+            done.rounds.update(dict.fromkeys(finer, 0))
+            left = sorted([*leaders, *finer])
+        done.stage, done.steps, done.goal, done.units = done.stage + 1, left, goal, 0
+        return True
+
+    def _contenders(self, scores: Sequence[StepScores]) -> list[int]:
+        return contenders(scores, self.deciding, self.dit.keys, self.options.confidence)
+
+    def _leaders(self, scores: Sequence[StepScores]) -> list[int]:
+        """Who may be the best; one alone by a criterion that does not say what images add."""
+        keys = self.dit.keys
+        if all((tap, self.deciding) in step.per_image for step in scores for tap in keys):
+            return self._contenders(scores)
+        return [build_curve(scores, self.deciding, keys).timestep]
+
+    def _read(self, step: int) -> StepScores:
+        """Scores of a timestep on the images that it has seen, over all ranks."""
+        images = self.round_ends[self.done.rounds[step] - 1]
+        return read_meters(self.meters[step], self.dit, step, self.num_tokens, images)
+
+    def encode(self, batch: CalibrationBatch) -> EncodedBatch:
+        """Latents and noise of a batch: of the images if a criterion reads them, of their views."""
+        draws: tuple[Reading, ...] = ()
+        views: tuple[Reading, ...] = ()
+        seed = self.options.seed
+        if self.draws:
+            latent = self.dit.encode(batch.images.to(self.dit.device))
+            draws = draw_readings(latent, batch.indices, self.draws, seed)
+        if batch.views is not None:
+            latents = encode_views(self.dit, batch.views)
+            views = view_readings(latents, batch.indices, seed, self.options.views.noise)
+        return EncodedBatch(
+            draws,
+            batch.indices,
+            None if batch.labels is None else batch.labels.to(self.dit.device),
+            views,
+            None if batch.views is None else batch.views.where,
+        )
