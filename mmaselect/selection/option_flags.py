@@ -62,7 +62,7 @@ def default_in_words(option: Field[Any]) -> str:
 
     Example:
         >>> [default_in_words(option) for option in fields(SelectionOptions)][:3]
-        ['InstanceSensitivity', 'HighFrequencyRatio', '0:1000:25']
+        ['InstanceSensitivity', 'PaperHFR', '0:1000:25']
     """
     if option.metadata['default']:
         return str(option.metadata['default'])
