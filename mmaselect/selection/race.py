@@ -77,20 +77,33 @@ def contenders(
     terms = np.stack(
         [np.stack([step.per_image[tap, criterion] for step in usable]) for tap in taps]
     ).astype(float)
-    totals = terms.sum(2)
-    with np.errstate(divide='ignore', invalid='ignore'):
-        ratio = np.where(totals[..., 1] > 0, totals[..., 0] / totals[..., 1], 0.0)
-        # (steps, images): their means are the scores but for a constant.
-        parts = (terms[..., 0] - ratio[..., None] * terms[..., 1]) / (
-            totals[..., 1:] / terms.shape[2]
-        )
-    parts = np.nan_to_num(parts).mean(0)
+    ratio, parts = linearize(terms)
+    parts = parts.mean(0)
     scores = ratio.mean(0)
     leader = int(scores.argmax())  # the smallest timestep of equals
     count = parts.shape[1]
     error = (parts[leader] - parts).std(1, ddof=1) / np.sqrt(count)
     behind = scores[leader] - scores > student.ppf(confidence, count - 1) * error
     return [step.timestep for step, out in zip(usable, behind, strict=True) if not out]
+
+
+def linearize(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ratios of sums over images, and what each image adds to them.
+
+    Args:
+        terms: (..., N, 2), numerators and denominators of N images.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: The ratios (...,), and (..., N), whose means have the
+        ratios' standard errors to first order (delta method).
+    """
+    totals = terms.sum(-2)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        ratio = np.where(totals[..., 1] > 0, totals[..., 0] / totals[..., 1], 0.0)
+        parts = (terms[..., 0] - ratio[..., None] * terms[..., 1]) / (
+            totals[..., 1:] / terms.shape[-2]
+        )
+    return ratio, np.nan_to_num(parts)
 
 
 def round_scores(steps: Sequence[StepScores]) -> dict[int, dict[tuple[TapKey, str], float]]:

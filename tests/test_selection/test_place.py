@@ -1,0 +1,83 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Block and feature picked together with the timestep."""
+
+import numpy as np
+import pytest
+
+from mmaselect.selection.place import choose_place, late_blocks
+
+MIDDLE, LATE = (2, 'query'), (4, 'attention')
+
+
+def make_terms(means, noise=0.1, images=64, shared=1.0):
+    """Cell to (N, 2): scores of these means, with noise of each cell and of each image."""
+    rng = np.random.default_rng(0)
+    image = shared * rng.standard_normal(images)
+    return {
+        cell: np.stack(
+            [mean + image + noise * centered(rng.standard_normal(images)), np.ones(images)], 1
+        )
+        for cell, mean in means.items()
+    }
+
+
+def centered(values):
+    return values - values.mean()
+
+
+def test_the_first_third_is_left_out():
+    assert late_blocks(24) == list(range(8, 24))
+    assert late_blocks(5) == [2, 3, 4]
+    assert [len(late_blocks(n)) for n in (1, 2, 3, 4)] == [1, 1, 2, 2]
+
+
+def test_the_best_cell_of_all_is_picked():
+    means = {(MIDDLE, 0): 1.0, (MIDDLE, 50): 1.2, (LATE, 0): 0.7, (LATE, 100): 1.5}
+    place = choose_place(make_terms(means))
+    assert (place.block, place.feature, place.timestep) == (4, 'attention', 100)
+    assert place.contenders == ((LATE, 100),)
+    assert place.decided
+
+
+def test_what_makes_an_image_score_high_everywhere_does_not_hide_a_difference():
+    """Cells differ by a tenth of the deviation over images, and are told apart all the same."""
+    terms = make_terms({(MIDDLE, 0): 1.0, (LATE, 0): 1.1}, noise=0.05, shared=1.0)
+    assert choose_place(terms).contenders == ((LATE, 0),)
+
+
+def test_the_published_place_stays_where_images_cannot_tell():
+    means = {(MIDDLE, 0): 1.0, (MIDDLE, 50): 1.19, (LATE, 0): 1.2}
+    terms = make_terms(means, noise=0.5)
+    place = choose_place(terms, published=MIDDLE)
+    assert (place.block, place.feature, place.timestep) == (2, 'query', 50)
+    assert not place.decided
+    assert place.contenders[0] == (LATE, 0)
+    assert choose_place(terms).block == 4
+    # It goes where they can tell, and where it is the best it was decided.
+    sharp = make_terms(means, noise=0.001)
+    assert choose_place(sharp, published=MIDDLE).block == 4
+    assert choose_place(sharp, published=LATE).decided
+
+
+def test_a_higher_confidence_keeps_more_contenders():
+    means = {(MIDDLE, t): 1.0 + t / 1000 for t in range(0, 500, 50)}
+    terms = make_terms(means, noise=0.5)
+    counts = [
+        len(choose_place(terms, confidence=confidence).contenders) for confidence in (0.6, 0.999)
+    ]
+    assert counts[0] < counts[1]
+
+
+def test_a_score_is_a_ratio_of_sums():
+    terms = {(MIDDLE, 0): np.array([[1.0, 1], [1, 3]]), (LATE, 0): np.array([[1.0, 1], [0, 1]])}
+    place = choose_place(terms)
+    assert (place.block, place.score) == (2, 0.5)
+
+
+def test_cells_of_different_images_are_refused():
+    terms = make_terms({(MIDDLE, 0): 1.0, (LATE, 0): 2.0})
+    terms[LATE, 0] = terms[LATE, 0][:-1]
+    with pytest.raises(ValueError, match=r'same images, got \[63, 64\]'):
+        choose_place(terms)
+    with pytest.raises(ValueError, match='same images'):
+        choose_place({})
