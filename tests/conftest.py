@@ -1,7 +1,9 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Tiny models of the true architectures, real images, and a cache that no test shares."""
 
+import gc
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +17,21 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from tiny_dit import save_tiny_dit
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_frozen_modules = 0
+
+
+def pytest_runtest_setup():
+    """Take what was imported out of the garbage collector's sight.
+
+    MMEngine collects garbage for each data set that it builds, which takes most of a second where
+    all that the tests import is looked through.
+    """
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 200:
+        _frozen_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
