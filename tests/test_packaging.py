@@ -1,6 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """What gets installed: as a wheel, and as an editable install, by the real pip."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ def run(*command, cwd):
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        env={name: value for name, value in os.environ.items() if name != 'PYTHONPATH'},
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
