@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from mmaselect.checks import is_sequence, seed_number
-from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
+from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.diffusion.finite_watch import FiniteWatch
+from mmaselect.diffusion.map_reader import FixedNoise, read_maps
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images import ImageSource
 from mmaselect.images.inputs import ImageLike, ImageList
@@ -95,7 +96,8 @@ class Reader:
     ) -> None:
         self.dit = dit
         self.plan = timestep_plan(timestep)
-        self.seed = seed_number('seed', seed)
+        self._noise = FixedNoise(seed_number('seed', seed))
+        self._watch = FiniteWatch()
         self.selection_result: SelectionResult | None = None
         options = SelectionOptions.parse(selection)
         given = [dit.process.check_timestep(s) for s in self.plan.steps if isinstance(s, int)]
@@ -139,15 +141,9 @@ class Reader:
         """Channels of a map."""
         return self.plan.channels(self.dit.channels(key))
 
-    @torch.no_grad()
     def read(self, pixels: Tensor) -> dict[TapKey, Tensor]:
         """Float32 maps of a batch (B, 3, H, W), RGB in [-1, 1]."""
-        latent = self.dit.encode(pixels)
-        noise = draw_noise(tuple(latent.shape[1:]), [noise_seed(self.seed)], latent.device)
-        maps = self.plan.fuse(
-            [self.dit.features(latent, step, noise.expand_as(latent)) for step in self.timesteps]
-        )
-        return {key: value.float() for key, value in maps.items()}
+        return read_maps(self.dit, self.plan, self.timestep, pixels, self._noise, self._watch)
 
 
 def timestep_plan(timestep: Timesteps) -> TimestepPlan:

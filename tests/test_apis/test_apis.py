@@ -288,3 +288,11 @@ def test_a_transformer_of_scikit_learn(tiny_dit, photos):
     assert several.get_feature_names_out()[-1] == 'block2_query_15'
     again = pickle.loads(pickle.dumps(several))
     assert np.allclose(again.transform(paths[:2]), several.transform(paths[:2]), atol=1e-6)
+
+
+def test_features_that_are_not_finite_are_an_error_on_every_face(tiny_dit):
+    broken = FeatureExtractor(tiny_dit, 50, blocks=[2], device='cpu')
+    with torch.no_grad():
+        broken.dit.transformer.transformer_blocks[0].attn1.to_q.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r'weights are not finite in .*to_q\.weight'):
+        broken(torch.zeros(1, 3, 32, 32))

@@ -113,7 +113,7 @@ def test_old_arguments_work_and_show_the_new_form(parts):
             timestep_from='config', fusion='mean',
         )
     )  # fmt: skip
-    assert model.plan.fusion == 'mean' and model.plan.source == 'config'
+    assert model.pick.plan.fusion == 'mean' and model.pick.plan.source == 'config'
     assert (model.noise.mode, model.noise.seed, model.noise.draws) == ('fixed', 3, 2)
     assert model.source == ModelSource(alone, base=base, revision='main', load_kwargs={})
     assert "noise={'mode': 'fixed', 'seed': 3, 'draws': 2}" in said

@@ -124,10 +124,10 @@ def test_a_seed_means_the_same_noise_for_the_extractor(tiny_dit, seed):
 def test_each_of_many_draws_is_another(tiny_dit):
     model = make(tiny_dit, blocks=2, timestep=500, noise=dict(mode='fixed', draws=130))
     latent = torch.zeros(1, 3, 8, 8)
-    draws = torch.cat([model._draw_noise(latent, number) for number in range(130)])
+    draws = torch.cat([model._fixed_noise.draw(latent, number) for number in range(130)])
     noise = dict(mode='fixed', seed=1, draws=130)
     other = make(tiny_dit, blocks=2, timestep=500, noise=noise)
-    draws = torch.cat([draws, *(other._draw_noise(latent, number) for number in range(130))])
+    draws = torch.cat([draws, *(other._fixed_noise.draw(latent, number) for number in range(130))])
     assert len(draws.flatten(1).unique(dim=0)) == 260
 
 

@@ -89,3 +89,18 @@ def test_bad_timesteps(tiny_dit, timestep, message):
         build(tiny_dit, dict(steps=[1, 2], fusion='sum'))
     with pytest.raises(ValueError, match=r"timestep has unknown keys \['step'\]"):
         build(tiny_dit, dict(step=3))
+
+
+def test_fresh_noise_is_one_draw_for_all_timesteps(tiny_dit):
+    model = build(tiny_dit, dict(steps=[300, 301], fusion='concat'), noise='fresh')
+    seen = []
+    read = model.dit.features
+
+    def recorded(latent, timestep, noise):
+        seen.append(noise)
+        return read(latent, timestep, noise)
+
+    model.dit.features = recorded
+    model(IMAGES), model(IMAGES)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[0], seen[2])

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not backbones:
         raise ValueError(f"{args.config}: the model has no backbone 'mmaselect.ASelecTDiT'")
     for backbone in backbones:
-        if int(backbone.picked_timestep) < 0:
+        if backbone.pick.found is None:
             backbone.timestep = 0
     height, width = args.shape or (backbones[0].dit.native_size,) * 2
     counted = model_complexity(model, torch.zeros(1, 3, height, width))

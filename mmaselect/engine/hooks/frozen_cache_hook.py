@@ -81,7 +81,7 @@ class FrozenCacheHook(Hook):
             val = runner.val_dataloader
             _, size = count_variants(val.dataset, _preparation(val, processor, False), draws=1)
             wanted['validation'] = (len(val.dataset), 1, size)
-        steps = backbone.plan.resolved(backbone.timestep)
+        steps = backbone.timesteps
         runner.logger.info(f'{name}: {cache.check_room(wanted, steps)}')
 
     def after_train_iter(

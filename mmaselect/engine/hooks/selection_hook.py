@@ -51,7 +51,7 @@ class SelectionHook(Hook):
     def before_run(self, runner: Runner) -> None:
         due = bool(runner._resume or runner._load_from is not None)
         for _, backbone in _backbones(runner):
-            backbone.expects_checkpoint = due
+            backbone.pick.expects_checkpoint = due
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         carried = checkpoint.get(CHECKPOINT_KEY)
@@ -68,15 +68,13 @@ class SelectionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         for name, backbone in _backbones(runner):
-            backbone.settle_timestep()
-            if backbone.selection_result is None:
-                backbone.selection_result = self._carried_result(runner, name, backbone.timestep)
-                if backbone.selection_result is not None:
-                    notice = pick_notice(
-                        backbone.selection_result,
-                        backbone.dit.num_train_timesteps,
-                        found='the checkpoint',
-                    )
+            backbone.settle_pick()
+            if backbone.pick.result is None:
+                carried = self._carried_result(runner, name, backbone.timestep)
+                backbone.pick.result = carried
+                if carried is not None:
+                    steps = backbone.dit.num_train_timesteps
+                    notice = pick_notice(carried, steps, found='the checkpoint')
                     runner.logger.info(f'\n{notice}')
             self._publish(runner, backbone)
 
@@ -103,7 +101,7 @@ class SelectionHook(Hook):
             runner.logger.info(f'timestep selection: {text}')
         if try_to_write(runner, picture, lambda: save_figure(selection_figure(result), picture)):
             runner.logger.info(f'timestep selection: {picture}')
-        page, seen = folder / 'selection.html', backbone.calibration_thumbnails
+        page, seen = folder / 'selection.html', backbone.pick.thumbnails
         if try_to_write(runner, page, lambda: save_selection_page(result, folder, seen)):
             runner.logger.info(f'timestep selection: {page}')
         if not runner._resume:  # else the visualizer has it from the first start

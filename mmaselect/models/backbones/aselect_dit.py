@@ -4,28 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor
 
 from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
-from mmaselect.diffusion import FrozenDiT, ModelSource, draw_noise
-from mmaselect.diffusion import noise_seed as seed_of_noise
-from mmaselect.diffusion.timestep_plan import AUTO, TimestepPlan
+from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion.finite_watch import FiniteWatch
+from mmaselect.diffusion.map_reader import FixedNoise, read_maps
+from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.sources import build_image_source
-from mmaselect.images.thumbnails import Thumbnail, try_thumbnails
-from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
+from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
-from mmaselect.models.backbones.finite_watch import FiniteWatch
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
+from mmaselect.models.backbones.pick import Pick, say
 from mmaselect.openmmlab.registries import MODELS
 from mmaselect.report.notice import announce_pick
 from mmaselect.selection import (
@@ -147,8 +145,9 @@ class ASelecTDiT(BaseModule):
 
     Attributes:
         timestep (int): The timestep in use; raises if none was picked yet.
+        timesteps (tuple[int, ...]): All timesteps that images are read at.
+        pick (Pick): The timestep's life: where it comes from, and what a checkpoint says of it.
         selection_result (SelectionResult | None): Curve and pick, where this process selected.
-        calibration_thumbnails (list[Thumbnail]): Some of the images that it selected on.
 
     Example:
         >>> import torch
@@ -157,8 +156,6 @@ class ASelecTDiT(BaseModule):
         >>> model(torch.zeros(1, 3, 32, 32))[0].shape
         torch.Size([1, 224, 8, 8])
     """
-
-    picked_timestep: Tensor
 
     def __init__(
         self,
@@ -183,7 +180,7 @@ class ASelecTDiT(BaseModule):
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
         noise = gathered('noise', noise, 'mode', OLD_NOISE, flat)
         self.source = ModelSource.gather(pretrained, flat)
-        self.plan = TimestepPlan.parse(timestep)
+        plan = TimestepPlan.parse(timestep)
         self.noise = NoiseOptions.parse(noise)
         choice('channel_order', channel_order, CHANNEL_ORDERS)
         input_mean = three_numbers('input_mean', input_mean)
@@ -210,8 +207,6 @@ class ASelecTDiT(BaseModule):
         self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
         self.channel_order = channel_order
-        self.selection_result: SelectionResult | None = None
-        self.calibration_thumbnails: list[Thumbnail] = []
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
@@ -229,7 +224,7 @@ class ASelecTDiT(BaseModule):
         #: The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it.
         self.out_indices = tuple(self.blocks)
         self.out_channels = [
-            self.plan.channels(self.dit.channels((block, feature))) for block in self.blocks
+            plan.channels(self.dit.channels((block, feature))) for block in self.blocks
         ]
         self.stride = self.dit.stride
 
@@ -238,32 +233,19 @@ class ASelecTDiT(BaseModule):
         self.register_buffer('input_scale', (std / 127.5).view(3, 1, 1), persistent=False)
         self.register_buffer('input_shift', (mean / 127.5 - 1).view(3, 1, 1), persistent=False)
 
-        given = {
-            step: self.dit.process.check_timestep(step)
-            for step in self.plan.steps
-            if isinstance(step, int)
-        }
-        fixed = -1 if self.plan.is_automatic else next(iter(given.values()))
-        self.is_automatic = self.plan.is_automatic
-        self.register_buffer('picked_timestep', torch.tensor(fixed))
-        if self.plan.count > 1:
-            self.register_buffer('fused_timesteps', self.plan.to_tensor())
-            print_log(
-                f'A-SelecT: each image is read at {self.plan.count} timesteps '
-                f'({", ".join(map(str, self.plan.steps))}; fusion {self.plan.fusion!r}): '
-                f'{self.plan.count} transformer passes, {self.out_channels[0]} channels a map',
-                logger='current',
+        self.pick = Pick(self, plan, self.dit.process)
+        if plan.count > 1:
+            say(
+                f'each image is read at {plan.count} timesteps '
+                f'({", ".join(map(str, plan.steps))}; fusion {plan.fusion!r}): '
+                f'{plan.count} transformer passes, {self.out_channels[0]} channels a map'
             )
         self._guard = CheckpointGuard.of(self.dit, feature, self.pretrained)
         for name, tensor in self._guard.buffers().items():
             self.register_buffer(name, tensor)
-        self._timestep: int | None = None
-        #: Set before ``init_weights`` where it is known whether a checkpoint will be read after it.
-        self.expects_checkpoint: bool | None = None
-        self._awaits_checkpoint = False
-        self._fixed_noise: Tensor | None = None
         self._range_checked = False
-        self._fresh_noise = FreshNoise()
+        self._fresh_noise = FreshNoise(self.noise.draws)
+        self._fixed_noise = FixedNoise(self.noise.seed, self.noise.draws)
         self._finite_watch = FiniteWatch()
         self.cache: FrozenCache | None = None
         if cache_options is not None:
@@ -287,7 +269,7 @@ class ASelecTDiT(BaseModule):
             self.dit.to(device)
         return self
 
-    # -- the timestep -----------------------------------------------------------------------------
+    # -- the pick ---------------------------------------------------------------------------------
     @property
     def timestep(self) -> int:
         """The timestep in use.
@@ -295,46 +277,39 @@ class ASelecTDiT(BaseModule):
         Raises:
             RuntimeError: If none was picked yet.
         """
-        if self._timestep is None:
-            self.settle_timestep()
-            self._timestep = int(self.picked_timestep)
-        if self._timestep < 0:
-            raise RuntimeError(
-                "this ASelecTDiT has no timestep yet: timestep='auto' is picked by init_weights(), "
-                'which training calls, or comes with a checkpoint. Load a checkpoint that was '
-                'trained with this backbone, call init_weights(), or set timestep to a number'
-            )
-        return self._timestep
+        self.settle_pick()
+        return self.pick.timestep
 
     @timestep.setter
     def timestep(self, value: int) -> None:
-        value = self.dit.process.check_timestep(value)
-        self.picked_timestep.fill_(value)
-        self._timestep = value
+        self.pick.timestep = value
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """All timesteps that images are read at."""
+        return self.pick.plan.resolved(self.timestep)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the timestep is selected."""
+        return self.pick.plan.is_automatic
+
+    @property
+    def selection_result(self) -> SelectionResult | None:
+        return self.pick.result
 
     def init_weights(self) -> None:
         """Pick the timestep, unless it is given, there already, or to come from a checkpoint."""
         super().init_weights()
-        if not self.is_automatic or int(self.picked_timestep) >= 0:
-            return
-        expects = self.expects_checkpoint
-        self._awaits_checkpoint = self.plan.source == 'checkpoint' and (
-            checkpoint_is_due() if expects is None else expects
-        )
-        if not self._awaits_checkpoint:
+        if self.pick.is_needed():
             self.select_timestep()
 
-    def settle_timestep(self) -> None:
+    def settle_pick(self) -> None:
         """Select after all, if ``init_weights`` left it to a checkpoint, and that brought none."""
-        if self._awaits_checkpoint and int(self.picked_timestep) < 0:
-            print_log(
-                'A-SelecT: no checkpoint brought a timestep, so one is selected now',
-                logger='current',
-            )
+        if self.pick.is_overdue():
             # The first forward pass may be what asks.
             with torch.autocast(self.input_scale.device.type, enabled=False):
                 self.select_timestep()
-        self._awaits_checkpoint = False
 
     def build_sweep(self, **overrides: Any) -> Sweep:
         """The sweep that ``selection`` and ``calibration`` describe.
@@ -350,11 +325,10 @@ class ASelecTDiT(BaseModule):
         """Sweep (or find the stored result), and read at the winner from now on."""
         sweep = self.build_sweep()
         result = sweep.run(progress=progress)
-        self._awaits_checkpoint = False
         self.timestep = result.timestep
-        self.selection_result = result
+        self.pick.result = result
         if is_main_process():
-            self.calibration_thumbnails = try_thumbnails(sweep.calibration, result.num_images)
+            self.pick.thumbnails = try_thumbnails(sweep.calibration, result.num_images)
         announce_pick(sweep, result)
         return result
 
@@ -383,63 +357,19 @@ class ASelecTDiT(BaseModule):
             self._range_checked = True
         return images.flip(1) if self.channel_order == 'bgr' else images
 
-    def _draw_noise(self, latent: Tensor, draw: int) -> Tensor:
-        fresh = self.training if self.noise.mode == 'auto' else self.noise.mode == 'fresh'
-        if fresh:
-            return self._fresh_noise.draw(latent, draw)
-        shape = tuple(latent.shape[1:])
-        kept = self._fixed_noise
-        if kept is None or kept.shape[1:] != shape or kept.device != latent.device:
-            seeds = [seed_of_noise(self.noise.seed, 0, n) for n in range(self.noise.draws)]
-            self._fixed_noise = kept = draw_noise(shape, seeds, latent.device)
-        return kept[draw].expand_as(latent)
-
     # Hooks, and an exception that ends the pass early, are nothing that a graph can hold.
     @torch.compiler.disable
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a batch; see the class for shapes."""
-        steps = self.plan.resolved(self.timestep)
+        picked = self.timestep
         self._fresh_noise.begin()
+        noise = self._fresh_noise if self.noise.is_fresh(self.training) else self._fixed_noise
         images = self._restore(inputs)
-        if self.cache is not None and self.cache.kind == 'features':
-            read = [
-                self.cache.fetch(images, step, partial(self._encode_and_read, step))
-                for step in steps
-            ]
-        else:
-            latent = self._latent(images)
-            read = [self._maps(images, latent, step) for step in steps]
-        maps = self.plan.fuse(read)
-        floats = {name: value.float() for name, value in maps.items()}
-        return tuple(floats[str(block)] for block in self.blocks)
-
-    def _latent(self, images: Tensor) -> Tensor:
-        """Clean latents of a batch, from the cache if that keeps them."""
-        if self.cache is not None and self.cache.kind == 'latents':
-            return self.cache.fetch(
-                images, self.timestep, lambda missing: {'latent': self.dit.encode(missing)}
-            )['latent'].float()
-        return self.dit.encode(images)
-
-    def _encode_and_read(self, timestep: int, images: Tensor) -> dict[str, Tensor]:
-        return self._maps(images, self._latent(images), timestep)
-
-    def _maps(self, images: Tensor, latent: Tensor, timestep: int) -> dict[str, Tensor]:
-        """Map of each block, by its number as text, as precise as the frozen part gives it."""
-        drawn = [
-            self.dit.features(latent, timestep, self._draw_noise(latent, draw))
-            for draw in range(self.noise.draws)
-        ]
-        maps = {
-            str(block): drawn[0][block, self.feature]
-            if self.noise.draws == 1
-            else torch.stack([each[block, self.feature].float() for each in drawn]).mean(0)
-            for block in dict.fromkeys(self.blocks)
-        }
-        if not torch.jit.is_tracing():
-            self._finite_watch.check(list(maps.values()), self.dit, images, timestep)
-        return maps
+        maps = read_maps(
+            self.dit, self.pick.plan, picked, images, noise, self._finite_watch, self.cache
+        )
+        return tuple(maps[block, self.feature] for block in self.blocks)
 
     # -- checkpoints ------------------------------------------------------------------------------
     def _load_from_state_dict(
@@ -447,58 +377,14 @@ class ASelecTDiT(BaseModule):
     ) -> None:
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
         self._guard.check(state_dict, prefix)
-        if prefix + 'picked_timestep' in state_dict:
-            self.plan.check(state_dict.get(prefix + 'fused_timesteps'))
-        mine, theirs = int(self.picked_timestep), state_dict.get(prefix + 'picked_timestep')
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._timestep = None
-        if theirs is None:
-            return
-        theirs = int(theirs)
-        if mine < 0:
-            if self._awaits_checkpoint and theirs >= 0:
-                print_log(
-                    f'A-SelecT: timestep {theirs} comes from the checkpoint, nothing is selected. '
-                    f'To select with this config instead, set '
-                    f"timestep=dict(source='config') in the backbone",
-                    logger='current',
-                )
-        elif theirs != mine:
-            self._choose_timestep(mine, theirs)
-
-    def _choose_timestep(self, mine: int, theirs: int) -> None:
-        """Read at one of two timesteps, the config's or a checkpoint's, and say which."""
-        how = 'selected' if self.is_automatic else 'given'
-        if self.plan.source == 'config' or theirs < 0:
-            self.timestep = mine
-            message = (
-                f"the config's timestep {mine} ({how}) is in use, and not the checkpoint's "
-                f'{theirs}, which its heads were trained at. To read there, set '
-                f"timestep=dict(steps=..., source='checkpoint') in the backbone"
-            )
-        else:
-            self.selection_result = None  # it tells of another timestep
-            message = (
-                f'the checkpoint was trained at timestep {theirs}, which is in use now in place '
-                f"of the config's {mine} ({how}). To read at the config's, set "
-                f"timestep=dict(steps=..., source='config') in the backbone"
-            )
-        if theirs >= 0:
-            print_log(f'A-SelecT: {message}', logger='current', level=30)
-
-    def _timestep_in_words(self, picked: int) -> str:
-        one = str(picked) if picked >= 0 else AUTO
-        if self.plan.count == 1:
-            return one
-        steps = [one if n == self.plan.place else str(s) for n, s in enumerate(self.plan.steps)]
-        return f'[{", ".join(steps)}], fusion={self.plan.fusion!r}'
+        with self.pick.loading(state_dict, prefix):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        picked = int(self.picked_timestep)
         count = sum(parameter.numel() for parameter in self.dit.transformer.parameters())
         return (
             f'pretrained={self.pretrained!r}, frozen={self.dit.family.transformer_class}, '
             f'blocks={list(self.blocks)} of {self.dit.num_blocks}, feature={self.feature!r}, '
-            f'timestep={self._timestep_in_words(picked)}, parameters={count / 1e6:.1f}M, '
+            f'timestep={self.pick}, parameters={count / 1e6:.1f}M, '
             f'dtype={str(self.dit.dtype).removeprefix("torch.")}, stride={self.stride}'
         )

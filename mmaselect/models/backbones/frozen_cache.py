@@ -25,9 +25,10 @@ from torch import Tensor
 from mmaselect.checks import check_path, choice, is_number, keywords, shorten
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.codec import PixelCodec
+from mmaselect.diffusion.finite_watch import explain
 from mmaselect.diffusion.loading import parse_dtype
+from mmaselect.diffusion.map_reader import Maps
 from mmaselect.files import cache_root
-from mmaselect.models.backbones.finite_watch import explain
 from mmaselect.models.backbones.tensor_store import KEY_SIZE, TensorStore, folder_bytes
 from mmaselect.row_checks import CHECK_SIZE
 from mmaselect.selection.identity import model_identity, weights_fingerprint
@@ -205,6 +206,20 @@ class FrozenCache:
         return self._stores[place]
 
     # -- use --------------------------------------------------------------------------------------
+    def maps(self, images: Tensor, timestep: int, compute: Callable[[Tensor], Maps]) -> Maps:
+        """Maps of a batch, by block and feature: see `fetch`."""
+
+        def named(missing: Tensor) -> dict[str, Tensor]:
+            return {str(block): value for (block, _), value in compute(missing).items()}
+
+        found = self.fetch(images, timestep, named)
+        return {(int(block), self.feature): value for block, value in found.items()}
+
+    def latent(self, images: Tensor, timestep: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Clean latents of a batch, in float32: see `fetch`."""
+        found = self.fetch(images, timestep, lambda missing: {'latent': compute(missing)})
+        return found['latent'].float()
+
     def fetch(
         self, images: Tensor, timestep: int, compute: Callable[[Tensor], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -42,6 +42,10 @@ class NoiseOptions:
         object.__setattr__(self, 'seed', seed_number('seed of noise', self.seed))
         object.__setattr__(self, 'draws', whole_number('draws of noise', self.draws, 1, MAX_DRAWS))
 
+    def is_fresh(self, training: bool) -> bool:
+        """Whether a pass in training, or in evaluation, draws anew."""
+        return training if self.mode == 'auto' else self.mode == 'fresh'
+
     @classmethod
     def parse(cls, noise: str | Mapping[str, Any] | NoiseOptions) -> NoiseOptions:
         """Options from what a config says: the mode, a dict of fields, or options."""
@@ -58,9 +62,13 @@ class FreshNoise:
     Inside a run of MMEngine's Runner, seed and iteration are what its message hub says, so a run
     that was killed and resumed draws what the unbroken one would have drawn. Several passes of one
     iteration differ. Outside of a run, draws come from PyTorch's global generator.
+
+    Args:
+        draws: How many draws a pass takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, draws: int = 1) -> None:
+        self.draws = draws
         self._place: tuple[int, ...] | None = None
         self._passes = 0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.frozen_dit import FrozenDiT
 
 #: Passes whose largest feature is read together, on an accelerator.
 PASSES_PER_READ = 50
