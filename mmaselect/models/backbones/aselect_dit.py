@@ -20,10 +20,11 @@ from mmaselect.diffusion.map_reader import FixedNoise, read_maps
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.sources import build_image_source
 from mmaselect.images.thumbnails import try_thumbnails
+from mmaselect.logs import log
 from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
-from mmaselect.models.backbones.pick import Pick, say
+from mmaselect.models.backbones.pick import Pick
 from mmaselect.openmmlab.registries import MODELS
 from mmaselect.report.notice import announce_pick
 from mmaselect.selection import (
@@ -235,7 +236,7 @@ class ASelecTDiT(BaseModule):
 
         self.pick = Pick(self, plan, self.dit.process)
         if plan.count > 1:
-            say(
+            log(
                 f'each image is read at {plan.count} timesteps '
                 f'({", ".join(map(str, plan.steps))}; fusion {plan.fusion!r}): '
                 f'{plan.count} transformer passes, {self.out_channels[0]} channels a map'

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmaselect.diffusion.process import ForwardProcess
 from mmaselect.diffusion.timestep_plan import AUTO, TimestepPlan
 from mmaselect.images.thumbnails import Thumbnail
+from mmaselect.logs import log
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
 from mmaselect.selection import SelectionResult
 
@@ -104,7 +105,7 @@ class Pick:
         """Whether ``init_weights`` left it to a checkpoint, and that brought none."""
         overdue = self._awaits_checkpoint and self.found is None
         if overdue:
-            say('no checkpoint brought a timestep, so one is selected now')
+            log('no checkpoint brought a timestep, so one is selected now')
         self._awaits_checkpoint = False
         return overdue
 
@@ -130,7 +131,7 @@ class Pick:
         if mine is not None:
             self._choose(mine, int(theirs))
         elif self._awaits_checkpoint:
-            say(
+            log(
                 f'timestep {int(theirs)} comes from the checkpoint, nothing is selected. To select '
                 f"with this config instead, set timestep=dict(source='config') in the backbone"
             )
@@ -142,19 +143,19 @@ class Pick:
             self.timestep = mine
         elif self.plan.source == 'config':
             self.timestep = mine
-            say(
+            log(
                 f"the config's timestep {mine} ({how}) is in use, and not the checkpoint's "
                 f'{theirs}, which its heads were trained at. To read there, set '
                 f"timestep=dict(steps=..., source='checkpoint') in the backbone",
-                level=30,
+                logging.WARNING,
             )
         else:
             self.result = None  # it tells of another timestep
-            say(
+            log(
                 f'the checkpoint was trained at timestep {theirs}, which is in use now in place '
                 f"of the config's {mine} ({how}). To read at the config's, set "
                 f"timestep=dict(steps=..., source='config') in the backbone",
-                level=30,
+                logging.WARNING,
             )
 
     def __str__(self) -> str:
@@ -163,8 +164,3 @@ class Pick:
             return one
         steps = [one if n == self.plan.place else str(s) for n, s in enumerate(self.plan.steps)]
         return f'[{", ".join(steps)}], fusion={self.plan.fusion!r}'
-
-
-def say(message: str, level: int = 20) -> None:
-    """Log a message where MMEngine logs."""
-    print_log(f'A-SelecT: {message}', logger='current', level=level)
