@@ -2,12 +2,12 @@
 """CamVid with eleven classes, and the converter that makes it from the original release."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import run_script
 from PIL import Image
 
 from mmaselect.datasets import CamVidDataset
@@ -20,10 +20,14 @@ def build(root, split='train', **kwargs):
     return CamVidDataset(data_root=str(root), data_prefix=prefix, **kwargs)
 
 
-def convert(*arguments):
-    return subprocess.run(
-        [sys.executable, str(CONVERTER), *map(str, arguments)], capture_output=True, text=True
-    )
+@pytest.fixture
+def convert(tmp_path):
+    """Runs the converter in a process of its own; what it prints."""
+
+    def run(*arguments, code=0):
+        return run_script(CONVERTER, *arguments, log=tmp_path / 'printed', code=code)
+
+    return run
 
 
 @pytest.fixture
@@ -39,11 +43,9 @@ def original(tmp_path):
     return tmp_path
 
 
-def test_converter_and_dataset(original, tmp_path):
+def test_converter_and_dataset(convert, original, tmp_path):
     out = tmp_path / 'out'
-    run = convert(original, original, '--out', out, '--size', '4x3')
-    assert run.returncode == 0, run.stderr
-    assert '1 train, 1 val, 1 test' in run.stdout
+    assert '1 train, 1 val, 1 test' in convert(original, original, '--out', out, '--size', '4x3')
     for split in ('train', 'val', 'test'):
         dataset = build(
             out,
@@ -79,24 +81,21 @@ def camvid_names(real_data):
     }
 
 
-def test_converter_says_what_is_wrong(original, tmp_path):
+def test_converter_says_what_is_wrong(convert, original, tmp_path):
     empty = tmp_path / 'empty'
     empty.mkdir()
-    run = convert(original, empty)
-    assert run.returncode == 1 and 'No `*_L.png`' in run.stderr
-    run = convert(empty, original)
-    assert run.returncode == 1 and 'lacks 3 of 3 frames, 0001TP_006690.png first' in run.stderr
+    assert 'No `*_L.png`' in convert(original, empty, code=1)
+    assert 'lacks 3 of 3 frames, 0001TP_006690.png first' in convert(empty, original, code=1)
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     Image.fromarray(noise).save(original / '0016E5_07959_L.png')
-    run = convert(original, original, '--out', tmp_path / 'out')
-    assert run.returncode == 1
-    assert re.search(r'0016E5_07959_L.png: \d+ % of the pixels have none of the 32', run.stderr)
-    assert 'Traceback' not in run.stderr
+    printed = convert(original, original, '--out', tmp_path / 'out', code=1)
+    assert re.search(r'0016E5_07959_L.png: \d+ % of the pixels have none of the 32', printed)
+    assert 'Traceback' not in printed
 
 
-def test_image_suffix(original, tmp_path):
+def test_image_suffix(convert, original, tmp_path):
     out = tmp_path / 'out'
-    assert convert(original, original, '--out', out).returncode == 0
+    convert(original, original, '--out', out)
     frame = next((out / 'images' / 'train').iterdir())
     Image.open(frame).save(frame.with_suffix('.jpg'))
     with pytest.raises(ValueError, match=r'both \.jpg and \.png images'):

@@ -60,6 +60,7 @@ def test_a_second_start_never_loads_the_encoders(sd3, loads):
     assert len(files()) == 1
 
 
+@pytest.mark.thorough  # that no encoder is loaded is tested above, without a new interpreter
 def test_a_start_without_transformers_reads_the_cache(sd3):
     """No trace of the encoders: the library that implements them cannot even be imported."""
     FrozenDiT.from_pretrained(sd3)

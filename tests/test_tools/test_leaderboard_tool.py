@@ -47,16 +47,20 @@ def trained(tiny_dit, tmp_path):
     return first, second
 
 
-def test_tests_once_groups_seeds_and_tells_failures(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize('broken', [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_tests_once_and_groups_seeds(trained, tmp_path, monkeypatch, broken):
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
     first, second = trained
-    broken = tmp_path / 'broken.pth'
-    broken.write_bytes(b'no checkpoint')
     out = tmp_path / 'board'
-    with pytest.raises(SystemExit, match='these tests failed') as failed:
-        leaderboard(*trained, '--pair', first / 'tiny_cls.py', broken, '--out', out)
-    assert 'broken.pth' in str(failed.value)
+    if broken:
+        (tmp_path / 'broken.pth').write_bytes(b'no checkpoint')
+        pair = (first / 'tiny_cls.py', tmp_path / 'broken.pth')
+        with pytest.raises(SystemExit, match='these tests failed') as failed:
+            leaderboard(*trained, '--pair', *pair, '--out', out)
+        assert 'broken.pth' in str(failed.value)
+    else:
+        leaderboard(*trained, '--out', out)
 
     (row,) = rows_of(out / 'leaderboard.csv')
     (log,) = first.glob('*/vis_data/scalars.json')
@@ -81,6 +85,25 @@ def test_tests_once_groups_seeds_and_tells_failures(trained, tmp_path, monkeypat
     assert 'CustomDataset (stripes)' in (out / 'leaderboard.html').read_text()
     (row,) = rows_of(out / 'leaderboard.csv')
     assert (row['runs'], row['deviation']) == ('1', '')
+
+
+def test_tells_failures(tiny_dit, tmp_path, monkeypatch):
+    """Of each test, and after all of them; a program that fails stands for Python."""
+    tiny_configs = load(ROOT / 'tests' / 'test_analysis' / 'tiny_configs.py')
+    config = tiny_configs.write_classification(tmp_path, tiny_dit)
+    pairs = []
+    for name in ('a.pth', 'b.pth'):
+        (tmp_path / name).write_text(name)
+        pairs += ['--pair', config, tmp_path / name]
+    python = tmp_path / 'python'
+    python.write_text(f'#!/bin/bash\necho "$4" >> {tmp_path}/called; echo out of order; exit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setattr('sys.executable', str(python))
+    with pytest.raises(SystemExit, match='these tests failed') as failed:
+        leaderboard(*pairs, '--out', tmp_path / 'board')
+    assert all(text in str(failed.value) for text in ('a.pth', 'b.pth', 'out of order'))
+    called = (tmp_path / 'called').read_text().split()
+    assert called == [str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth')]
 
 
 def test_help_teaches_with_examples(capsys):
