@@ -15,7 +15,6 @@ from mmaselect.look.gathering import Look
 from mmaselect.look.similarity import pack_tokens
 from mmaselect.report.plot import selection_figure
 from mmaselect.report.rendering import as_base64, figure_uri, image_uri, render
-from mmaselect.report.selection_page import advice
 
 
 def look_page(look: Look, dimensions: int = 64, notes: Sequence[str] = ()) -> str:
@@ -57,9 +56,7 @@ def look_page(look: Look, dimensions: int = 64, notes: Sequence[str] = ()) -> st
         look=look,
         notes=list(notes),
         figure=None if selection is None else figure_uri(selection_figure(selection)),
-        warnings=[]
-        if selection is None
-        else [(warning, advice(warning)) for warning in selection.warnings],
+        warnings=[] if selection is None else selection.warnings,
         scores=scores,
         error=max(errors),
         data={

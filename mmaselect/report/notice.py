@@ -48,4 +48,4 @@ def announce_pick(sweep: Sweep, result: SelectionResult) -> None:
     )
     logger.info('\n%s', notice)
     for warning in result.warnings:
-        warn(warning)
+        warn(f'{warning}. {warning.advice}'.rstrip())

@@ -14,32 +14,8 @@ from mmaselect.report.plot import save_selection, selection_figure
 from mmaselect.report.rendering import figure_uri, image_uri, render
 from mmaselect.selection import SelectionResult
 
-#: What a warning has in it, to what can be done.
-ADVICE = {
-    'were not finite': "Set dtype='bf16' or dtype='fp32' in the backbone and select again.",
-    'is the first point of the grid': 'Look at the curve. If it rises towards 0, that is the '
-    'answer for this model; if it is noise, use more calibration images (num_images) or another '
-    'block.',
-    'is the last point of the grid': "Widen the grid (timesteps='START:STOP:STEP') until the curve "
-    'turns. If it rises to the end, the criterion may measure the noise: pick by the default one.',
-    'the curve is flat': 'Use more calibration images (num_images), or another block: what differs '
-    'by less than its error is no choice.',
-    'disagrees': 'Compare the curves below. The first one decides; a check with labels (a linear '
-    'probe at both timesteps, tools/analysis_tools/probe_timesteps.py) settles it.',
-}
-
 #: Images that are seen without a click.
 SHOWN_AT_ONCE = 24
-
-
-def advice(warning: str) -> str:
-    """What to do about a warning of a selection; nothing for one that says it itself.
-
-    Example:
-        >>> advice('HighFrequencyRatio disagrees: it would pick timestep 5 instead of 75')[:18]
-        'Compare the curves'
-    """
-    return next((text for part, text in ADVICE.items() if part in warning), '')
 
 
 def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) -> str:
@@ -58,7 +34,6 @@ def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) ->
         result=result,
         model=result.settings.get('transformer', ''),
         figure=figure_uri(selection_figure(result)),
-        warnings=[(warning, advice(warning)) for warning in result.warnings],
         curves=curves,
         rows=[
             (point, [curve.points[place] for curve in curves.values()])

@@ -34,7 +34,7 @@ def print_selection(result: SelectionResult, console: Console | None = None) -> 
         table.add_row(*row, style='bold green' if point.timestep == result.timestep else None)
     console.print(table)
     for warning in result.warnings:
-        console.print(f'warning: {warning}', style='yellow')
+        console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
     console.print(
         f'timestep {result}, sigma {result.noise_level:.3f}, '
         f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s',

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmaselect.diffusion import TapKey
 from mmaselect.model_zoo import list_models, model_info
+from mmaselect.selection.caveats import Caveat
 from mmaselect.selection.race import RoundScores, on_one_scale
 from mmaselect.selection.result import Curve, CurvePoint, best_point, finalists
 from mmaselect.selection.scoring import StepScores
@@ -30,7 +31,7 @@ class Conclusion:
     curve: Curve
     others: dict[str, Curve]
     per_tap: list[Curve]
-    warnings: list[str]
+    warnings: list[Caveat]
     interval: tuple[int, int] | None = None
 
 
@@ -163,7 +164,7 @@ def build_curve(
     return Curve(criterion, best.timestep, points, block, feature)
 
 
-def warn_of_nonfinite_features(steps: Sequence[StepScores], dtype: str) -> list[str]:
+def warn_of_nonfinite_features(steps: Sequence[StepScores], dtype: str) -> list[Caveat]:
     """A warning that names the timesteps which cannot be picked.
 
     Raises:
@@ -176,13 +177,14 @@ def warn_of_nonfinite_features(steps: Sequence[StepScores], dtype: str) -> list[
         raise RuntimeError(
             f'no timestep gave finite features in {dtype}: use dtype="bf16" or "fp32"'
         )
-    return [
+    text = (
         f'features were not finite (NaN or infinity) in {dtype} at timesteps {broken}: those '
         f'timesteps cannot be picked. Use dtype="bf16" or "fp32" if this is an overflow'
-    ]
+    )
+    return [Caveat.of('nonfinite', text)]
 
 
-def warn_of_grid_end(curve: Curve, model: str | None = None) -> list[str]:
+def warn_of_grid_end(curve: Curve, model: str | None = None) -> list[Caveat]:
     """A warning if the pick is the first or the last scored point of the grid.
 
     Args:
@@ -205,25 +207,24 @@ def warn_of_grid_end(curve: Curve, model: str | None = None) -> list[str]:
             else f'{model} was trained at length, and such a model seldom is best there: look at '
             f'the curve, and check the pick with labels if you have some'
         )
-    return [f'the pick, timestep {curve.timestep}, is the {end} point of the grid: {reason}']
+    text = f'the pick, timestep {curve.timestep}, is the {end} point of the grid: {reason}'
+    return [Caveat.of(end, text)]
 
 
-def warn_of_flat_curve(curve: Curve) -> list[str]:
+def warn_of_flat_curve(curve: Curve) -> list[Caveat]:
     """A warning if the scores differ by no more than their standard error."""
     scores = [point.score for point in curve.points if point.score is not None]
     spread = max(scores) - min(scores)
     error = max(point.sem or 0.0 for point in curve.points if point.score is not None)
     if len(scores) < 2 or spread > error:
         return []
-    return [
-        f'the curve is flat: scores differ by {spread:.3g}, their standard error is {error:.3g}. '
-        f'Use more calibration images, or another block'
-    ]
+    text = f'the curve is flat: scores differ by {spread:.3g}, their standard error is {error:.3g}'
+    return [Caveat.of('flat', text)]
 
 
 def warn_of_disagreement(
     curve: Curve, others: Mapping[str, Curve], grid: Sequence[int]
-) -> list[str]:
+) -> list[Caveat]:
     """A warning for each criterion whose pick is far away: by more than a tenth of the grid.
 
     A pick that was scored on fewer images must be better by more than two standard errors.
@@ -231,7 +232,11 @@ def warn_of_disagreement(
     position = {step: np.interp(step, grid, range(len(grid))) for step in curve.timesteps}
     near = max(1, len(grid) // 10)
     return [
-        f'{name} disagrees: it would pick timestep {other.timestep} instead of {curve.timestep}'
+        Caveat.of(
+            'disagreement',
+            f'{name} disagrees: it would pick timestep {other.timestep} instead of '
+            f'{curve.timestep}',
+        )
         for name, other in others.items()
         if abs(position[other.timestep] - position[curve.timestep]) > near
         and _is_clear(other, curve.timestep)

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmaselect.files import cache_root, write_json
 from mmaselect.logs import warn
+from mmaselect.selection.caveats import Caveat
 
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
 #: version of the package alone costs nobody a sweep.
@@ -127,7 +128,7 @@ class SelectionResult:
     curve: Curve
     others: dict[str, Curve] = field(default_factory=dict)
     per_tap: list[Curve] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Caveat] = field(default_factory=list)
     key: str = ''
     settings: dict[str, Any] = field(default_factory=dict)
     interval: tuple[int, int] | None = None
@@ -179,12 +180,14 @@ class SelectionResult:
         others = {key: curve(key, part) for key, part in data.pop('others').items()}
         per_tap = [curve(name, part) for part in data.pop('per_tap')]
         interval = data.pop('interval', None)
+        warnings = [Caveat.parse(stored) for stored in data.pop('warnings', ())]
         main = curve(name, dict(timestep=data['timestep'], curve=data.pop('curve')))
         return cls(
             **data,
             curve=main,
             others=others,
             per_tap=per_tap,
+            warnings=warnings,
             interval=None if interval is None else tuple(interval),
         )
 
@@ -218,7 +221,7 @@ class SelectionResult:
         _check_numbers('seconds', self.seconds, float)
         for name, found, kind in (
             ('blocks', self.blocks, int),
-            ('warnings', self.warnings, str),
+            ('warnings', [text for w in self.warnings for text in vars(w).values()], str),
             ('criterion', [self.criterion], str),
             ('feature', [self.feature], str),
             ('method', [self.method], str),

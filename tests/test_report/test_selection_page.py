@@ -9,13 +9,15 @@ import numpy as np
 from mmaselect.images import CalibrationSet, ImageArrays, ImageFolder
 from mmaselect.images.thumbnails import Thumbnail, thumbnails, try_thumbnails
 from mmaselect.report import save_selection_page, selection_page
-from mmaselect.report.selection_page import ADVICE, advice
 from mmaselect.selection import Curve, CurvePoint, SelectionResult
+from mmaselect.selection.caveats import KINDS
 from mmaselect.selection.conclude import (
     warn_of_disagreement,
     warn_of_flat_curve,
     warn_of_grid_end,
+    warn_of_nonfinite_features,
 )
+from mmaselect.selection.scoring import StepScores
 
 
 def curve(name, scores):
@@ -43,7 +45,7 @@ def test_page_has_everything(tmp_path):
     for part in (
         't = 100', '0 to 100, were the images', 'DiTTransformer2DModel', 'block\n      3</dd>',
         '512 model evaluations, 1.2 s', 'Other disagrees: it would pick timestep 300',
-        'Compare the curves below', 'title="a &#34;cat&#34;.png"', 'Other&lt;i&gt;',
+        'Compare the curves. The first', 'title="a &#34;cat&#34;.png"', 'Other&lt;i&gt;',
         '1 of the 64 that were used',
     ):  # fmt: skip
         assert part in html, part
@@ -67,18 +69,21 @@ def test_all_images_are_there_with_their_names(photos):
     assert many.count('<figcaption>') == 64
 
 
-def test_every_warning_has_advice():
-    """The texts are those that a sweep writes."""
-    flat = curve('Mine', [0.1, 0.1000001, 0.1])
-    warnings = [
+def test_every_kind_of_warning_is_one_that_is_made():
+    broken = StepScores(0, 0.0, None, {((1, 'query'), 'A'): dict(nonfinite=1.0)})
+    whole = StepScores(9, 0.1, None, {((1, 'query'), 'A'): dict(nonfinite=0.0)})
+    made = [
+        *warn_of_nonfinite_features([broken, whole], 'torch.float16'),
         *warn_of_grid_end(curve('Mine', [0.9, 0.4, 0.2])),
         *warn_of_grid_end(curve('Mine', [0.1, 0.4, 0.5])),
-        *warn_of_flat_curve(flat),
+        *warn_of_flat_curve(curve('Mine', [0.1, 0.1000001, 0.1])),
         *make_result().warnings,
-        'features were not finite (NaN or infinity) in torch.float16 at timesteps [0]',
     ]
-    assert len({advice(warning) for warning in warnings}) == len(ADVICE) == len(warnings)
-    assert advice('something new') == ''
+    assert [warning.code for warning in made] == list(KINDS)
+    for warning in made:
+        said, advice = KINDS[warning.code]
+        assert warning.advice == advice
+        assert all(part.strip() in warning.text for part in said.split('...'))
 
 
 def test_thumbnails(photos, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from mmengine.logging import MMLogger
 
 from mmaselect.selection import Curve, CurvePoint, SelectionCache, SelectionResult
+from mmaselect.selection.caveats import Caveat
 from mmaselect.selection.result import settings_key
 
 
@@ -38,7 +39,8 @@ def make_result(**changes):
         timestep=100, noise_level=0.1, log_snr=-98.5, criterion='InstanceSensitivity',
         feature='query', blocks=[2], num_images=4, seconds=1.5, model_evaluations=16, curve=curve,
         others={'HighFrequencyRatio': Curve('HighFrequencyRatio', 100, points)},
-        per_tap=[Curve('InstanceSensitivity', 100, points, 2, 'query')], warnings=['flat'],
+        per_tap=[Curve('InstanceSensitivity', 100, points, 2, 'query')],
+        warnings=[Caveat.of('flat', 'the curve is flat')],
         key=settings_key(settings), settings=settings, interval=(0, 200),
     )  # fmt: skip
     return SelectionResult(**{**values, **changes})
@@ -50,6 +52,16 @@ def test_a_stored_result_is_found_as_it_was(tmp_path):
     path = cache.store(result)
     assert cache.find(result.key) == result
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_selection_json_whose_warnings_are_texts_is_read(tmp_path):
+    result = make_result()
+    path = result.save(tmp_path / 'selection.json')
+    data = json.loads(path.read_text())
+    assert data['warnings'] == [vars(result.warnings[0])]
+    path.write_text(json.dumps({**data, 'warnings': ['the curve is flat']}))
+    (warning,) = SelectionResult.load(path).warnings
+    assert (str(warning), warning.code, warning.advice) == ('the curve is flat', '', '')
 
 
 def change(*where, to):
@@ -84,6 +96,8 @@ def change(*where, to):
         change('interval', to=7),
         change('seconds', to=-1),
         change('warnings', to=[3]),
+        change('warnings', 0, 'code', to=3),
+        change('warnings', 0, to=dict(text='flat')),
         change('settings', 'seed', to=1),
         change('settings', to=None),
         change('key', to='0' * 32),

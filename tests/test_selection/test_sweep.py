@@ -177,7 +177,7 @@ def test_non_finite_features_are_reported_and_never_picked(tiny_dit, photos):
     assert result.timestep != favourite
     assert (
         f'not finite (NaN or infinity) in torch.float32 at timesteps [{favourite}]'
-        in (result.warnings[0])
+        in result.warnings[0].text
     )
     assert result.curve.points[GRID.index(favourite)].score is None
     poison(sweep.dit, GRID)

@@ -18,6 +18,7 @@ import yaml
 from mmaselect.files import write_atomically
 from mmaselect.launch.config import load_config
 from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
+from mmaselect.selection.caveats import caveats_table
 from mmaselect.selection.option_flags import options_table
 from mmaselect.terminal.tool import make_tool_parser, run_tool
 
@@ -68,22 +69,25 @@ PAPER = {
 }
 
 
-def inside(path: str, name: str, make: Callable[[], str]) -> str:
-    """A page with the part between two comments made anew.
+def page(path: str, **parts: Callable[[], str]) -> str:
+    """A page with the parts between pairs of comments made anew.
 
     Args:
         path: The page, from the root of the repository.
-        name: Of the part: it stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``.
-        make: Makes the part.
+        parts: What makes a part, by its name: it stands between ``<!-- NAME -->`` and
+            ``<!-- /NAME -->``.
 
     Raises:
         ValueError: If the page does not have the two comments, once each.
     """
     text = (ROOT / path).read_text(encoding='utf-8')
-    start, end = f'<!-- {name} -->\n\n', f'\n<!-- /{name} -->'
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f'{path} must have {start!r} and {end!r}, once each')
-    return re.sub(f'{start}.*?{end}', lambda _: start + make() + end, text, flags=re.S)
+    for name, make in parts.items():
+        start, end = f'<!-- {name} -->\n\n', f'\n<!-- /{name} -->'
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise ValueError(f'{path} must have {start!r} and {end!r}, once each')
+        made = start + make() + end
+        text = re.sub(f'{start}.*?{end}', lambda _, made=made: made, text, flags=re.S)
+    return text
 
 
 def metafile(task: str) -> str:
@@ -154,8 +158,10 @@ def models_table() -> str:
 
 #: File, from the root of the repository, to what makes its text.
 GENERATED: dict[str, Callable[[], str]] = {
-    'docs/families.md': partial(inside, 'docs/families.md', 'models', families_table),
-    'docs/api/selection.md': partial(inside, 'docs/api/selection.md', 'options', options_table),
+    'docs/families.md': partial(page, 'docs/families.md', models=families_table),
+    'docs/api/selection.md': partial(
+        page, 'docs/api/selection.md', options=options_table, warnings=caveats_table
+    ),
     **{f'configs/{task}/metafile.yml': partial(metafile, task) for task in TASKS},
 }
 
