@@ -14,7 +14,7 @@ PACKAGE = ROOT / 'mmaselect'
 #: From the ground up: a room imports rooms before it, never one behind it.
 ROOMS = (
     *('version', 'checks', 'logs', 'registry', 'files', 'row_checks', 'untrusted', 'terminal'),
-    *('images', 'diffusion', 'model_zoo', 'selection', 'report', 'apis', 'look'),
+    *('fetch', 'images', 'diffusion', 'model_zoo', 'selection', 'report', 'apis', 'look'),
     *('openmmlab', 'models', 'datasets', 'engine', 'launch'),
     *('leaderboard', 'analysis', 'pretraining', 'cli'),
 )

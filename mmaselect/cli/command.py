@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmaselect.cli import features, look, models, select
+from mmaselect.cli import data, features, look, models, select
 from mmaselect.terminal.tool import add_debug, in_one_line
 from mmaselect.untrusted import only_weights
 from mmaselect.version import __version__
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (models, select, look, features):
+    for module in (models, select, look, features, data):
         command = module.add_parser(commands)
         add_debug(command)
         command.set_defaults(run=module.run)

@@ -11,6 +11,7 @@ from forks import run_script
 from PIL import Image
 
 from mmaselect.datasets import CamVidDataset
+from mmaselect.fetch.camvid import split_of
 
 CONVERTER = Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'camvid.py'
 
@@ -63,11 +64,6 @@ def test_converter_and_dataset(convert, original, tmp_path):
 
 
 def test_converter_splits_701_frames_as_papers_do(camvid_names):
-    sys.path.insert(0, str(CONVERTER.parent))
-    try:
-        from camvid import split_of
-    finally:
-        sys.path.pop(0)
     for split, names in camvid_names.items():
         assert {split_of(name) for name in names} == {split}
 
