@@ -12,7 +12,7 @@ from mmaselect.openmmlab.registries import DATASETS
 
 SOURCE = (
     'http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid/ and convert it with '
-    'tools/dataset_converters/camvid.py'
+    'tools/dataset_converters/camvid.py (`mmaselect data get camvid` does both)'
 )
 LAYOUT = """
 camvid11

@@ -11,7 +11,7 @@ from mmaselect.checks import choice
 from mmaselect.datasets.layout import require_layout
 from mmaselect.openmmlab.registries import DATASETS
 
-SOURCE = 'https://dl.allaboutbirds.org/nabirds'
+SOURCE = 'https://dl.allaboutbirds.org/nabirds (`mmaselect data get nabirds` unpacks it)'
 LAYOUT = """
 nabirds
 ├── images

@@ -11,7 +11,7 @@ from mmaselect.checks import choice
 from mmaselect.datasets.layout import require_layout
 from mmaselect.openmmlab.registries import DATASETS
 
-SOURCE = 'http://vision.stanford.edu/aditya86/ImageNetDogs/'
+SOURCE = 'http://vision.stanford.edu/aditya86/ImageNetDogs/ (or run `mmaselect data get dogs`)'
 LAYOUT = """
 stanford_dogs
 ├── Images

@@ -19,6 +19,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -105,7 +106,7 @@ def verify(archive: Archive, path: Path) -> None:
         )
 
 
-def _receive(archive: Archive, part: Path, bar: Progress, task: int) -> None:
+def _receive(archive: Archive, part: Path, bar: Progress, task: TaskID) -> None:
     """One connection: append to the beginning that is there, or start anew."""
     assert archive.url is not None
     request = urllib.request.Request(archive.url, headers={'User-Agent': 'mmaselect'})
@@ -153,12 +154,12 @@ def _receive(archive: Archive, part: Path, bar: Progress, task: int) -> None:
         raise ConnectionError(f'the connection ended after {have} of {total} bytes')
 
 
-def _copy(source: IO[bytes], file: IO[bytes], bar: Progress, task: int) -> int:
+def _copy(source: IO[bytes], file: IO[bytes], bar: Progress, task: TaskID) -> int:
     count = 0
     while chunk := source.read(CHUNK):
         file.write(chunk)
         count += len(chunk)
-        bar.advance(task, len(chunk))  # type: ignore[arg-type]
+        bar.advance(task, len(chunk))
     return count
 
 

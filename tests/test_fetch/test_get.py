@@ -18,7 +18,7 @@ from scipy.io import savemat
 
 from mmaselect.cli import main
 from mmaselect.fetch import DATA_SETS, check_data, find_data_set, get_data
-from mmaselect.registry import DATASETS
+from mmaselect.openmmlab.registries import DATASETS
 
 BASES = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 

@@ -17,16 +17,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-<<<<<<< HEAD
-import numpy as np
-from mmengine.utils import track_progress
-from PIL import Image
-
-from mmaselect.terminal.tool import make_tool_parser, run_tool
-=======
 from mmaselect.fetch.camvid import convert_camvid
 from mmaselect.terminal.tool import make_tool_parser, run_tool
->>>>>>> b529035 (mmaselect data: lists, gets and checks the data sets of the configs)
 
 
 def parse_size(text: str) -> tuple[int, int]:
