@@ -2,7 +2,6 @@
 """CamVid with eleven classes, and the converter that makes it from the original release."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
