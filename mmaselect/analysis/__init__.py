@@ -3,8 +3,10 @@
 
 from importlib.util import find_spec
 
+from mmaselect.install import install_hint
+
 if find_spec('sklearn') is None:
     raise ImportError(
         'mmaselect.analysis fits linear probes with scikit-learn, which is not installed. '
-        "Run: pip install 'mmaselect[analysis]' (or pip install scikit-learn)"
+        f'Run: {install_hint("analysis")}, or pip install scikit-learn'
     )

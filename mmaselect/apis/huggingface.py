@@ -14,6 +14,7 @@ from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
 from mmaselect.checks import is_sequence, shorten, three_numbers
 from mmaselect.diffusion import ModelSource
+from mmaselect.install import install_hint
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BackboneOutput
@@ -171,7 +172,8 @@ def _output_class() -> type[BackboneOutput]:
         from transformers.modeling_outputs import BackboneOutput
     except ImportError as error:
         raise ImportError(
-            'TransformersBackbone gives what transformers defines: pip install "mmaselect[text]"'
+            'TransformersBackbone gives what transformers defines, which is not installed. Run: '
+            + install_hint('text')
         ) from error
     return BackboneOutput
 

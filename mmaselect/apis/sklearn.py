@@ -16,13 +16,15 @@ from mmaselect.checks import gathered
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.inputs import list_images
+from mmaselect.install import install_hint
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise ImportError(
-        'DiTFeatures is a transformer of scikit-learn: pip install "mmaselect[analysis]"'
+        'DiTFeatures is a transformer of scikit-learn, which is not installed. Run: '
+        + install_hint('analysis')
     ) from error
 
 

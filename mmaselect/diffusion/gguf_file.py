@@ -12,6 +12,8 @@ import torch
 from diffusers import GGUFQuantizationConfig
 from torch import Tensor
 
+from mmaselect.install import install_hint
+
 
 class GGUFTensors(Mapping[str, Tensor]):
     """The tensors of a GGUF file by name, read when they are asked for.
@@ -30,7 +32,7 @@ class GGUFTensors(Mapping[str, Tensor]):
             raise ImportError(
                 f'pretrained={name!r}: GGUF files are read with gguf, which is not installed: '
                 f'`pip install gguf`, or all that checkpoints need by '
-                f'`pip install "mmaselect[checkpoints]"`'
+                f'{install_hint("checkpoints")}'
             )
         from gguf import GGUFReader
 

@@ -23,6 +23,7 @@ from diffusers.loaders.lora_pipeline import AuraFlowLoraLoaderMixin
 
 from mmaselect.checks import check_path
 from mmaselect.diffusion.locate import PICKLED, SAFETENSORS, resolve_folder, weights_file
+from mmaselect.install import install_hint
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -95,7 +96,7 @@ def fuse_lora(
     if importlib.util.find_spec('peft') is None:
         raise ImportError(
             f'{where} is fused with peft, which is not installed: `pip install peft`, or all that '
-            f'checkpoints need by `pip install "mmaselect[checkpoints]"`'
+            f'checkpoints need by {install_hint("checkpoints")}'
         )
     if getattr(transformer, 'hf_quantizer', None) is not None:
         raise ValueError(

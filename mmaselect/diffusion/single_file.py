@@ -23,6 +23,7 @@ from mmaselect.checks import shorten
 from mmaselect.diffusion.diagnose import PartConfig
 from mmaselect.diffusion.gguf_file import GGUFTensors
 from mmaselect.diffusion.parts import refuse_missing
+from mmaselect.install import install_hint
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -202,7 +203,7 @@ class SingleFile:
         if not is_accelerate_available():
             raise ImportError(
                 f'{self.where}: files of weights are read with accelerate, which is not installed: '
-                f'`pip install "mmaselect[checkpoints]"`'
+                f'{install_hint("checkpoints")}'
             )
         if isinstance(self.tensors, GGUFTensors):
             options.setdefault('quantization_config', self.tensors.quantization(options))

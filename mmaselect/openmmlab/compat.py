@@ -10,6 +10,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from types import MappingProxyType
 
+from mmaselect.install import install_hint
+
 #: Module -> the distributions that provide it, the maintained one first.
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -23,9 +25,9 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 #: The toolboxes that train our models, by the ``default_scope`` of their configs.
 TOOLBOXES = ('mmseg', 'mmpretrain', 'mmdet')
 
-INSTALL_HINT = 'pip install "mmaselect[onedl]"'
+INSTALL_HINT = install_hint('onedl')
 #: MMDetection is an extra, for either stack, and needs what wheels of MMCV on PyPI do not have.
-DETECTION_HINT = 'pip install "mmaselect[openmmlab,det]"; docs/detection.md has every step'
+DETECTION_HINT = f'{install_hint("openmmlab", "det")}; docs/detection.md has every step'
 
 
 def installed_distributions(module: str) -> list[str]:

@@ -48,7 +48,7 @@ def test_both_stacks_at_once(other_stack):
         check_toolboxes('mmseg', 'mmpretrain')
     message = str(error.value)
     assert 'onedl-mmsegmentation and mmsegmentation are installed together' in message
-    assert 'pip uninstall -y' in message and 'pip install "mmaselect[onedl]"' in message
+    assert 'pip uninstall -y' in message and 'pip install -e ".[onedl]"' in message
 
 
 @pytest.mark.parametrize('toolbox', ['mmseg', 'mmpretrain'])
@@ -109,5 +109,5 @@ def test_detection_without_compiled_ops(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     if find_spec('mmcv._ext') is not None:
         pytest.skip('MMCV has its compiled ops here')
-    with pytest.raises(ImportError, match=r'without them\. Run: .*mmaselect\[openmmlab,det\]'):
+    with pytest.raises(ImportError, match=r'without them\. Run: .*\.\[openmmlab,det\]'):
         check_toolboxes('mmdet')

@@ -108,4 +108,4 @@ def test_a_plain_fpn_is_refused():
 @pytest.mark.skipif(not why_no_detection(), reason='MMDetection can be used here')
 def test_advice_without_mmdetection(run, tmp_path):
     output = run('tools/train.py', BASE, '--work-dir', tmp_path, code=1)
-    assert 'pip install "mmaselect[openmmlab,det]"' in output
+    assert 'pip install -e ".[openmmlab,det]"' in output

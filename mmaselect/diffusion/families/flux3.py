@@ -21,6 +21,7 @@ from mmaselect.diffusion.families.tokens import last_tokens, member, usual_taps
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess
 from mmaselect.diffusion.single_file import OriginalLayout
+from mmaselect.install import install_hint
 
 _ENCODERS = ('text_encoder', 'tokenizer')
 # Rows and columns are half a position apart.
@@ -114,7 +115,7 @@ class Flux3Family(TextFamily):
             raise RuntimeError(
                 f'pretrained={source.name!r}: the prompt {prompt!r} must be embedded once, and '
                 f'{", ".join(_ENCODERS)} could not be loaded ({error}). Complete the download, or '
-                f'install what is missing (`pip install "mmaselect[text]"`); later starts need '
+                f'install what is missing by {install_hint("text")}; later starts need '
                 f'neither'
             ) from error
         with torch.no_grad():

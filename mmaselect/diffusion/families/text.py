@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion.condition import cached_embedding, encoder_identity
 from mmaselect.diffusion.families.base import Family
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.install import install_hint
 
 # Parts of pipelines that have no say in what a prompt is embedded to, and are not loaded.
 _LEFT_OUT = ('transformer', 'vae', 'image_encoder', 'feature_extractor', 'safety_checker')
@@ -34,7 +35,7 @@ def require_prompt_cleaners(
             raise ImportError(
                 f'{title} cleans its prompts with {package}, which is not installed: '
                 f'`pip install {package}`, or all that prompts need by '
-                f'`pip install "mmaselect[text]"`'
+                f'{install_hint("text")}'
             )
 
 
@@ -198,7 +199,7 @@ class TextFamily(Family):
                 f'pretrained={source.name!r}: the prompt {prompt!r} must be embedded once by '
                 f'{name}, and its parts {", ".join(encoders)} could not be loaded ({error}). '
                 f'Complete the download, or install what is missing '
-                f'(`pip install "mmaselect[text]"`); later starts need neither'
+                f'by {install_hint("text")}; later starts need neither'
             ) from error
         with torch.no_grad():
             tensors = self.embed(pipeline, prompt, **options)

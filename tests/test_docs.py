@@ -1,0 +1,86 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""The pages: install lines that work as typed, a README that is short, a linter for words."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+EXTRAS = PROJECT['optional-dependencies']
+TEXTS = sorted(
+    path
+    for pattern in ('*.md', 'docs/**/*.md', 'configs/*.md', 'benchmarks/*.md', 'notebooks/*.ipynb')
+    for path in ROOT.glob(pattern)
+) + sorted(path for path in (ROOT / 'mmaselect').rglob('*.py') if '.mim' not in path.parts)
+
+
+def install_lines():
+    for path in TEXTS:
+        for line in re.findall(r'pip install [^\n`)]*', path.read_text(encoding='utf-8')):
+            yield f'{path.relative_to(ROOT)}: {line}'
+
+
+def test_no_line_installs_the_package_from_an_index():
+    """No index has the package: whoever took its name there would own our users."""
+    lines = list(install_lines())
+    assert len(lines) > 10
+    assert not [line for line in lines if re.search(r'install [^#]*["\' ]mmaselect\b', line)]
+
+
+def test_extras_of_install_lines_exist():
+    named = {
+        extra.strip()
+        for line in install_lines()
+        for group in re.findall(r'-e \\?"\.\[([a-z,]+)\]', line)
+        for extra in group.split(',')
+    }
+    assert {'onedl', 'text', 'analysis'} <= named <= set(EXTRAS)
+
+
+def test_requirements_of_install_lines_exist():
+    for line in install_lines():
+        for name in re.findall(r'-r (\S+\.txt)', line):
+            assert (ROOT / name).is_file(), line
+
+
+def test_readme_is_read_in_a_minute():
+    words = (ROOT / 'README.md').read_text(encoding='utf-8').split()
+    assert len(words) < 900
+    text = ' '.join(words)
+    assert 'make demo' in text and 'make test' in text
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
+        for link in re.findall(r'\]\(([^)#:]+)[^):]*\)', page.read_text(encoding='utf-8')):
+            assert (page.parent / link).exists(), f'{page.name}: {link}'
+
+
+PROSE = ROOT / 'tools' / 'dev' / 'prose.py'
+
+
+@pytest.mark.parametrize(
+    ('bad', 'good'),
+    [
+        ('        seed: Of the noise.', '        seed: Seed of the noise.'),
+        ("f'{path} is no pipeline folder'", "f'{path} is not a pipeline folder'"),
+        ('if there are none', 'there are no images'),
+        ('scored beside it', 'scored next to it'),
+        ('See that a file can be read.', 'Check that a file can be read.'),
+        ('it goes on where it was', 'it resumes'),
+        ('scale: What it is multiplied by.', 'scale: Factor applied to the weights.'),
+        ('is nothing that a graph can hold', 'cannot be held by a graph'),
+    ],
+)
+def test_linter_for_words(bad, good, tmp_path):
+    for name, text, status in (('bad.md', bad, 1), ('good.md', good, 0)):
+        (tmp_path / name).write_text(f'{text}\n')
+        done = subprocess.run(
+            [sys.executable, PROSE, tmp_path / name], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stdout
