@@ -13,13 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'mmaselect'
 #: From the ground up: a room imports rooms before it, never one behind it.
 ROOMS = (
-<<<<<<< HEAD
-    *('version', 'checks', 'logs', 'registry', 'files', 'row_checks', 'untrusted', 'terminal'),
+    *(
+        'version',
+        'install',
+        'checks',
+        'logs',
+        'registry',
+        'files',
+        'row_checks',
+        'untrusted',
+        'terminal',
+    ),
     *('fetch', 'images', 'diffusion', 'model_zoo', 'selection', 'report', 'apis', 'look'),
-=======
-    *('version', 'install', 'checks', 'logs', 'registry', 'files', 'row_checks', 'untrusted', 'terminal'),
-    *('images', 'diffusion', 'model_zoo', 'selection', 'report', 'apis', 'look'),
->>>>>>> ba4aba7 (README on a page and a half; install lines that work as typed; pages by purpose; a linter for words)
     *('openmmlab', 'models', 'datasets', 'engine', 'launch'),
     *('leaderboard', 'analysis', 'pretraining', 'cli'),
 )
