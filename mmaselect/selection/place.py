@@ -1,5 +1,6 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Where to read: the block and the feature, picked together with the timestep. Pure functions.
+"""Where to read: block and feature picked together with the timestep, and several features of one
+pass. Pure functions.
 
 The score of the default criterion means the same in every block and feature of a model: how far an
 image's other view stands out among the views of all images. So the cell with the highest score is
@@ -8,13 +9,16 @@ picked among all (block, feature) and timesteps; docs/criteria.md has the measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import t as student
+from torch import Tensor
 
 from mmaselect.diffusion import TapKey
+from mmaselect.selection.criteria.view_pairs import standardized_match, whiten_pairs
 from mmaselect.selection.race import linearize
 
 #: A (block, feature) at a timestep.
@@ -108,3 +112,64 @@ def choose_place(
     score = float(scores[cells.index(chosen)])
     decided = chosen[0] == cells[best][0]
     return Place(block, feature, timestep, score, contenders, decided)
+
+
+def joined_score(descriptors: Sequence[Tensor], ridge: float = 0.1) -> float:
+    """Sensitivity (d') of several features of one pass, joined.
+
+    Each feature is scaled to one mean variance first: that of the channels of a diffusion
+    transformer differs by orders of magnitude from feature to feature.
+
+    Args:
+        descriptors: Of each feature: (N, 2, D), the mean feature of both views of N images.
+        ridge: See :func:`~mmaselect.selection.criteria.view_pairs.whiten_pairs`.
+
+    Returns:
+        float: What :class:`~mmaselect.selection.criteria.InstanceSensitivity` gives for the
+        concatenation.
+    """
+    scaled = []
+    for rows in descriptors:
+        rows = rows.double() - rows.double().mean((0, 1))
+        deviation = rows.square().mean().sqrt()
+        scaled.append(rows / deviation if deviation > 0 else rows)
+    first, second = torch.cat(scaled, 2).unbind(1)
+    return float(standardized_match(*whiten_pairs(first, second, ridge)).mean())
+
+
+def choose_features(
+    descriptors: Mapping[TapKey, Tensor], first: TapKey, count: int, ridge: float = 0.1
+) -> list[TapKey]:
+    """Pick several features of one pass that are good together.
+
+    Greedy: to the features so far comes the one whose joined score is highest. All blocks of the
+    pass may be candidates, early ones too: what they add is what the later ones lack. The joined
+    score says which feature to add and not how many: it tends to fall with the width, while
+    probes still gain.
+
+    Args:
+        descriptors: (block, feature) to (N, 2, D), see :func:`joined_score`; all at one timestep.
+        first: The best place by itself, from :func:`choose_place`.
+        count: How many to pick, ``first`` included.
+        ridge: See :func:`joined_score`.
+
+    Raises:
+        ValueError: If ``first`` is no candidate, or there are fewer candidates than wanted.
+    """
+    if first not in descriptors:
+        raise ValueError(f'{first} is not among the candidates {sorted(descriptors)}')
+    if not 1 <= count <= len(descriptors):
+        raise ValueError(
+            f'from 1 to {len(descriptors)} features can be picked from {len(descriptors)} '
+            f'candidates, got {count}'
+        )
+    chosen = [first]
+    while len(chosen) < count:
+        before = [descriptors[tap] for tap in chosen]
+        scores = {
+            tap: joined_score([*before, rows], ridge)
+            for tap, rows in descriptors.items()
+            if tap not in chosen
+        }
+        chosen.append(max(scores, key=lambda tap: scores[tap]))
+    return chosen

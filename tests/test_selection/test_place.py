@@ -3,8 +3,10 @@
 
 import numpy as np
 import pytest
+import torch
 
-from mmaselect.selection.place import choose_place, late_blocks
+from mmaselect.selection import InstanceSensitivity
+from mmaselect.selection.place import choose_features, choose_place, joined_score, late_blocks
 
 MIDDLE, LATE = (2, 'query'), (4, 'attention')
 
@@ -81,3 +83,53 @@ def test_cells_of_different_images_are_refused():
         choose_place(terms)
     with pytest.raises(ValueError, match='same images'):
         choose_place({})
+
+
+# -- several features of one pass ----------------------------------------------------------------
+def describe(signal, noise, seed):
+    """(N, 2, D): both views of an image share the signal, and have noise of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randn(len(signal), 2, signal.shape[1], generator=generator)
+    return signal[:, None] + noise * draw
+
+
+def test_joined_score_is_that_of_the_criterion():
+    signal = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    rows = describe(signal, 0.5, 1)
+    meter = InstanceSensitivity()
+    meter.update(*(view[..., None, None] for view in rows.unbind(1)))
+    assert joined_score([rows]) == pytest.approx(float(meter.compute()['score']), rel=1e-6)
+    # Joined with itself at another scale, nothing is gained and nothing drowned.
+    halves = [rows[..., :3], 1000 * rows[..., 3:]]
+    assert joined_score(halves) > 0.9 * joined_score([rows])
+
+
+def test_what_the_first_lacks_is_added_and_not_what_it_has():
+    signal = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+    one, other = signal.chunk(2, 1)
+    first, same, lacking = (2, 'attention'), (2, 'output'), (1, 'query')
+    descriptors = {
+        first: describe(one, 0.5, 1),
+        same: describe(one, 0.55, 2),
+        lacking: describe(other, 0.8, 3),
+        (3, 'key'): describe(torch.zeros(64, 6), 1.0, 4),
+    }
+    # By itself, what the first lacks is worse than what repeats it.
+    assert joined_score([descriptors[same]]) > joined_score([descriptors[lacking]])
+    assert choose_features(descriptors, first, 2) == [first, lacking]
+    assert choose_features(descriptors, first, 3) == [first, lacking, same]
+    assert choose_features(descriptors, first, 1) == [first]
+
+
+def test_a_constant_feature_adds_nothing():
+    signal = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    rows = describe(signal, 0.5, 1)
+    assert joined_score([rows, torch.ones(32, 2, 4)]) <= joined_score([rows])
+
+
+def test_bad_choices_of_features_are_refused():
+    descriptors = {MIDDLE: torch.randn(8, 2, 3)}
+    with pytest.raises(ValueError, match='not among the candidates'):
+        choose_features(descriptors, LATE, 1)
+    with pytest.raises(ValueError, match='got 2'):
+        choose_features(descriptors, MIDDLE, 2)
