@@ -76,6 +76,19 @@ def check_entries(config: PartConfig, cls: type[nn.Module]) -> None:
             )
 
 
+#: What is said of a file that only stands for another.
+LFS_POINTER = (
+    'is a git-LFS pointer, which stands for the weights: run `git lfs pull` in that folder, or '
+    'download it by `hf download`'
+)
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file is what git leaves in place of a large one that was not downloaded."""
+    with file.open('rb') as stream:
+        return stream.read(40).startswith(b'version https://git-lfs')
+
+
 def weights_problem(folder: Path) -> str | None:
     """What is wrong with the weight files of a folder; None if nothing is seen."""
     if not folder.is_dir():
@@ -104,6 +117,8 @@ def _file_problem(file: Path) -> str | None:
             return f'names {missing[0]!r}, which is not there' if missing else None
         if size == 0:
             return 'is empty (0 bytes)'
+        if is_lfs_pointer(file):
+            return LFS_POINTER
         if file.suffix == '.safetensors':
             with safe_open(file, framework='pt') as opened:
                 return None if list(opened.keys()) else 'holds no tensors'

@@ -254,7 +254,7 @@ class OriginalFile:
         odd |= {
             key
             for key in self.tensors
-            if not key.startswith(('blocks.', 'projectors.')) and key not in outside
+            if not re.match(r'blocks\.\d+\.|projectors\.', key) and key not in outside
         }
         if odd:
             raise ValueError(

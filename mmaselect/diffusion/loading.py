@@ -355,15 +355,20 @@ class PipelineSource:
             self.naming('transformer', load_kwargs),
             self._quantizing(quantization),
         ):
-            if isinstance(self.file, SingleFile):
-                model = self.file.load(cls, overrides, dtype, load_kwargs, layout)
-            elif self.file is not None:
-                model = self.file.load(cls, overrides, dtype, load_kwargs)
-            else:
+            file, info = self.file, None
+            if file is None:
                 part = self.part('transformer')
+                scaled = part.scaled()
+                if scaled is not None:
+                    file = SingleFile(scaled, part.folder, self.name, part.config())
+            if isinstance(file, SingleFile):
+                model = file.load(cls, overrides, dtype, load_kwargs, layout)
+            elif file is not None:
+                model = file.load(cls, overrides, dtype, load_kwargs)
+            else:
                 model, info = part.read(cls, torch_dtype=dtype, **overrides, **load_kwargs)
         model.__class__ = cls.__base__
-        if self.file is None:
+        if info is not None:
             part.check_whole(model, info)
         return model
 
@@ -377,9 +382,13 @@ class PipelineSource:
             ImportError: If the package that quantizes is not installed.
         """
         if config is None:
-            yield
+            with self._quantized():
+                yield
             return
         place = f'{self.argument}={self.name!r}: load_kwargs: quantization_config={shorten(config)}'
+        own = None if self.file is not None else self.part('transformer').config()
+        if own is not None and 'quantization_config' in own:
+            raise ValueError(f'{place}: its weights are quantized already: leave that out')
         is_dict = isinstance(config, Mapping) and (
             {'quant_method', 'load_in_8bit', 'load_in_4bit'} & config.keys()
         )
@@ -405,6 +414,25 @@ class PipelineSource:
             raise
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(f'{place} does not work here: {error}') from error
+
+    @contextlib.contextmanager
+    def _quantized(self) -> Iterator[None]:
+        """What is wrong with weights that were quantized before they were saved is named."""
+        config = {} if self.file is not None else self.part('transformer').config()
+        entries = config.get('quantization_config')
+        try:
+            yield
+        except (MissingWeights, torch.OutOfMemoryError):
+            raise
+        except (ImportError, RuntimeError, NotImplementedError, ValueError, KeyError) as error:
+            if entries is None or self.name in str(error):
+                raise
+            method = entries.get('quant_method') if isinstance(entries, Mapping) else entries
+            kind = ImportError if isinstance(error, ImportError) else ValueError
+            raise kind(
+                f'{self.argument}={self.name!r}: transformer/config.json says that its weights are '
+                f'quantized by {method!r}, which cannot be read here: {error}'
+            ) from error
 
     def codec(self, dtype: torch.dtype) -> Codec:
         """The image encoder, or a ``PixelCodec`` where there is no VAE."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmaselect.checks import check_path
@@ -22,6 +23,40 @@ LAYOUT_HELP = (
 PICKLED = ('.pt', '.pth', '.ckpt', '.bin')
 SAFETENSORS, GGUF = '.safetensors', '.gguf'
 WEIGHT_SUFFIXES = (*PICKLED, SAFETENSORS, GGUF)
+
+#: How the weights of a model of diffusers are named; text encoders have `model` there.
+WEIGHTS_NAME = 'diffusion_pytorch_model'
+
+
+def variant_of(file: str) -> str:
+    """The variant in the name of a file of weights, or of an index of them; empty without one.
+
+    Example:
+        >>> variant_of('diffusion_pytorch_model.fp16-00001-of-00002.safetensors')
+        'fp16'
+        >>> variant_of('diffusion_pytorch_model.safetensors.index.json')
+        ''
+    """
+    words = re.sub(r'-\d+-of-\d+', '', Path(file).name).split('.')[1:]
+    return '.'.join(w for w in words if w not in ('safetensors', 'bin', 'index', 'json'))
+
+
+def weights_of(files: Iterable[str], variant: str | None) -> list[str]:
+    """The files of weights in a folder that diffusers reads: of a variant, or of no variant.
+
+    Args:
+        files: Names of files in the folder.
+        variant: The variant; None for none.
+
+    Returns:
+        list: Their names, with those of indices; of safetensors if there are any.
+    """
+    found = [
+        file
+        for file in files
+        if re.search(r'\.(safetensors|bin)(\.|$)', file) and variant_of(file) == (variant or '')
+    ]
+    return sorted([file for file in found if '.safetensors' in file] or found)
 
 
 def _shipped(argument: str, name: str) -> str:

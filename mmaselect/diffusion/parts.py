@@ -5,18 +5,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from mmaselect.checks import shorten
 from mmaselect.diffusion.diagnose import REPAIR, PartConfig, weights_problem
-from mmaselect.diffusion.locate import LAYOUT_HELP
+from mmaselect.diffusion.locate import (
+    LAYOUT_HELP,
+    SAFETENSORS,
+    WEIGHTS_NAME,
+    variant_of,
+    weights_of,
+)
+from mmaselect.diffusion.scales import ScaledTensors
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -45,8 +55,14 @@ def naming_part(
     """
     try:
         yield
-    except (MemoryError, ImportError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError):
         raise
+    except ImportError as error:
+        if name in str(error):
+            raise
+        raise ImportError(
+            f'{title} needs a package that is not installed, or is too old: {error}'
+        ) from error
     except Exception as error:
         named = isinstance(error, (ValueError, FileNotFoundError, MissingWeights))
         if named and name in str(error):
@@ -165,8 +181,9 @@ class Part:
         variant = kwargs.get('variant')
         try:
             return self._read(cls, **kwargs)
-        except OSError:
+        except OSError as error:
             if variant is None:
+                self._refuse_variants(error)
                 raise
             self.lacks_variant = True
             loaded = self._read(cls, **{**kwargs, 'variant': None})
@@ -182,11 +199,61 @@ class Part:
             self.path, subfolder=self.subfolder, output_loading_info=True, **kwargs
         )
 
+    def _refuse_variants(self, error: OSError) -> None:
+        """Say so where there are weights of a variant alone, and none was asked for."""
+        if not self.is_local or not self.folder.is_dir():
+            return
+        files = [file.name for file in self.folder.iterdir()]
+        found = sorted({variant_of(file) for file in files if file.startswith(WEIGHTS_NAME)})
+        if found and not weights_of(files, None):
+            raise ValueError(
+                f'{self.place()} has weights of variant {", ".join(found)} alone: set '
+                f'variant={found[0]!r}'
+            ) from error
+
+    def scaled(self) -> ScaledTensors | None:
+        """Its weights, where they lie in a folder with the scales of weights of eight bits.
+
+        Raises:
+            ValueError: If there are scales that cannot be applied.
+        """
+        if not self.is_local or not self.folder.is_dir() or 'quantization_config' in self.config():
+            return None
+        files = [file.name for file in self.folder.iterdir() if file.suffix == SAFETENSORS]
+        variant = self.hub_kwargs.get('variant')
+        files = weights_of(files, variant) or weights_of(files, None)
+        tensors = {}
+        try:
+            for file in files:
+                tensors.update(load_file(self.folder / file))  # mapped, not read
+        except (OSError, SafetensorError):
+            return None  # diffusers meets it, too, and is asked what is wrong
+        found = ScaledTensors(tensors, self.place())
+        return found if found.are_scaled else None
+
     def check_whole(self, model: nn.Module, info: Mapping[str, Any]) -> None:
-        """Raise a RuntimeError if weights were missing, and are random now."""
+        """See that every weight was read, and every entry of the files used.
+
+        Args:
+            model: The part, of which superfluous blocks may be missing.
+            info: What diffusers says of how it loaded it.
+
+        Raises:
+            MissingWeights: If weights were missing, and are random now.
+            ValueError: If the files have an entry that no module takes.
+        """
         # Buffers are computed by the constructor; older checkpoints hold fewer of them.
         lost = sorted({*info['missing_keys']} & {name for name, _ in model.named_parameters()})
         refuse_missing(self.place(), lost)
+
+        def whole() -> nn.Module:
+            with torch.device('meta'):
+                return type(model).from_config(dict(self.config()))  # type: ignore[attr-defined]
+
+        strays = set(info['unexpected_keys'])
+        if self.kind == 'vae':
+            strays = {name for name in strays if not name.startswith(_DECODER)}
+        refuse_strays(self.place(), strays, model, whole)
 
 
 def refuse_missing(place: str, lost: list[str]) -> None:
@@ -202,3 +269,58 @@ def refuse_missing(place: str, lost: list[str]) -> None:
             f'that are needed (first: {lost[:3]}), so features would come from random weights. '
             f'The config and the weights do not belong together, or the download is incomplete'
         )
+
+
+#: Entries that published files have and that no module computes with: what PixArt puts in place of
+#: a caption that is dropped in training.
+_HARMLESS = re.compile(r'(.*\.)?y_embedding')
+#: The half of a VAE that is not read.
+_DECODER = ('decoder.', 'post_quant_conv.')
+
+
+def refuse_strays(
+    place: str, names: Collection[str], model: nn.Module, whole: Callable[[], nn.Module]
+) -> None:
+    """Raise a ValueError if a file has entries that belong to a module, which does not take them.
+
+    Scales of quantized weights, adapters and weights of a variant of a model are such entries:
+    without them, features would be others. Entries of blocks that are not built may be anything.
+
+    Args:
+        place: What messages call the part.
+        names: Entries that nothing was done with, under the names of the model's class.
+        model: What was built.
+        whole: Builds all of the model, on the meta device.
+    """
+    names = {name for name in names if not _is_beyond(name, model)}
+    strays = {name for name in names if not _HARMLESS.fullmatch(name)}
+    if not strays:
+        return
+    complete = whole()
+    known = {name for name, _ in (*complete.named_parameters(), *complete.named_buffers())}
+    left_out = {name for name, _ in complete.named_modules()} - {
+        name for name, _ in model.named_modules()
+    }
+    strays = {
+        name
+        for name in strays - known
+        if not any(name.startswith(f'{module}.') for module in left_out)
+    }
+    if strays:
+        first = ', '.join(sorted(strays)[:3])
+        raise ValueError(
+            f'{place}: {type(model).__name__} takes no {first}: the files have {len(strays)} '
+            f'entries for modules that are read, and that these modules do not take. They may be '
+            f'scales of quantized weights, adapters, or layers of another version, so that '
+            f'features would be wrong without them. Give the weights in bf16 or fp16; or, where '
+            f'the entries mean nothing, without them (`from_pretrained` and `save_pretrained` of '
+            f'diffusers write a folder that has none)'
+        )
+
+
+def _is_beyond(name: str, model: nn.Module) -> bool:
+    """Whether an entry belongs to a block behind the last one that was built."""
+    stack, _, rest = name.partition('.')
+    blocks = getattr(model, stack, None)
+    index = rest.partition('.')[0]
+    return isinstance(blocks, nn.ModuleList) and index.isdecimal() and int(index) >= len(blocks)

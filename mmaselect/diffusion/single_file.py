@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.utils import is_accelerate_available
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from mmaselect.checks import shorten
 from mmaselect.diffusion.diagnose import PartConfig
 from mmaselect.diffusion.gguf_file import GGUFTensors
-from mmaselect.diffusion.parts import refuse_missing
+from mmaselect.diffusion.parts import refuse_missing, refuse_strays
+from mmaselect.diffusion.scales import ScaledTensors
 from mmaselect.install import install_hint
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 
 #: What stands before the transformer's names in files that may hold other models, too.
 _PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'transformer.', 'net.')
-#: Ends of the names that quantized layouts of other programs have beside the weights.
-_FOREIGN = ('scale_weight', 'weight_scale', 'scaled_fp8', 'comfy_quant', 'quant_state', '.absmax')
+#: Ends of the names that layouts of four bits have, which other programs write.
+_FOREIGN = ('quant_state', '.absmax', '.quant_map', '.bitsandbytes__nf4', '.bitsandbytes__fp4')
 
 
 class OriginalLayout:
@@ -82,7 +84,7 @@ class SingleFile:
         config (PartConfig): The same.
 
     Raises:
-        ValueError: If there is no ``base``, or another program quantized the weights.
+        ValueError: If there is no ``base``, or the weights are quantized in a way that is not read.
     """
 
     def __init__(
@@ -105,7 +107,10 @@ class SingleFile:
         self.config = config
         self.file = file
         self.tensors = tensors
-        self.names = transformer_names(tensors.keys())
+        self._weights: Mapping[str, Tensor] = tensors
+        if not isinstance(tensors, GGUFTensors):
+            self._weights = ScaledTensors(tensors, self.where)
+        self.names = transformer_names(self._weights.keys())
 
     def load(
         self,
@@ -135,16 +140,27 @@ class SingleFile:
         parameters = {name for name, _ in model.named_parameters()}
         untrimmed: Any = cls.__base__
         with torch.device('meta'):
-            whole = untrimmed.from_config(dict(self.config)).state_dict().keys()
+            whole = untrimmed.from_config(dict(self.config))
         # Original layouts share names with that of diffusers.
-        is_original = bool(parameters - self.names.keys()) and bool(self.names.keys() - whole)
+        is_original = bool(parameters - self.names.keys()) and bool(
+            self.names.keys() - whole.state_dict().keys()
+        )
         options = {'torch_dtype': dtype, **overrides, **load_kwargs}
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, 'config.json').write_text(json.dumps(dict(self.config)))
             if is_original:
                 kept = self._kept(cls.__name__, layout, overrides)
-                return self._from_single_file(cls, folder, kept, options, layout)
+                weights = self._read(kept, dtype)
+                blank = {
+                    name: torch.empty(weight.shape, dtype=weight.dtype, device='meta')
+                    for name, weight in weights.items()
+                }
+                loaded = self._from_single_file(cls, folder, weights, options, layout)
+                unread = {name for name in kept if _beyond(layout, overrides, name) == 0}
+                self._refuse_unconverted(blank, unread, model, whole)
+                return loaded
             refuse_missing(self.where, sorted(parameters - self.names.keys()))
+            refuse_strays(self.where, self.names.keys() - needed, model, lambda: whole)
             kept = needed & self.names.keys()
             if isinstance(self.tensors, GGUFTensors):
                 if not hasattr(cls, 'from_single_file'):
@@ -153,7 +169,8 @@ class SingleFile:
                         f'the weights as .safetensors, and load_kwargs=dict('
                         f'quantization_config=...) if they shall be quantized'
                     )
-                return self._from_single_file(cls, folder, kept, options, layout)
+                read = self._read(kept, dtype)
+                return self._from_single_file(cls, folder, read, options, layout)
             return self._from_pretrained(cls, Path(folder), kept, options)
 
     def _from_pretrained(
@@ -165,8 +182,20 @@ class SingleFile:
         ):  # fmt: skip
             weights.symlink_to(self.file.resolve())
         else:
-            save_file({name: self.tensors[self.names[name]].contiguous() for name in kept}, weights)
+            read = self._read(kept, options['torch_dtype'])
+            save_file({name: value.contiguous() for name, value in read.items()}, weights)
         return cls.from_pretrained(folder, **options)
+
+    def _read(self, kept: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Weights by names without a prefix; those that had scales in the wanted precision."""
+        found = {}
+        for name in kept:
+            weight = self._weights[self.names[name]]
+            is_scaled = isinstance(self._weights, ScaledTensors) and self._weights.is_scaled(
+                self.names[name]
+            )
+            found[name] = weight.to(dtype) if is_scaled else weight
+        return found
 
     def _kept(
         self, class_name: str, layout: OriginalLayout | None, overrides: Mapping[str, Any]
@@ -181,25 +210,17 @@ class SingleFile:
                 f'(first: {sorted(self.names)[:3]}), and diffusers converts no others to this '
                 f"class: give the model in diffusers' layout"
             )
-        counts = [value for value in overrides.values() if type(value) is int]
-        stacks = dict(zip(layout.stacks, counts, strict=False))
-        kept = set()
-        for name in self.names:
-            # FLUX.3 has a list for each kind of token: `content_mode_blocks.image.0.`.
-            found = re.match(r'(\w+)\.(?:\w+\.)??(\d+)\.', name)
-            last = None if found is None else stacks.get(found[1])
-            if found is None or last is None or int(found[2]) <= last:
-                kept.add(name)
-        return kept
+        return {name for name in self.names if _beyond(layout, overrides, name) <= 0}
 
     def _from_single_file(
         self,
         cls: type[ModelMixin],
         folder: str,
-        kept: set[str],
+        read: dict[str, Tensor],
         options: dict[str, Any],
         layout: OriginalLayout | None,
     ) -> ModelMixin:
+        kept = set(read)
         if not is_accelerate_available():
             raise ImportError(
                 f'{self.where}: files of weights are read with accelerate, which is not installed: '
@@ -216,7 +237,8 @@ class SingleFile:
                 return built[-1]
 
         Watched.__name__ = cls.__name__
-        weights = _Asked({name: self.tensors[self.names[name]] for name in kept})
+        weights = _Asked(read)
+        read.clear()
         try:
             model = Watched.from_single_file(weights, config=folder, **options)
         except (ImportError, MemoryError, torch.OutOfMemoryError):
@@ -245,6 +267,28 @@ class SingleFile:
         model.__class__ = cls
         return model
 
+    def _refuse_unconverted(
+        self, left: dict[str, Tensor], unread: set[str], model: ModelMixin, whole: ModelMixin
+    ) -> None:
+        """Raise a ValueError if the converter left weights, or made some that no module takes.
+
+        Args:
+            left: What it was given, without values.
+            unread: What belongs to the block that it wanted to see, and that nothing reads.
+            model: What was built.
+            whole: All of it.
+        """
+        convert = SINGLE_FILE_LOADABLE_CLASSES[type(whole).__name__]['checkpoint_mapping_fn']
+        # Once more, without values: `from_single_file` says nothing of what it did not use.
+        made = convert(checkpoint=left, config={**self.config})
+        ignored = getattr(model, '_keys_to_ignore_on_load_unexpected', None) or ()
+        strays = {
+            name
+            for name in {*left, *made} - model.state_dict().keys() - unread
+            if not any(re.search(pattern, name) for pattern in ignored)
+        }
+        refuse_strays(self.where, strays, model, lambda: whole)
+
     def _refuse_unread(self, lost: list[str], left: Collection[str]) -> None:
         """Say which weights are missing, or what of the file the converter left."""
         left = sorted(left)
@@ -268,6 +312,22 @@ class SingleFile:
         if width == known:
             return ''
         return f' (it knows {known} channels alone, and base=... has {width})'
+
+
+def _beyond(layout: OriginalLayout | None, overrides: Mapping[str, Any], name: str) -> int:
+    """How far behind the last block that is needed a weight lies; below 0 if it is needed.
+
+    Args:
+        layout: Its lists of blocks.
+        overrides: Its numbers of blocks, in the order of the family's stacks.
+        name: Of the weight, in the original layout.
+    """
+    counts = [value for value in overrides.values() if type(value) is int]
+    stacks = dict(zip(layout.stacks if layout else (), counts, strict=False))
+    # FLUX.3 has a list for each kind of token: `content_mode_blocks.image.0.`.
+    found = re.match(r'(\w+)\.(?:\w+\.)??(\d+)\.', name)
+    count = None if found is None else stacks.get(found[1])
+    return -1 if found is None or count is None else int(found[2]) - count
 
 
 def _unread(model: nn.Module) -> list[str]:

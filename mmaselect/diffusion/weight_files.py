@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mmaselect.checks import shorten
-from mmaselect.diffusion.diagnose import PartConfig
+from mmaselect.diffusion.diagnose import LFS_POINTER, PartConfig, is_lfs_pointer
 from mmaselect.diffusion.dit_original import OriginalFile, is_of_dit_kind, refuse_others
 from mmaselect.diffusion.gguf_file import GGUFTensors
 from mmaselect.diffusion.locate import GGUF, SAFETENSORS
+from mmaselect.diffusion.scales import ScaledTensors
 from mmaselect.diffusion.single_file import SingleFile
 from mmaselect.untrusted import load_tensors, what_was_refused
 
@@ -49,6 +50,8 @@ def open_weights(
         ValueError: If it is damaged, could run code, or holds what no class of diffusers fits; the
             message says which.
     """
+    if is_lfs_pointer(file):
+        raise ValueError(f'pretrained={name!r} {LFS_POINTER}')
     config = None if base_config is None else base_config('transformer')
     if file.suffix.lower() == GGUF:
         if original is not None:
@@ -57,7 +60,8 @@ def open_weights(
     tensors, settings = read_tensors(file, name)
     refuse_others(tensors, name)
     if is_of_dit_kind(tensors):
-        return OriginalFile(tensors, settings, file, name, original)
+        weights = ScaledTensors(tensors, f'pretrained={name!r}')
+        return OriginalFile(weights, settings, file, name, original)
     if original is not None:
         raise ValueError(
             f'pretrained={name!r} has not the names of weights of a DiT, SiT or REPA, as '
@@ -66,12 +70,15 @@ def open_weights(
     return SingleFile(tensors, file, name, config)
 
 
-def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    file: Path, name: str, argument: str = 'pretrained'
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file by name, mapped and not yet read; and its training script's settings.
 
     Args:
         file: Safetensors, or pickled by ``torch.save``.
-        name: What the user wrote as ``pretrained``.
+        name: What the user wrote.
+        argument: The argument, for messages.
 
     Raises:
         ValueError: If it is damaged, holds objects other than tensors and plain values, or none.
@@ -81,13 +88,13 @@ def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, An
         content: Any = load_file(file) if file.suffix.lower() == SAFETENSORS else _unpickle(file)
     except UnpicklingError as error:
         raise ValueError(
-            f'pretrained={name!r} is damaged, or holds Python objects that are neither tensors nor '
+            f'{argument}={name!r} is damaged, or holds Python objects that are neither tensors nor '
             f'plain values, and could run code when read ({what_was_refused(error)}). Save its '
             f'state dict alone, with safetensors.torch.save_file, where you trust its maker'
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
         raise ValueError(
-            f'pretrained={name!r} is truncated or damaged ({error}; {file.stat().st_size} bytes). '
+            f'{argument}={name!r} is truncated or damaged ({error}; {file.stat().st_size} bytes). '
             f'Download or copy it again'
         ) from error
     if isinstance(content, Mapping):
@@ -96,10 +103,10 @@ def read_tensors(file: Path, name: str) -> tuple[dict[str, Tensor], dict[str, An
             settings = vars(arguments)
         inside = next((key for key in _INSIDE if _is_state_dict(content.get(key))), None)
         if inside is not None:
-            logger.info('pretrained=%r: its %r weights are read', name, inside)
+            logger.info('%s=%r: its %r weights are read', argument, name, inside)
             content = content[inside]
     if not _is_state_dict(content):
-        raise ValueError(f'pretrained={name!r} holds no tensors by name')
+        raise ValueError(f'{argument}={name!r} holds no tensors by name')
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     for wrapper in _WRAPPERS:
         if all(key.startswith(wrapper) for key in tensors):

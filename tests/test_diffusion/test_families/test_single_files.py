@@ -8,14 +8,13 @@ import safetensors.torch
 import test_flux2
 import test_z_image
 import torch
-from diffusers import DiTTransformer2DModel, GGUFQuantizationConfig, SD3Transformer2DModel
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers import DiTTransformer2DModel, GGUFQuantizationConfig
 from sources import described
 from tiny_sd3 import save_sd3
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.models.backbones.checkpoint_guard import weights_signature
-from mmaselect.selection.identity import model_identity, weights_fingerprint
+from mmaselect.selection.identity import weights_fingerprint
 
 COMFY = 'model.diffusion_model.'
 
@@ -119,6 +118,44 @@ def test_plain_fp8(bases, tmp_path):
     assert close(one[1], two[1])
 
 
+@pytest.mark.parametrize('rows', [False, True])
+def test_scaled_fp8_of_comfy(bases, tmp_path, rows):
+    """Scales are applied before fused projections are split."""
+    folder, _, original = bases['z_image']
+    stored, exact = {'scaled_fp8': torch.zeros(2).to(torch.float8_e4m3fn)}, {}
+    for name, value in original.items():
+        stored[name] = exact[name] = value
+        if value.ndim == 2 and name.endswith('.weight'):
+            scale = value.abs().amax(1, keepdim=True) / 448 if rows else value.abs().max() / 448
+            stored[name] = (value / scale).to(torch.float8_e4m3fn)
+            exact[name] = stored[name].float() * scale
+            stored[name.replace('.weight', '.scale_weight')] = scale.flatten()
+            stored[name.replace('.weight', '.scale_input')] = torch.ones(1)
+    prefixed = {f'{COMFY}{name}': value for name, value in stored.items()}
+    found = features(save(prefixed, tmp_path / 'scaled.safetensors'), 1, base=folder)
+    expected = features(save(exact, tmp_path / 'exact.safetensors'), 1, base=folder)
+    assert_same_weights(found[0], expected[0])
+    assert close(found[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ('name', 'layer'),
+    [
+        ('sd3', 'joint_blocks.0.x_block.mlp.fc1'),
+        ('z_image', 'layers.0.feed_forward.w1'),
+        ('flux2', 'double_blocks.0.img_mlp.0'),
+    ],
+)
+def test_entries_that_the_converter_leaves(bases, tmp_path, name, layer):
+    folder, _, original = bases[name]
+    stray = f'{layer}.weight_shift'
+    assert f'{layer}.weight' in original
+    file = save(original | {stray: torch.ones(1)}, tmp_path / 'x.safetensors')
+    with pytest.raises(ValueError, match=r'takes no .*weight_shift') as caught:
+        features(file, 1, base=folder)
+    assert str(file) in str(caught.value)
+
+
 def test_only_what_is_needed_reaches_the_converter(bases, tmp_path, monkeypatch):
     """Blocks beyond may even be damaged."""
     folder, _, original = bases['z_image']
@@ -189,7 +226,7 @@ def without(weights, part):
             lambda w, o: {'a.b': torch.ones(1)},
             'cannot convert its weights to ZImage.*of another mod',
         ),
-        (lambda w, o: o | {'layers.0.x.scale_weight': torch.ones(1)}, 'quantized in a layout that'),
+        (lambda w, o: o | {'layers.0.x.absmax': torch.ones(1)}, 'quantized in a layout that'),
         (lambda w, o: o | {'layers.0.attention.qkv.weight': torch.ones(7, 5)}, 'cannot convert'),
     ],
 )
@@ -258,6 +295,16 @@ def test_gguf(bases, tmp_path, names, dtype):
     )
 
 
+@pytest.mark.parametrize('names', ['original', 'diffusers'])
+def test_gguf_with_an_entry_that_nothing_takes(bases, tmp_path, names):
+    folder, weights, original = bases['z_image']
+    weights = original if names == 'original' else weights
+    stray = 'layers.0.feed_forward.w1.weight_scale'
+    file = save_gguf(weights | {stray: torch.ones(1)}, tmp_path / 'x.gguf')
+    with pytest.raises(ValueError, match=f'takes no {stray}'):
+        features(file, 1, base=folder)
+
+
 def test_gguf_errors(bases, tmp_path):
     folder, _, original = bases['z_image']
     file = save_gguf(original, tmp_path / 'x.gguf')
@@ -279,154 +326,6 @@ def test_gguf_errors(bases, tmp_path):
     assert found[1, 'query'].isfinite().all()
 
 
-def test_gguf_is_not_installed(bases, tmp_path, monkeypatch):
-    file = save_gguf(bases['z_image'][2], tmp_path / 'x.gguf')
-    from mmaselect.diffusion import gguf_file
-
-    monkeypatch.setattr(gguf_file.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install gguf.*mmaselect\[checkpoints\]'):
-        FrozenDiT.from_pretrained(dict(model=file, base=bases['z_image'][0]))
-
-
-# -- LoRA -----------------------------------------------------------------------------------------
-def make_lora(model: ModelMixin, targets, blocks=None):
-    """A LoRA with random weights by names of diffusers, as trained ones are."""
-    generator = torch.Generator().manual_seed(3)
-    found = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or not name.endswith(targets):
-            continue
-        for part, shape in (
-            ('lora_A', (4, module.in_features)),
-            ('lora_B', (module.out_features, 4)),
-        ):
-            found[f'{name}.{part}.weight'] = torch.randn(shape, generator=generator) * 0.2
-    return found
-
-
-def fused_by_hand(folder, cls, lora, scale, out):
-    """The pipeline with W + scale * B A in place of W."""
-    import shutil
-
-    shutil.copytree(folder, out)
-    model = cls.from_pretrained(folder, subfolder='transformer')
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if f'{name}.lora_A.weight' in lora:
-                delta = lora[f'{name}.lora_B.weight'] @ lora[f'{name}.lora_A.weight']
-                module.weight += scale * delta
-    model.save_pretrained(out / 'transformer')
-    return out
-
-
-TARGETS = ('attn.to_q', 'attn.to_v', 'ff.net.2')
-
-
-@pytest.fixture(scope='module')
-def sd3_lora(bases):
-    pytest.importorskip('peft')
-    model = SD3Transformer2DModel.from_pretrained(bases['sd3'][0], subfolder='transformer')
-    return make_lora(model, TARGETS)
-
-
-@pytest.mark.parametrize('scale', [1.0, 0.5])
-@pytest.mark.parametrize('kind', ['pipeline', 'peft', 'bare', 'comfy'])
-def test_lora(bases, sd3_lora, tmp_path, kind, scale, caplog):
-    folder = bases['sd3'][0]
-    prefix = {
-        'pipeline': 'transformer.',
-        'peft': 'base_model.model.',
-        'bare': '',
-        'comfy': 'diffusion_model.',
-    }[kind]
-    content = {f'{prefix}{key}': value for key, value in sd3_lora.items()}
-    factor = scale
-    if kind == 'peft':
-        import json
-
-        given = tmp_path / 'adapter'
-        given.mkdir()
-        save(content, given / 'adapter_model.safetensors')
-        settings = dict(r=4, lora_alpha=12, peft_type='LORA', target_modules=list(TARGETS))
-        (given / 'adapter_config.json').write_text(json.dumps(settings))
-        factor = 3 * scale
-    else:
-        given = save(content, tmp_path / 'x.safetensors')
-    expected = features(
-        fused_by_hand(folder, SD3Transformer2DModel, sd3_lora, factor, tmp_path / 'fused'), 2
-    )
-    plain, unchanged = features(folder, 2)
-    with caplog.at_level('INFO'):
-        dit, found = features(folder, 2, lora=dict(path=given, scale=scale))
-    assert close(found, expected[1])
-    assert not close(found, unchanged)
-    assert type(dit.transformer) is SD3Transformer2DModel
-    assert type(dit.transformer.transformer_blocks[0].attn.to_q) is torch.nn.Linear
-    assert set(dit.transformer.state_dict()) == set(plain.transformer.state_dict())
-    assert '6 of the 15 layers' in caplog.text or '6 of the 14 layers' in caplog.text
-    keys = [model_identity(model, [100], 16)['weights'] for model in (dit, plain)]
-    assert keys[0] != keys[1]
-
-
-def test_lora_of_a_class_that_diffusers_gives_none(tiny_latent_dit, tmp_path):
-    pytest.importorskip('peft')
-    model = DiTTransformer2DModel.from_pretrained(tiny_latent_dit, subfolder='transformer')
-    lora = make_lora(model, ('attn1.to_q', 'attn1.to_k'))
-    file = save(lora, tmp_path / 'lora.safetensors')
-    fused = fused_by_hand(tiny_latent_dit, DiTTransformer2DModel, lora, 2, tmp_path / 'fused')
-    dit, found = features(tiny_latent_dit, 3, lora=dict(path=file, scale=2))
-    assert close(found, features(fused, 3)[1])
-    assert type(dit.transformer) is DiTTransformer2DModel
-
-
-def test_lora_with_a_file_and_half_precision(bases, sd3_lora, tmp_path):
-    folder, _, original = bases['sd3']
-    lora = save(sd3_lora, tmp_path / 'lora.safetensors')
-    file = save(original, tmp_path / 'x.safetensors')
-    expected = features(folder, 2, lora=lora, dtype='bf16')[1]
-    found = features(file, 2, base=folder, lora=lora, dtype='bf16')[1]
-    difference = (found[2, 'output'] - expected[2, 'output']).abs().max()
-    assert difference < 0.02 * expected[2, 'output'].abs().max()
-
-
-def test_lora_errors(bases, sd3_lora, tmp_path, caplog):
-    folder = bases['sd3'][0]
-    other = save({'blocks.0.x.lora_A.weight': torch.ones(4, 4)}, tmp_path / 'other.safetensors')
-    with pytest.raises(
-        ValueError, match=r"other\.safetensors' is no LoRA of this model: .*blocks\.0"
-    ):
-        features(folder, 1, lora=other)
-    wrong = {key: value[:, :3] if 'lora_A' in key else value for key, value in sd3_lora.items()}
-    with pytest.raises(ValueError, match=r'wrong\.safetensors.* cannot be fused into SD3'):
-        features(folder, 1, lora=save(wrong, tmp_path / 'wrong.safetensors'))
-    for lora, message in (
-        ('./none', 'lora=.*no such folder'),
-        ('none.safetensors', 'lora=.*no such file'),
-        (5, 'lora must be a path'),
-        (tmp_path, 'lora='),
-    ):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            features(folder, 1, lora=lora)
-    for scale in ('x', None, float('nan')):
-        with pytest.raises(ValueError, match='scale of lora must be a number'):
-            features(folder, 1, lora=dict(path='x.safetensors', scale=scale))
-    # Of blocks that are not read: nothing to do, and said.
-    deep = {key: value for key, value in sd3_lora.items() if '.4.' in key}
-    with caplog.at_level('INFO'):
-        _, found = features(folder, 1, lora=save(deep, tmp_path / 'deep.safetensors'))
-    assert 'left out' in caplog.text
-    assert close(found, features(folder, 1)[1])
-
-
-def test_a_lora_in_the_folder_is_mentioned(tiny_latent_dit, tmp_path, caplog):
-    import shutil
-
-    folder = shutil.copytree(tiny_latent_dit, tmp_path / 'model')
-    (folder / 'pytorch_lora_weights.safetensors').touch()
-    features(folder, 0)
-    assert 'pytorch_lora_weights.safetensors, which is not applied' in caplog.text
-
-
 def test_quantized_weights_take_no_lora(bases, tmp_path):
     file = save_gguf(bases['z_image'][2], tmp_path / 'x.gguf')
     lora = save(
@@ -434,6 +333,15 @@ def test_quantized_weights_take_no_lora(bases, tmp_path):
     )
     with pytest.raises(ValueError, match='cannot be fused into quantized weights'):
         features(file, 1, base=bases['z_image'][0], lora=lora)
+
+
+def test_gguf_is_not_installed(bases, tmp_path, monkeypatch):
+    file = save_gguf(bases['z_image'][2], tmp_path / 'x.gguf')
+    from mmaselect.diffusion import gguf_file
+
+    monkeypatch.setattr(gguf_file.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install gguf.*mmaselect\[checkpoints\]'):
+        FrozenDiT.from_pretrained(dict(model=file, base=bases['z_image'][0]))
 
 
 # -- other quantization ---------------------------------------------------------------------------
