@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
     from mmaselect.diffusion.families import Family, Published
 
 #: Made by ``tools/dev/write_generated.py``.
@@ -82,20 +84,32 @@ def derive_models() -> Iterator[PublishedModel]:
     families = known_families().values()
     for family in sorted(families, key=lambda family: family.__module__):
         for model in family.published:
-            yield derive(family, model)
+            yield derive(family, model, build_whole(family, model))
 
 
-def derive(family: type[Family], model: Published) -> PublishedModel:
-    """One row: what its family says of a published model, and the sizes of its weights."""
+def build_whole(family: type[Family], model: Published) -> ModelMixin:
+    """A published model on the meta device, without weights."""
     import diffusers
     import torch
 
-    stock = getattr(diffusers, family.transformer_class)
     with torch.device('meta'):
-        whole = stock.from_config(dict(model.config))
-        described = family(dict(whole.config))
-        needed = described.default_block + 1
-        held = stock.from_config({**whole.config, **described.build_overrides(needed)})
+        return getattr(diffusers, family.transformer_class).from_config(dict(model.config))
+
+
+def derive(family: type[Family], model: Published, whole: ModelMixin) -> PublishedModel:
+    """One row: what its family says of a published model, and the sizes of its weights.
+
+    Args:
+        family: The family.
+        model: One of its models.
+        whole: What :func:`build_whole` gives for it.
+    """
+    import torch
+
+    described = family(dict(whole.config))
+    needed = described.default_block + 1
+    with torch.device('meta'):
+        held = type(whole).from_config({**whole.config, **described.build_overrides(needed)})
         described.trim(held, needed)
 
     def gib(transformer: torch.nn.Module) -> float:

@@ -23,13 +23,24 @@ def _isolated(_condition_cache, monkeypatch):
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='session')
+def saved(tmp_path_factory):
+    """The folder with the tiny pipeline of a ``FamilyProof``, to read: it is saved once."""
+
+    @functools.cache
+    def save(proof):
+        folder = tmp_path_factory.mktemp(proof.__name__)
+        torch.manual_seed(0)
+        proof().build(folder)
+        return folder
+
+    return save
+
+
 @pytest.fixture(scope='class')
-def folder(request, tmp_path_factory):
-    """The tiny pipeline of a ``FamilyProof``."""
-    folder = tmp_path_factory.mktemp(request.cls.__name__)
-    torch.manual_seed(0)
-    request.cls().build(folder)
-    return folder
+def folder(request, saved):
+    """The tiny pipeline of this class."""
+    return saved(request.cls)
 
 
 @pytest.fixture(scope='class')

@@ -23,7 +23,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from mmaselect.diffusion import PipelineSource, draw_noise, family_of, parse_dtype
+from mmaselect.diffusion import FrozenDiT, PipelineSource, draw_noise, family_of, parse_dtype
 from mmaselect.models import ASelecTDiT
 
 #: Before PyTorch 2.9, attention in float32 is rounded on a CPU by where its operands lie in memory.
@@ -99,6 +99,19 @@ def attention_operands(model, paths):
         torch.nn.functional.scaled_dot_product_attention = product
         for handle in handles:
             handle.remove()
+
+
+#: Precision, and which of the timesteps, of the comparison. One is enough for each day: 16 bits
+#: show a wrong order of casts, too, and :class:`FamilyProof` compares in fp32 at another timestep.
+COMPARISONS = [
+    pytest.param(
+        *(dtype, which),
+        id=f'{dtype}-{("uneven", "even")[which]}',
+        marks=() if (dtype, which) == ('bf16', 0) else pytest.mark.thorough,
+    )
+    for dtype in ('fp32', 'bf16', 'fp16')
+    for which in (0, 1)
+]
 
 
 class WantedStepDone(Exception):
@@ -242,8 +255,7 @@ class FeatureProof:
         }
 
     # -- the proof --------------------------------------------------------------------------------
-    @pytest.mark.parametrize('which', [0, 1], ids=['uneven', 'even'])
-    @pytest.mark.parametrize('dtype', ['fp32', 'bf16', 'fp16'])
+    @pytest.mark.parametrize(('dtype', 'which'), COMPARISONS)
     def test_features_equal_the_pipelines_own_call(self, folder, load, stock, dtype, which):
         timestep = self.timesteps[which]
         # All three sizes come up: square, wide and tall.
@@ -299,12 +311,21 @@ class FamilyProof(FeatureProof):
 
     def test_each_feature_alone_equals_all_together(self, load):
         """Each ends its pass elsewhere."""
-        everything = load(blocks=1, features=load().family.features)
-        latent, noise, *_ = self.noisy(everything, self.sizes[1])
-        features = everything.features(latent, self.timestep, noise)
-        for feature in everything.family.features:
-            alone = load(blocks=1, features=feature).features(latent, self.timestep, noise)
-            assert torch.equal(alone[1, feature], features[1, feature]), feature
+        dit = load(blocks=1)
+        latent, noise, *_ = self.noisy(dit, self.sizes[1])
+        condition = {
+            name.removeprefix('condition_'): value
+            for name, value in dit.named_buffers()
+            if name.startswith('condition_')
+        }
+
+        def features(wanted):
+            parts = dit.transformer, dit.family, dit.process, dit.codec, condition
+            return FrozenDiT(*parts, dit.blocks, wanted).features(latent, self.timestep, noise)
+
+        together = features(dit.family.features)
+        for feature in dit.family.features:
+            assert torch.equal(features(feature)[1, feature], together[1, feature]), feature
 
     @pytest.mark.parametrize('which', [0, 1, 2], ids=['first', 'middle', 'last'])
     def test_only_the_needed_blocks_are_built(self, load, pipeline, which):

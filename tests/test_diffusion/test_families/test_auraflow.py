@@ -82,11 +82,11 @@ class TestAuraFlowWithAPrompt(AuraFlow, FeatureProof):
     condition = prompt = 'a red bird'
 
 
-def test_blocks_are_counted_through_both_kinds(tmp_path):
-    TestAuraFlow().build(tmp_path)
+def test_blocks_are_counted_through_both_kinds(saved):
+    folder = saved(TestAuraFlow)
     counts = []
     for block in (0, 1, 2, 3):
-        transformer = FrozenDiT.from_pretrained(tmp_path, blocks=block).transformer
+        transformer = FrozenDiT.from_pretrained(folder, blocks=block).transformer
         counts.append(
             (len(transformer.joint_transformer_blocks), len(transformer.single_transformer_blocks))
         )

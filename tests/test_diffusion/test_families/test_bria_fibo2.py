@@ -105,9 +105,9 @@ class TestBriaFibo2WithACaption(BriaFibo2, FeatureProof):
     )
 
 
-def test_captions_are_put_in_the_trained_form(tmp_path):
-    BriaFibo2().build(tmp_path)
-    pipeline = BriaFibo2Pipeline.from_pretrained(tmp_path)
+def test_captions_are_put_in_the_trained_form(saved):
+    folder = saved(TestBriaFibo2)
+    pipeline = BriaFibo2Pipeline.from_pretrained(folder)
     family = BriaFibo2Family(dict(pipeline.transformer.config))
     seen = [
         family.embed(pipeline, prompt)['encoder_hidden_states']

@@ -96,10 +96,10 @@ class TestCogView3PlusWithAPrompt(CogView3Plus, FeatureProof):
     condition = prompt = 'a red bird on a branch'
 
 
-def test_the_size_is_heard(tmp_path):
+def test_the_size_is_heard(saved):
     proof = TestCogView3Plus()
-    proof.build(tmp_path)
-    dit = FrozenDiT.from_pretrained(tmp_path)
+    folder = saved(TestCogView3Plus)
+    dit = FrozenDiT.from_pretrained(folder)
     latent, noise, *_ = proof.noisy(dit, (64, 64))
     (told,) = dit.features(latent, 300, noise).values()
     dit.condition_pixels_per_latent.mul_(2)

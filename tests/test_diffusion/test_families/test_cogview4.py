@@ -104,9 +104,9 @@ def test_noise_levels_are_those_of_the_pipeline(num_tokens):
         assert level.model_time == scheduler.timesteps[1000 - timestep].item() == timestep
 
 
-def test_its_process_is_used(tmp_path):
-    TestCogView4().build(tmp_path)
-    assert isinstance(FrozenDiT.from_pretrained(tmp_path).process, CogView4Process)
+def test_its_process_is_used(saved):
+    folder = saved(TestCogView4)
+    assert isinstance(FrozenDiT.from_pretrained(folder).process, CogView4Process)
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

@@ -91,9 +91,9 @@ class TestLumina2WithAPrompt(Lumina2, FeatureProof):
     condition = prompt = 'a red bird'
 
 
-def test_clean_is_one_and_noise_is_zero(tmp_path):
-    TestLumina2().build(tmp_path)
-    dit = FrozenDiT.from_pretrained(tmp_path, blocks=0)
+def test_clean_is_one_and_noise_is_zero(saved):
+    folder = saved(TestLumina2)
+    dit = FrozenDiT.from_pretrained(folder, blocks=0)
     told = []
     handle = dit.transformer.time_caption_embed.register_forward_pre_hook(
         lambda module, args: told.append(args[1][0].item())

@@ -84,11 +84,10 @@ class TestLuminaNextWithAPrompt(LuminaNext, FeatureProof):
     condition = prompt = 'A <b>red</b> bird'
 
 
-def test_a_clean_image_is_read(tmp_path):
+def test_a_clean_image_is_read(saved):
     """Without noise the positions are stretched another way."""
-    proof = TestLuminaNext()
-    proof.build(tmp_path)
-    dit = FrozenDiT.from_pretrained(tmp_path, features='query_post')
+    folder = saved(TestLuminaNext)
+    dit = FrozenDiT.from_pretrained(folder, features='query_post')
     latent = torch.randn(1, 4, 4, 6)
     clean, noisy = (dit.features(latent, t, latent)[2, 'query_post'] for t in (0, 1))
     assert not torch.allclose(clean, noisy, atol=1e-2)

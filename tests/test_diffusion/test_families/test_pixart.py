@@ -102,30 +102,28 @@ class TestPixArtAlpha1024(PixArt, FeatureProof):
         assert not torch.allclose(told, doubled)
 
 
-def test_each_pipeline_embeds_its_own_way(tmp_path):
+def test_each_pipeline_embeds_its_own_way(saved):
     """Alpha reads 120 tokens of a prompt, sigma 300."""
     length = {}
-    for proof in (TestPixArtSigma(), TestPixArtAlpha1024()):
-        folder = tmp_path / proof.pipeline_type.__name__
-        proof.build(folder)
-        dit = FrozenDiT.from_pretrained(folder)
+    for proof in (TestPixArtSigma, TestPixArtAlpha1024):
+        dit = FrozenDiT.from_pretrained(saved(proof))
         length[proof.pipeline_type] = dit.condition_encoder_hidden_states.shape[1]
     assert length == {PixArtSigmaPipeline: 300, PixArtAlphaPipeline: 120}
 
 
 @pytest.mark.parametrize('package', ['bs4', 'ftfy'])
-def test_without_what_cleans_prompts_none_is_embedded(tmp_path, monkeypatch, package):
+def test_without_what_cleans_prompts_none_is_embedded(saved, monkeypatch, package):
     """The pipeline would only log that it leaves the markup in."""
-    TestPixArtSigma().build(tmp_path)
+    folder = saved(TestPixArtSigma)
     monkeypatch.setattr(text, f'is_{package}_available', lambda: False)
     with pytest.raises(ImportError, match=r'PixArt cleans its prompts with .*mmaselect\[text\]'):
-        FrozenDiT.from_pretrained(tmp_path, condition='not embedded before')
+        FrozenDiT.from_pretrained(folder, condition='not embedded before')
 
 
-def test_markup_makes_no_difference(tmp_path):
-    TestPixArtSigma().build(tmp_path)
+def test_markup_makes_no_difference(saved):
+    folder = saved(TestPixArtSigma)
     plain, marked = (
-        FrozenDiT.from_pretrained(tmp_path, condition=prompt).condition_encoder_hidden_states
+        FrozenDiT.from_pretrained(folder, condition=prompt).condition_encoder_hidden_states
         for prompt in ('a red bird', 'A <b>red</b> bird')
     )
     assert torch.equal(plain, marked)

@@ -145,11 +145,10 @@ class TestSana15(Sana, FeatureProof):
         return {**super().points(block), **post}
 
 
-def test_after_the_norm_is_offered_where_there_is_one(tmp_path):
-    proof = TestSana()
-    proof.build(tmp_path)
+def test_after_the_norm_is_offered_where_there_is_one(saved):
+    folder = saved(TestSana)
     with pytest.raises(ValueError, match="'query_post' is not available for Sana: choose from"):
-        FrozenDiT.from_pretrained(tmp_path, features='query_post')
+        FrozenDiT.from_pretrained(folder, features='query_post')
 
 
 def test_sprint_is_refused():

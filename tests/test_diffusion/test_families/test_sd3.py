@@ -71,18 +71,17 @@ class TestSD35Medium(TestSD3Medium):
         blocks = load(blocks=-1).transformer.transformer_blocks
         assert [b.attn2 is not None for b in blocks] == [True] * 3 + [False] * 2
 
-    def test_features_of_the_wrong_kind_are_refused(self, folder, tmp_path):
-        save_sd3(tmp_path)
+    def test_features_of_the_wrong_kind_are_refused(self, saved):
         with pytest.raises(ValueError, match=r'query_post.*choose from query, key, value'):
-            FrozenDiT.from_pretrained(tmp_path, features='query_post')
+            FrozenDiT.from_pretrained(saved(TestSD3Medium), features='query_post')
 
 
-def test_prompt_and_t5_matter(tmp_path):
-    save_sd3(tmp_path)
+def test_prompt_and_t5_matter(saved):
+    folder = saved(TestSD3Medium)
     noise = torch.randn(1, 16, 8, 8)
     seen = []
     for condition in (None, 'a bird', {'prompt': 'a bird', 't5': True}, {'t5': False}):
-        dit = FrozenDiT.from_pretrained(tmp_path, blocks=1, condition=condition)
+        dit = FrozenDiT.from_pretrained(folder, blocks=1, condition=condition)
         seen.append(dit.features(noise, 500, noise)[1, 'query'])
     assert torch.equal(seen[0], seen[3])
     assert not any(torch.equal(a, b) for i, a in enumerate(seen[:3]) for b in seen[:i])
@@ -91,26 +90,26 @@ def test_prompt_and_t5_matter(tmp_path):
 @pytest.mark.parametrize(
     'load_kwargs', [{'device_map': {'': 'cpu'}}, {'low_cpu_mem_usage': False}], ids=str
 )
-def test_other_ways_of_loading_read_the_same(tmp_path, load_kwargs):
+def test_other_ways_of_loading_read_the_same(saved, load_kwargs):
     """The block that was built too many is gone before a device map or a weight sees it."""
-    save_sd3(tmp_path)
+    folder = saved(TestSD3Medium)
     noise = torch.randn(1, 16, 8, 8)
-    plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)
-    other = FrozenDiT.from_pretrained(dict(model=tmp_path, load_kwargs=load_kwargs), blocks=2)
+    plain = FrozenDiT.from_pretrained(folder, blocks=2)
+    other = FrozenDiT.from_pretrained(dict(model=folder, load_kwargs=load_kwargs), blocks=2)
     assert type(other.transformer) is diffusers.SD3Transformer2DModel
     assert len(other.transformer.transformer_blocks) == 3
     expected = plain.features(noise, 300, noise)[2, 'query']
     assert torch.equal(other.features(noise, 300, noise)[2, 'query'], expected)
 
 
-def test_quantised_weights(tmp_path):
+def test_quantised_weights(saved):
     quantization = pytest.importorskip('torchao.quantization', reason='torchao quantizes on a CPU')
-    save_sd3(tmp_path)
+    folder = saved(TestSD3Medium)
     noise = torch.randn(1, 16, 8, 8)
-    plain = FrozenDiT.from_pretrained(tmp_path, blocks=2)
+    plain = FrozenDiT.from_pretrained(folder, blocks=2)
     config = diffusers.TorchAoConfig(quantization.Int8WeightOnlyConfig())
     quantised = FrozenDiT.from_pretrained(
-        dict(model=tmp_path, load_kwargs={'quantization_config': config}), blocks=2
+        dict(model=folder, load_kwargs={'quantization_config': config}), blocks=2
     )
     assert 'Int8' in type(quantised.transformer.transformer_blocks[0].attn.to_q.weight).__name__
     expected = plain.features(noise, 300, noise)[2, 'query']
