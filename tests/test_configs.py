@@ -18,6 +18,8 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
 from mmaselect.launch.config import load_config
+from mmaselect.leaderboard.paper import ROWS
+from mmaselect.selection import DEFAULT_CRITERION, SelectionOptions
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
@@ -34,6 +36,10 @@ BACKBONES = {
     'sd35-medium': ('stabilityai/stable-diffusion-3.5-medium', 1536),
     'flux1-dev': ('black-forest-labs/FLUX.1-dev', 3072),
 }
+
+
+#: Of the configs that are written from the paper's table, those that ``make test`` builds.
+DAILY = (('cub', 'paper'), ('ade20k', 'ours'))
 
 
 def config_id(path):
@@ -161,7 +167,18 @@ def detection_sample(config, size):
     )
 
 
-@pytest.mark.parametrize('path', FILES, ids=config_id)
+def is_costly(path):
+    """Whether a config differs from one that is built daily by its data alone."""
+    rows = {row.config: row for row in ROWS}
+    row = rows.get(path.relative_to(CONFIGS.parent).as_posix())
+    return row is not None and (row.data.name, row.form) not in DAILY
+
+
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(p, marks=[pytest.mark.thorough] if is_costly(p) else []) for p in FILES],
+    ids=config_id,
+)
 def test_builds_and_takes_a_loss(path, tiny_folder):
     config = Config.fromfile(path)
     skip_without_toolbox(config)
@@ -284,6 +301,19 @@ def test_name_says_what_is_inside(path):
             attnpool='mmaselect.AttentionPoolClsHead',
         )[name['head']]
     )
+
+
+@pytest.mark.parametrize('row', ROWS, ids=lambda row: row.name)
+def test_rows_of_the_paper_say_which_criterion_picks(row):
+    config = load_config(CONFIGS.parent / row.config)
+    backbone = config.model.backbone
+    options = SelectionOptions.parse(backbone.selection)
+    expected = dict(type='PaperHFR') if row.form == 'paper' else DEFAULT_CRITERION
+    assert options.criterion == expected and options.image_size == 512
+    assert backbone.dtype == ('bf16' if row.model.name == 'sd35-medium' else 'fp16')
+    assert backbone.pretrained == row.model.pretrained
+    assert set(backbone.blocks) == {9} and backbone.feature == 'query'
+    assert config.test_dataloader.dataset.type.rpartition('.')[2] == row.data.dataset
 
 
 def test_short_names():

@@ -1,5 +1,6 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Write the files that are made from others: the tables of models, and MIM's metafiles.
+"""Write the files that are made from others: the tables of models, the configs of the
+paper's numbers, and MIM's metafiles.
 
 ``--models`` works out ``mmaselect/model_zoo.json`` anew from the ``published`` models of all
 families, which takes a quarter of a minute. MIM reads ``configs/*/metafile.yml`` to list and to
@@ -17,6 +18,7 @@ import yaml
 
 from mmaselect.files import write_atomically
 from mmaselect.launch.config import load_config
+from mmaselect.leaderboard.paper import ROWS, config_text
 from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
 from mmaselect.selection.caveats import caveats_table
 from mmaselect.selection.option_flags import options_table
@@ -162,6 +164,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     'docs/api/selection.md': partial(
         page, 'docs/api/selection.md', options=options_table, warnings=caveats_table
     ),
+    **{row.config: partial(config_text, row) for row in ROWS},
     **{f'configs/{task}/metafile.yml': partial(metafile, task) for task in TASKS},
 }
 
@@ -194,11 +197,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--models', action='store_true', help='work out the facts of published models first'
     )
     args = parser.parse_args(argv)
-    # The page is made from the table, which comes first.
+    # The page is made from the table, and metafiles from configs, which come first.
     stages = [{TABLE.relative_to(ROOT).as_posix(): models_table}] if args.models else []
+    stages += [{name: make for name, make in GENERATED.items() if name.endswith('.py')}]
     stale = {}
     for stage in (*stages, GENERATED):
-        stale |= write(outdated(stage), args.check)
+        stale |= write(outdated(stage), args.check) if stage else {}
     sys.exit(1 if args.check and stale else 0)
 
 

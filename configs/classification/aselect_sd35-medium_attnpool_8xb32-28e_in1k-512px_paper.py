@@ -1,0 +1,17 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+# Made from mmaselect/leaderboard/paper.py by tools/dev/write_generated.py.
+# ImageNet-1k with a frozen Stable Diffusion 3.5 medium: the paper's block and head,
+# at the timestep that the paper's criterion picks (docs/criteria.md: what it loses).
+_base_ = [
+    '../_base_/models/aselect_sd35-medium_attnpool.py',
+    '../_base_/datasets/imagenet_512.py',
+    '../_base_/schedules/cls_28e.py',
+    '../_base_/default_runtime_cls.py',
+]
+model = dict(
+    backbone=dict(selection=dict(preset='paper'), calibration=_base_.calibration),
+    head=dict(num_classes=_base_.num_classes),
+)
+# Eight GPUs: 256 images an iteration.
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+auto_scale_lr = dict(base_batch_size=256)
