@@ -27,7 +27,7 @@ def row_check(name: str, row: Tensor, owner: bytes) -> int:
         owner: What the row belongs to: the key of an image, say. A row at another place fails.
     """
     start = zlib.crc32(owner + f'{name} {row.dtype} {tuple(row.shape)}'.encode())
-    return zlib.crc32(row.contiguous().reshape(-1).view(torch.uint8).numpy(), start)
+    return zlib.crc32(row.contiguous().reshape(-1).view(torch.uint8).numpy().data, start)
 
 
 def row_checks(tensors: Mapping[str, Tensor], owners: Sequence[bytes]) -> Tensor:

@@ -126,8 +126,8 @@ def test_features(tiny_dit, photos, tmp_path, capsys):
     assert stored.stack(1, 'query').shape == (24, 16)
     assert main([*command, '--timestep', '60', *options]) == 1
     assert capsys.readouterr().err.startswith(
-        f'mmaselect features: error: {str(tmp_path)!r} holds features of other settings (timestep '
-        f'50 -> 60; '
+        f'mmaselect features: error: {str(tmp_path)!r} holds features of another model, '
+        f'other settings or other images (timestep 50 -> 60; '
     )
     assert main([*command, '--timestep', '1000', '--overwrite']) == 1
     assert 'timestep 1000 is out of range' in capsys.readouterr().err

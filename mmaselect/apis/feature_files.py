@@ -1,27 +1,36 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """Features of a folder of images as files: written once, read by whatever is trained on them.
 
-A folder of features holds ``index.json``, which says what they are and of which images, and shards
+A folder of features holds ``index.json``, which says what they are, and shards
 ``features-00000.safetensors``, ... with one tensor (images, C, H, W) for each block and feature.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from mmaselect.apis.extraction import FORMATS, Extraction, lock, rank_and_world
 from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.selection import select_timestep
+from mmaselect.apis.stored_features import (
+    FORMAT,
+    INDEX,
+    DamagedFeaturesError,
+    StoredFeatures,
+    index_key,
+    load_features,
+    read_index,
+    tensor_name,
+    write_index,
+)
 from mmaselect.checks import (
     MAX_SIDE,
     check_path,
@@ -32,19 +41,21 @@ from mmaselect.checks import (
     shorten,
     whole_number,
 )
-from mmaselect.diffusion import ModelSource, TapKey
-from mmaselect.files import write_json, written_aside
-from mmaselect.images import ImageFolder, resize_and_crop
+from mmaselect.diffusion import ModelSource
+from mmaselect.images.units import ImageUnits, image_units, local_folders
 from mmaselect.selection import SelectionResult
+from mmaselect.selection.identity import check_result_model, model_identity
 
-INDEX = 'index.json'
+__all__ = ['StoredFeatures', 'load_features', 'save_features']
+
 POOLS = ('none', 'mean')
-STORED_DTYPES = {'fp32': torch.float32, 'fp16': torch.float16}
-FRAMEWORKS = {'torch': 'pt', 'numpy': 'np'}
+STORED_DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+#: Images that an automatic timestep is picked on, at most, where they are in tar or parquet files.
+_CALIBRATION_IMAGES = 1024
 
 
 def save_features(
-    images: str | Path,
+    images: Any,
     out: str | Path,
     pretrained: str | Path | Mapping[str, Any] | ModelSource,
     *,
@@ -54,22 +65,29 @@ def save_features(
     image_size: int | None = None,
     pool: str = 'none',
     store: str = 'fp32',
+    to: str = 'safetensors',
     shard_size: int = 256,
     batch_size: int = 16,
+    workers: int | None = None,
+    column: str | None = None,
     seed: int = 0,
     dtype: str | torch.dtype = 'fp32',
     device: str | torch.device | None = None,
     overwrite: bool = False,
     progress: bool = True,
     **model_kwargs: Any,
-) -> StoredFeatures:
-    """Write the features of every image below a folder.
+) -> StoredFeatures | Path:
+    """Write the features of every image of a folder, or of tar shards, tables and object stores.
 
-    A run that was stopped goes on where it was: shards that are there are kept, if the settings and
-    the images are the same.
+    A run that was stopped resumes: shards that are there are kept, if the model, the settings and
+    the content of their images are the same, and if they are what was written. Any number of
+    processes (``torchrun``, ``srun``) share the work if each calls this with the same arguments and
+    ``out`` on a file system that all see; the files are the same bytes as those of one process.
 
     Args:
-        images: Folder, searched recursively.
+        images: Folder, searched recursively, or what else
+            :func:`~mmaselect.images.units.image_units` takes: tar shards, parquet files, data sets
+            of ``datasets``, addresses with a scheme that fsspec knows.
         out: Folder to write to.
         pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
         timestep: Where to read: a number, a :class:`SelectionResult`, or ``'auto'`` to pick it on
@@ -78,22 +96,30 @@ def save_features(
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
         pool: ``'none'`` to keep the maps, ``'mean'`` for their mean over positions, (images, C).
-        store: ``'fp32'`` or ``'fp16'``, of the files.
-        shard_size: Images per file.
+        store: ``'fp32'``, ``'fp16'`` or ``'bf16'``, of the files.
+        to: ``'safetensors'``, which :func:`load_features` opens; ``'webdataset'``, tar shards with
+            an array for each image and feature; or ``'parquet'``, a row for each image. The latter
+            two know no bf16.
+        shard_size: Images per file; fewer where a tar or a row group of parquet ends.
         batch_size: Images per pass.
+        workers: Processes that read and decode images while the model runs; 0 for this one, and
+            None for 4 beside an accelerator and 0 on a CPU.
+        column: Of parquet files and data sets: the one that holds encoded images, where several do.
         seed: Of the noise, which depends on it and on the image size alone.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
-        device: CUDA if there is one, by default.
+        device: CUDA if there is one, by default; that of the local rank under a launcher.
         overwrite: Whether to drop features of other settings or images that are there.
-        progress: Draw progress bars.
+        progress: Tell how far all processes are, how fast, and how long it will take.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Returns:
-        StoredFeatures: What was written, as :func:`load_features` gives it.
+        StoredFeatures | Path: What was written, as :func:`load_features` gives it; the folder where
+        it is not safetensors.
 
     Raises:
-        FileExistsError: If ``out`` holds features of other settings or images.
-        FileNotFoundError: If there is no such folder of images.
+        FileExistsError: If ``out`` holds features of another model, other settings or images.
+        FileNotFoundError: If there are no such images.
+        ImportError: If a package is missing that reads or writes them.
         ValueError: If an argument is out of range, an image cannot be read, or features are too
             large for ``store``.
 
@@ -118,8 +144,13 @@ def save_features(
     """
     choice('pool', pool, POOLS)
     choice('store', store, STORED_DTYPES)
+    choice('to', to, FORMATS)
+    if store == 'bf16' and to != 'safetensors':
+        raise ValueError(f"to={to!r} has no bf16: store 'fp16' or 'fp32', or write safetensors")
     shard_size = whole_number('shard_size', shard_size, 1)
     batch_size = whole_number('batch_size', batch_size, 1)
+    if workers is not None:
+        workers = whole_number('workers', workers, 0)
     if image_size is not None:
         image_size = whole_number('image_size', image_size, 1, MAX_SIDE)
     seed = seed_number('seed', seed)
@@ -130,224 +161,130 @@ def save_features(
         if not is_whole_number(timestep):
             raise ValueError(f"timestep must be 'auto' or a whole number, got {shorten(timestep)}")
         timestep = int(timestep)
-    out = Path(check_path('out', out))
-    folder = ImageFolder(images)
-    if folder.folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(
-            f'out {str(out)!r} is inside the folder of images, where its plot would be one of '
-            f'them: give another folder'
-        )
-    paths = folder.paths
+    out = Path(check_path('out', out)).expanduser()
+    for folder in local_folders(images):
+        if folder.resolve() in (out.resolve(), *out.resolve().parents):
+            raise ValueError(
+                f'out {str(out)!r} is inside the folder of images, where its plot would be one of '
+                f'them: give another folder'
+            )
+    units = image_units(images, shard_size, column)
+    if device is None and torch.cuda.is_available():
+        device = f'cuda:{rank_and_world()[2] % torch.cuda.device_count()}'
     extract = FeatureExtractor(
         pretrained, 0, blocks=blocks, features=features, dtype=dtype, device=device, seed=seed,
         **model_kwargs,
     )  # fmt: skip
-    size = image_size or extract.dit.native_size
-    settings = {
-        'pretrained': str(ModelSource.parse(pretrained)),
-        'timestep': timestep if timestep == 'auto' else _timestep_number(timestep),
-        'blocks': list(extract.dit.blocks),
-        'features': list(extract.dit.feature_names),
-        'image_size': size,
-        'pool': pool,
-        'store': store,
-        'shard_size': shard_size,
-        'seed': seed,
-        'dtype': str(extract.dit.dtype).removeprefix('torch.'),
-        'model_kwargs': {name: str(value) for name, value in sorted(model_kwargs.items())},
+    dit = extract.dit
+    if isinstance(timestep, SelectionResult):
+        check_result_model(timestep, dit)
+    size = image_size or dit.native_size
+    plan: dict[str, Any] = {
+        'format': FORMAT,
+        'settings': {
+            'timestep': timestep if timestep == 'auto' else _timestep_number(timestep),
+            'blocks': list(dit.blocks),
+            'features': list(dit.feature_names),
+            'image_size': size,
+            'pool': pool,
+            'store': store,
+            'to': to,
+            'shard_size': shard_size,
+            'batch_size': batch_size,
+            'seed': seed,
+        },
+        'model': model_identity(dit, [], 0),
     }
-    files = [[path.relative_to(folder.folder).as_posix(), path.stat().st_size] for path in paths]
-    index = _start_or_resume(out, {'settings': settings, 'images': files}, overwrite)
-    if 'timestep' not in index:
-        if timestep == 'auto':
-            timestep = select_timestep(
-                extract.dit, images, image_size=size, seed=seed, batch_size=batch_size, out=out,
-                progress=progress,
-            )  # fmt: skip
-        index['timestep'] = extract.dit.process.check_timestep(_timestep_number(timestep))
-        write_json(out / INDEX, index)
+    plan = json.loads(json.dumps(plan, default=str))
+    names = [tensor_name(key) for key in extract.keys]
+    if workers is None:
+        workers = 0 if dit.device.type == 'cpu' else 4
+    work = Extraction(units, out, index_key(plan), names, to, size, shard_size, batch_size, workers)
+    with lock(out, 'index'):  # one process picks the timestep, and others wait for it
+        index = _start_or_resume(work, plan, overwrite)
+        index['pretrained'] = str(ModelSource.parse(pretrained))
+        index['images'] = {**units.listing(), 'units': len(units)}
+        if 'timestep' not in index:
+            if timestep == 'auto':
+                timestep = select_timestep(
+                    dit, _calibration(images, units), image_size=size, seed=seed,
+                    batch_size=batch_size, out=out, progress=progress,
+                )  # fmt: skip
+            index['timestep'] = dit.process.check_timestep(_timestep_number(timestep))
+        tokens = (-(-size // dit.stride)) ** 2
+        level = asdict(dit.process.at(index['timestep'], tokens))
+        if index.setdefault('level', level) != level:
+            raise FileExistsError(_other(out, f'noise {index["level"]} -> {level}'))
+        write_index(out, index)
     extract.timestep = index['timestep']
 
-    starts = range(0, len(paths), shard_size)
-    missing = [start for start in starts if not _is_whole(_shard(out, start // shard_size))]
-    batches = [
-        range(first, min(first + batch_size, start + shard_size, len(paths)))
-        for start in missing
-        for first in range(start, min(start + shard_size, len(paths)), batch_size)
-    ]
-    written: list[dict[str, Tensor]] = []
-    for batch in track(
-        batches,
-        description='reading features',
-        console=Console(stderr=True),
-        disable=not progress,
-    ):
-        maps = extract([resize_and_crop(folder.load(position), size) for position in batch])
-        written.append(
-            {_tensor_name(key): _as_stored(value, pool, store) for key, value in maps.items()}
-        )
-        if batch[-1] + 1 == len(paths) or (batch[-1] + 1) % shard_size == 0:
-            shard = {name: torch.cat([part[name] for part in written]) for name in written[0]}
-            with written_aside(_shard(out, batch[-1] // shard_size)) as aside:
-                save_file(shard, aside)
-            written = []
-    return StoredFeatures(out)
+    def read(pixels: list[Any]) -> dict[str, Tensor]:
+        maps = extract(pixels)
+        return {tensor_name(key): _as_stored(value, pool, store) for key, value in maps.items()}
+
+    work.run(read, progress)
+    return StoredFeatures(out) if to == 'safetensors' else out
 
 
-def load_features(folder: str | Path, framework: str = 'torch') -> StoredFeatures:
-    """Open a folder that :func:`save_features`, or ``mmaselect features``, has written.
+def _calibration(images: Any, units: ImageUnits) -> Any:
+    """Images to pick a timestep on: the folder itself, or the first ones of the units."""
+    if local_folders(images):
+        return images
 
-    Args:
-        folder: The folder.
-        framework: ``'torch'`` for tensors, ``'numpy'`` for arrays.
+    def encoded() -> Any:
+        for unit in range(len(units)):
+            with units.open(unit) as refs:
+                yield from (ref.read() for ref in refs)
 
-    Returns:
-        StoredFeatures: Memory-mapped: only what is asked for is read. :func:`save_features` has an
-        example.
-    """
-    return StoredFeatures(folder, framework)
-
-
-class StoredFeatures:
-    """Features in files, an image at a time or all at once; a map-style data set of PyTorch's.
-
-    Args:
-        folder: What :func:`save_features` has written.
-        framework: ``'torch'`` or ``'numpy'``.
-
-    Attributes:
-        settings (dict): What the features are: model, blocks, image size, and so on.
-        timestep (int): Where they were read.
-        paths (list[str]): Image of each entry, from the folder of images.
-        keys (tuple[TapKey, ...]): (block, feature) of every map.
-
-    Raises:
-        FileNotFoundError: If the folder holds no features, or some of them are missing.
-    """
-
-    def __init__(self, folder: str | Path, framework: str = 'torch') -> None:
-        choice('framework', framework, FRAMEWORKS)
-        self.folder = Path(folder)
-        self.framework = framework
-        if not (self.folder / INDEX).is_file():
-            raise FileNotFoundError(
-                f'{str(folder)!r} holds no {INDEX}: give a folder that `mmaselect features` wrote'
-            )
-        index = json.loads((self.folder / INDEX).read_text(encoding='utf-8'))
-        self.settings: dict[str, Any] = index['settings']
-        self.paths: list[str] = [path for path, _ in index['images']]
-        self.keys: tuple[TapKey, ...] = tuple(
-            (block, feature)
-            for block in dict.fromkeys(self.settings['blocks'])
-            for feature in self.settings['features']
-        )
-        self._shard_size: int = self.settings['shard_size']
-        self._open: dict[int, Any] = {}
-        shards = [_shard(self.folder, number) for number in range(self._num_shards)]
-        missing = [path.name for path in shards if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f'{str(folder)!r} lacks {len(missing)} of {len(shards)} files, such as '
-                f'{missing[0]}: run the command that writes them again, and it goes on'
-            )
-        self.timestep: int = index['timestep']
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Workers of a DataLoader open the files themselves.
-        return {**self.__dict__, '_open': {}}
-
-    @property
-    def _num_shards(self) -> int:
-        return -(-len(self.paths) // self._shard_size)
-
-    def _file(self, number: int) -> Any:
-        if number not in self._open:
-            path = _shard(self.folder, number)
-            self._open[number] = safe_open(path, framework=FRAMEWORKS[self.framework])
-        return self._open[number]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[TapKey, Any]:
-        """(block, feature) to the map (C, H, W) of one image, or (C,) where they were pooled."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f'index {index} is out of range: there are {len(self)} images')
-        number, row = divmod(index % len(self), self._shard_size)
-        file = self._file(number)
-        return {key: file.get_slice(_tensor_name(key))[row] for key in self.keys}
-
-    def shards(self) -> Iterator[tuple[list[str], dict[TapKey, Any]]]:
-        """Paths and features (images, C, H, W) of a file at a time."""
-        for number in range(self._num_shards):
-            start = number * self._shard_size
-            file = self._file(number)
-            yield (
-                self.paths[start : start + self._shard_size],
-                {key: file.get_tensor(_tensor_name(key)) for key in self.keys},
-            )
-
-    def stack(self, block: int, feature: str = 'query') -> Any:
-        """One feature of all images, (images, C, H, W): a copy in memory.
-
-        Raises:
-            KeyError: If it was not stored.
-        """
-        if (block, feature) not in self.keys:
-            raise KeyError(f'{(block, feature)} is not stored; there are {list(self.keys)}')
-        parts = [shard[block, feature] for _, shard in self.shards()]
-        return torch.cat(parts) if self.framework == 'torch' else np.concatenate(parts)
+    return list(islice(encoded(), _CALIBRATION_IMAGES))
 
 
 def _timestep_number(timestep: int | str | SelectionResult) -> int:
     return timestep.timestep if isinstance(timestep, SelectionResult) else int(timestep)
 
 
-def _tensor_name(key: TapKey) -> str:
-    """Name of a tensor in a file."""
-    return f'block{key[0]}.{key[1]}'
-
-
-def _shard(folder: Path, number: int) -> Path:
-    return folder / f'features-{number:05d}.safetensors'
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file is there and has all that its header promises."""
+def _start_or_resume(work: Extraction, plan: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The index of a run: that of the one to resume, or a new one."""
+    out = work.out
     try:
-        with safe_open(path, framework='np') as file:
-            return bool(list(file.keys()))
-    except (FileNotFoundError, SafetensorError):
-        return False
-
-
-def _start_or_resume(out: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The index of a run: that of the one to go on with, or a new one."""
-    path = out / INDEX
-    if path.is_file():
-        index = json.loads(path.read_text(encoding='utf-8'))
-        if all(index.get(name) == value for name, value in plan.items()):
-            return index
+        index = read_index(out) if (out / INDEX).is_file() else None
+    except DamagedFeaturesError:
         if not overwrite:
-            raise FileExistsError(_difference(out, index, plan))
-    for shard in out.glob('features-*.safetensors'):
-        shard.unlink()
-    path.unlink(missing_ok=True)
-    write_json(path, plan)
+            raise
+        index = None
+    else:
+        if index is not None:
+            changed = _changes(index, plan)
+            if not changed and work.is_of_other_images():
+                changed = ['other images']
+            if not changed:
+                return index
+            if not overwrite:
+                raise FileExistsError(_other(out, '; '.join(changed)))
+    work.remove_all()
+    (out / INDEX).unlink(missing_ok=True)
     return dict(plan)
 
 
-def _difference(out: Path, index: dict[str, Any], plan: dict[str, Any]) -> str:
-    """Why a run cannot go on with what is in a folder."""
-    old, new = index.get('settings', {}), plan['settings']
-    changed = [
-        f'{name} {old.get(name)!r} -> {value!r}'
-        for name, value in new.items()
-        if old.get(name) != value
-    ] or [f'{len(index.get("images", []))} images -> {len(plan["images"])}, or other ones']
+def _changes(index: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """What of a run differs from that of the features that are there."""
+    found = []
+    for part in ('settings', 'model'):
+        old, new = index.get(part, {}), plan[part]
+        for name in [name for name in new if old.get(name) != new[name]]:
+            if name == 'weights':
+                found.append('weights or condition of the model')
+            elif isinstance(new[name], dict):
+                found.append(f'{name} of the model')
+            else:
+                found.append(f'{name} {old.get(name)!r} -> {new[name]!r}')
+    return found
+
+
+def _other(out: Path, changed: str) -> str:
     return (
-        f'{str(out)!r} holds features of other settings ({"; ".join(changed)}): give another '
-        f'folder, or overwrite them'
+        f'{str(out)!r} holds features of another model, other settings or other images '
+        f'({changed}): give another folder, or drop them with --overwrite (overwrite=True)'
     )
 
 

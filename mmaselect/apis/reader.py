@@ -22,6 +22,7 @@ from mmaselect.images.inputs import ImageLike, ImageList
 from mmaselect.images.sources import build_image_source
 from mmaselect.report.notice import announce_pick
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
+from mmaselect.selection.identity import check_result_model
 
 #: Images to select a timestep on.
 Calibration = ImageLike | Sequence[ImageLike] | Mapping[str, Any] | ImageSource
@@ -96,6 +97,8 @@ class Reader:
     ) -> None:
         self.dit = dit
         self.plan = timestep_plan(timestep)
+        for result in _results_in(timestep):
+            check_result_model(result, dit)
         self._noise = FixedNoise(seed_number('seed', seed))
         self._watch = FiniteWatch()
         self.selection_result: SelectionResult | None = None
@@ -144,6 +147,13 @@ class Reader:
     def read(self, pixels: Tensor) -> dict[TapKey, Tensor]:
         """Float32 maps of a batch (B, 3, H, W), RGB in [-1, 1]."""
         return read_maps(self.dit, self.plan, self.timestep, pixels, self._noise, self._watch)
+
+
+def _results_in(timestep: Timesteps) -> list[SelectionResult]:
+    """The selections among what a caller gave."""
+    steps: Any = timestep.get('steps') if isinstance(timestep, Mapping) else timestep
+    given = steps if is_sequence(steps) else [steps]
+    return [one for one in given if isinstance(one, SelectionResult)]
 
 
 def timestep_plan(timestep: Timesteps) -> TimestepPlan:

@@ -22,7 +22,11 @@ examples:
   mmaselect features photos/ --pretrained facebook/DiT-XL-2-256 --timestep 75 --blocks 10 14 \\
       --pool mean --store fp16 --out work_dirs/b
 
-Stopped, the same command goes on where it was. To read the files:
+  # tar shards in an object store, by 8 processes; under Slurm: srun mmaselect features ...
+  torchrun --nproc_per_node 8 --no_python mmaselect features 's3://photos/{000..999}.tar' \\
+      --pretrained facebook/DiT-XL-2-256 --timestep 75 --pool mean --store bf16 --out /shared/c
+
+Stopped, the same command resumes, with any number of processes. To read the files:
 
   from mmaselect.apis import load_features
   stored = load_features('work_dirs/b')          # memory-mapped; framework='numpy' for arrays
@@ -36,13 +40,19 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'features',
-        help='write the features of a folder of images to files',
-        description='Write the feature maps of every image below a folder to safetensors files, '
-        'with an index.',
+        help='write the features of images to files',
+        description='Write the feature maps of every image to files: of a folder, of tar shards, '
+        'of tables and of object stores. Any number of processes share the work.',
         examples=EXAMPLES,
     )
-    parser.add_argument('images', metavar='FOLDER', help='folder of images, searched recursively')
-    parser.add_argument('--out', required=True, help='folder to write to, outside of FOLDER')
+    parser.add_argument(
+        'images',
+        metavar='IMAGES',
+        help='folder of images, searched recursively; or tar shards or parquet files (with '
+        '{000..099} or * for several), a folder that save_to_disk of datasets wrote, '
+        'datasets://NAME/SPLIT; any path with a scheme that fsspec knows, such as s3://',
+    )
+    parser.add_argument('--out', required=True, help='folder to write to, outside of IMAGES')
     parser.add_argument(
         '--timestep',
         required=True,
@@ -60,9 +70,27 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help='keep the maps, or their mean over positions; default: none',
     )
     group.add_argument(
-        '--store', choices=['fp32', 'fp16'], default='fp32', help='of the files; default: fp32'
+        '--store',
+        choices=['fp32', 'fp16', 'bf16'],
+        default='fp32',
+        help='of the files; default: fp32',
+    )
+    group.add_argument(
+        '--to',
+        choices=['safetensors', 'webdataset', 'parquet'],
+        default='safetensors',
+        help='kind of the files; default: safetensors',
     )
     group.add_argument('--shard-size', type=int, default=256, help='images a file; default: 256')
+    group.add_argument(
+        '--workers',
+        type=int,
+        metavar='N',
+        help='processes that read and decode images; default: 4 beside a GPU, else 0',
+    )
+    group.add_argument(
+        '--column', metavar='NAME', help='of parquet files and data sets: the one with the images'
+    )
     group.add_argument(
         '--overwrite', action='store_true', help='drop features of other settings that are there'
     )
@@ -76,7 +104,7 @@ def timestep(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> None:
     """Write the features, and say what is there."""
-    from mmaselect.apis import save_features
+    from mmaselect.apis import StoredFeatures, save_features
 
     stored = save_features(
         args.images,
@@ -88,7 +116,10 @@ def run(args: argparse.Namespace) -> None:
         image_size=args.image_size,
         pool=args.pool,
         store=args.store,
+        to=args.to,
         shard_size=args.shard_size,
+        workers=args.workers,
+        column=args.column,
         batch_size=args.batch_size,
         seed=args.seed,
         dtype=args.dtype,
@@ -96,6 +127,9 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         condition=condition(args),
     )
+    if not isinstance(stored, StoredFeatures):
+        print(f'{stored}: {args.to} files')
+        return
     print(f'{stored.folder}: {len(stored)} images at timestep {stored.timestep}')
     for key, value in stored[0].items():
         print(f'  block {key[0]}, {key[1]}: {tuple(value.shape)} each')

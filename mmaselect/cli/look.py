@@ -157,7 +157,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     ).to(pick_device(args.device))
     if args.no_selection:
         return dit, args.pretrained, None, []
-    selection = stored_selection(args)
+    selection = stored_selection(args, dit)
     if selection is not None:
         return dit, args.pretrained, selection, []
     if args.calibration is None and len(images) < ENOUGH_IMAGES:
@@ -214,7 +214,7 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
     args.image_size = args.image_size or model.selection.image_size
     if args.no_selection:
         return model.dit, name, None, []
-    selection = stored_selection(args)
+    selection = stored_selection(args, model.dit)
     if selection is not None:
         return model.dit, name, selection, []
     if not model.is_automatic:
@@ -222,8 +222,13 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
     return model.dit, name, model.select_timestep(), []
 
 
-def stored_selection(args: argparse.Namespace) -> SelectionResult | None:
-    """What ``--selection`` names."""
+def stored_selection(args: argparse.Namespace, dit: FrozenDiT) -> SelectionResult | None:
+    """What ``--selection`` names, if it is of this model."""
     from mmaselect.selection import SelectionResult
+    from mmaselect.selection.identity import check_result_model
 
-    return None if args.selection is None else SelectionResult.load(args.selection)
+    if args.selection is None:
+        return None
+    result = SelectionResult.load(args.selection)
+    check_result_model(result, dit)
+    return result

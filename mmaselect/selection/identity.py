@@ -24,7 +24,7 @@ from mmaselect.images import CalibrationSet
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers, rank_and_size
-from mmaselect.selection.result import SELECTION_VERSION
+from mmaselect.selection.result import SELECTION_VERSION, SelectionResult
 
 #: Packages whose classes are told apart by a version, and not by their source.
 _VERSIONED = ('mmaselect', 'torch', 'torchmetrics', 'diffusers', 'abc', 'builtins', 'typing')
@@ -168,19 +168,58 @@ def model_identity(dit: FrozenDiT, timesteps: Sequence[int], num_tokens: int) ->
         timesteps: Where it is read: of the scheduler's config, what counts is the noise there.
         num_tokens: Image tokens of one image, on which the noise of some families depends.
     """
-    vae = getattr(dit.codec, 'vae', None)
     levels = [asdict(dit.process.at(step, num_tokens)) for step in timesteps]
     return dict(
         weights=weights_fingerprint(dit),
-        transformer=dit.family.transformer_class,
-        transformer_config=_without_origin(dit.family.config),
+        **_structure(dit),
         scheduler=_hash_json(levels),
-        vae=type(dit.codec).__name__,
-        vae_config=None if vae is None else _without_origin(vae.config),
         dtype=str(dit.dtype),
         blocks=list(dit.blocks),
         features=list(dit.feature_names),
         versions=dict(torch=torch.__version__, diffusers=diffusers.__version__),
+    )
+
+
+def check_result_model(result: SelectionResult, dit: FrozenDiT) -> None:
+    """See that a selection was made with the model that is to be read.
+
+    Class, configs and the published model must agree. Weights are compared where they can be: where
+    both were built to the same depth, in the same precision. A result without a record of its model
+    is not checked.
+
+    Args:
+        result: The selection.
+        dit: The model.
+
+    Raises:
+        ValueError: If it was another one.
+    """
+    told = result.settings
+    if 'transformer_config' not in told:
+        return
+    found = json.loads(json.dumps(_structure(dit), default=str))
+    changed = [name for name, value in found.items() if told.get(name) != value]
+    same_part = told.get('dtype') == str(dit.dtype) and max(told.get('blocks') or [-1]) == max(
+        dit.blocks
+    )
+    if not changed and same_part and told.get('weights') != weights_fingerprint(dit):
+        changed = ['weights, or condition']
+    if changed:
+        raise ValueError(
+            f'the selection was made with another model (its {", ".join(changed)} differ): '
+            f'timestep {result.timestep} says nothing of this one. Select with this model, or give '
+            f'the number itself'
+        )
+
+
+def _structure(dit: FrozenDiT) -> dict[str, Any]:
+    """What a model is but for the values of its weights."""
+    vae = getattr(dit.codec, 'vae', None)
+    return dict(
+        transformer=dit.family.transformer_class,
+        transformer_config=_without_origin(dit.family.config),
+        vae=type(dit.codec).__name__,
+        vae_config=None if vae is None else _without_origin(vae.config),
     )
 
 
