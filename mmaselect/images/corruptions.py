@@ -53,10 +53,10 @@ def _low_resolution(image: Tensor, severity: int, generator: torch.Generator) ->
 
 
 def _impulse(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Salt and pepper: values that are lost to black or white, half of them each."""
+    """Salt and pepper: pixels that are lost to black or white, half of them each."""
     share = (0.05, 0.15, 0.3)[severity - 1]
-    lost = torch.rand(image.shape, generator=generator) < share
-    white = torch.rand(image.shape, generator=generator) < 0.5
+    lost = torch.rand(image.shape[1:], generator=generator) < share
+    white = torch.rand(image.shape[1:], generator=generator) < 0.5
     return torch.where(lost, torch.where(white, 255.0, 0.0), image)
 
 

@@ -124,15 +124,21 @@ class ImageViews:
     flipped: np.ndarray
 
 
-def split_pixels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def split_pixels(image: np.ndarray, seed: Sequence[int] = (0,)) -> tuple[np.ndarray, np.ndarray]:
     """Two images of one scene that share no pixel: the two colors of a checkerboard.
 
-    A pixel that an image lacks is the mean of its four neighbors, all of which it has. Noise that
-    is independent from pixel to pixel is then independent between the two; the idea is that of
-    Noise2Self (Batson and Royer, arXiv 1901.11365).
+    A pixel that an image lacks is filled in from its four neighbors, all of which it has. Noise
+    that is independent from pixel to pixel is then independent between the two; the idea is that
+    of Noise2Self (Batson and Royer, arXiv 1901.11365).
+
+    The fill is the mean of the neighbors, as long as they are alike. Impulse noise (salt and
+    pepper, dead pixels) would be weakened and smeared by it: the views would look unlike the images
+    that a model reads later. So one neighbor is drawn for each value. If it is an impulse, it is
+    copied; otherwise the fill is the mean of those neighbors that are none.
 
     Args:
         image: (H, W, 3) uint8.
+        seed: Of the neighbors that are drawn.
 
     Returns:
         tuple: Two images (H, W, 3) uint8.
@@ -140,14 +146,49 @@ def split_pixels(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if min(image.shape[:2]) < 2:
         return image, image
     # Reflection keeps the colors of the checkerboard: beyond row 0 lies row 1, not row 0.
-    padded = np.pad(image.astype(np.uint16), ((1, 1), (1, 1), (0, 0)), mode='reflect')
-    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-    mean = ((around + 2) // 4).astype(np.uint8)
+    padded = np.pad(image.astype(np.int16), ((1, 1), (1, 1), (0, 0)), mode='reflect')
     white = np.add.outer(np.arange(image.shape[0]), np.arange(image.shape[1])) % 2 == 0
+    around = np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
+    fill = (around.sum(0) + 2) // 4
+    impulses = _find_impulses(padded, white)
+    if impulses.any():
+        marked = np.pad(impulses, ((1, 1), (1, 1), (0, 0)), mode='reflect')
+        bad = np.stack([marked[:-2, 1:-1], marked[2:, 1:-1], marked[1:-1, :-2], marked[1:-1, 2:]])
+        good = (~bad).sum(0)
+        kept = (np.where(bad, 0, around).sum(0) + good // 2) // np.maximum(good, 1)
+        drawn = np.random.default_rng(list(seed)).integers(0, 4, (1, *image.shape))
+        one, is_impulse = (np.take_along_axis(each, drawn, 0)[0] for each in (around, bad))
+        fill = np.where(is_impulse, one, np.where(good > 0, kept, fill))
+    fill = fill.astype(np.uint8)
     return (
-        np.where(white[..., None], image, mean),
-        np.where(white[..., None], mean, image),
+        np.where(white[..., None], image, fill),
+        np.where(white[..., None], fill, image),
     )
+
+
+def _find_impulses(padded: np.ndarray, white: np.ndarray) -> np.ndarray:
+    """Values that stand out from all four diagonal neighbors, which are of the same color.
+
+    A value must lie beyond all four by 48 gray levels, and by four standard deviations of the
+    image's own noise: Gaussian noise, however strong, and clean edges hardly ever do that (0.0 to
+    0.3 % of the values of CIFAR-10 and of digits), salt and pepper of 15 % does for 5 to 7 %.
+
+    Args:
+        padded: (H + 2, W + 2, 3) int16, the image with its reflected border.
+        white: (H, W), one color of the checkerboard.
+
+    Returns:
+        (H, W, 3) bool.
+    """
+    diagonal = np.stack([padded[:-2, :-2], padded[2:, 2:], padded[2:, :-2], padded[:-2, 2:]])
+    low, high, image = diagonal.min(0), diagonal.max(0), padded[1:-1, 1:-1]
+    # Mean of the middle two of four: their median.
+    residual = np.abs(image - (diagonal.sum(0) - low - high) / 2)
+    margin = np.empty(white.shape)
+    for color in (white, ~white):
+        # Median absolute deviation, as a standard deviation of a normal distribution.
+        margin[color] = max(48.0, 4 * 1.4826 * float(np.median(residual[color])))
+    return (image > high + margin[..., None]) | (image < low - margin[..., None])
 
 
 def make_views(
@@ -174,7 +215,10 @@ def make_views(
     frame_top = (image.shape[0] - frame_height) / 2
     frame_left = (image.shape[1] - frame_width) / 2
     rng = np.random.default_rng(list(seed))
-    sources = split_pixels(image) if options.pixels == 'disjoint' else (image, image)
+    sources = (image, image)
+    if options.pixels == 'disjoint':
+        # A stream of its own: crops are the same whether impulses were found or not.
+        sources = split_pixels(image, [*seed, 1])
     views, boxes, flips = [], [], []
     for source in sources:
         whole = torch.from_numpy(np.array(source)).permute(2, 0, 1)

@@ -17,7 +17,7 @@ from mmaselect.selection.caveats import Caveat
 
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
 #: version of the package alone costs nobody a sweep.
-SELECTION_VERSION = 2
+SELECTION_VERSION = 3
 
 
 @dataclass(frozen=True)

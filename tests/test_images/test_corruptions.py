@@ -42,10 +42,11 @@ def test_low_light_keeps_the_brightness():
     assert dark.std() == pytest.approx(np.sqrt(60 * 100 / 255 + 1.5**2) / 60 * 255, rel=0.03)
 
 
-def test_impulse_noise_loses_its_share_of_the_values():
+def test_impulse_noise_loses_its_share_of_the_pixels():
     grey = np.full((128, 128, 3), 100, np.uint8)
     changed = corrupt(grey, 'impulse', 2, seed=0)
     assert set(np.unique(changed)) == {0, 100, 255}
+    assert (changed == changed[..., :1]).all()
     assert (changed != 100).mean() == pytest.approx(0.15, abs=0.01)
     assert (changed == 0).mean() == pytest.approx((changed == 255).mean(), abs=0.01)
 

@@ -24,6 +24,55 @@ def test_split_pixels_share_none():
     np.testing.assert_array_equal(split_pixels(changed)[1], second)
 
 
+def salt_and_pepper(image, share, seed=0):
+    rng = np.random.default_rng(seed)
+    lost = rng.uniform(size=image.shape[:2]) < share
+    white = rng.uniform(size=image.shape[:2]) < 0.5
+    return np.where(lost[..., None], np.where(white, 255, 0)[..., None], image).astype(np.uint8)
+
+
+def ramp_image(side=64):
+    ramp = np.linspace(40, 200, side).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(ramp[:, None, None], (side, side, 3)))
+
+
+def test_impulse_noise_stays_as_frequent_in_the_fill_and_is_independent():
+    """Where pixels are lost, views must be as bad as the images, each in its own places."""
+    clean = ramp_image()
+    white = np.add.outer(np.arange(64), np.arange(64)) % 2 == 0
+    shares, both = [], []
+    for seed in range(10):
+        first, second = split_pixels(salt_and_pepper(clean, 0.15, seed), [seed])
+        wrong = [np.abs(part.astype(int) - clean) > 30 for part in (first, second)]
+        shares += [wrong[0][~white].mean(), wrong[1][white].mean()]
+        both.append((wrong[0] & wrong[1]).mean())
+    # The mean of four neighbors would be wrong in 0.4 of its values.
+    assert np.mean(shares) == pytest.approx(0.15, abs=0.04)
+    assert np.mean(both) == pytest.approx(0.15**2, abs=0.01)
+
+
+def test_gaussian_noise_and_edges_are_filled_by_the_mean():
+    rng = np.random.default_rng(0)
+    noisy = ramp_image() + rng.normal(0, 40, (64, 64, 3))
+    edges = np.where(np.arange(64)[:, None, None] % 16 < 8, 30, 220) * np.ones((64, 64, 3))
+    for image in (noisy, edges):
+        image = image.clip(0, 255).astype(np.uint8)
+        padded = np.pad(image.astype(int), ((1, 1), (1, 1), (0, 0)), mode='reflect')
+        around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+        mean = ((around + 2) // 4).astype(np.uint8)
+        white = np.add.outer(np.arange(64), np.arange(64)) % 2 == 0
+        first, second = split_pixels(image)
+        differs = np.concatenate([(first != mean)[~white], (second != mean)[white]])
+        assert differs.mean() < 0.01
+
+
+def test_the_fill_depends_on_the_seed_alone():
+    image = salt_and_pepper(ramp_image(), 0.15)
+    one, same, other = (split_pixels(image, seed)[0] for seed in ([1, 2], [1, 2], [1, 3]))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
 def test_noise_of_the_image_is_independent_in_disjoint_views_only():
     correlation = {}
     for pixels in ('disjoint', 'all'):
