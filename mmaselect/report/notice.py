@@ -33,6 +33,7 @@ def pick_notice(
         f'by {result.criterion} of {result.feature} in block {blocks}, {images_seen(result)}',
         f'selected now: {cost}' if found is None else f'found in {found}; it took {cost} then',
     ]
+    lines += [f'UNDECIDED: {said}' for said in result.indecision]
     if stored_at is not None:
         lines.append(f'stored in {stored_at}')
     return boxed(lines)

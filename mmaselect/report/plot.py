@@ -8,9 +8,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from mmaselect.files import written_aside
 from mmaselect.logs import warn
@@ -30,7 +33,8 @@ def selection_figure(result: SelectionResult) -> Figure:
 
     The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
     every other criterion has a panel of its own below, in its own units. The upper edge has the
-    noise levels. A timestep that a race dropped is hollow, with a bar of two standard errors.
+    noise levels. A timestep that a race dropped is hollow, with a bar of two standard errors. A
+    legend says so.
     """
     panels = 1 + len(result.others)
     figure = Figure(figsize=(7.2, 3.0 + 1.5 * (panels - 1)), dpi=150, layout='constrained')
@@ -82,6 +86,7 @@ def selection_figure(result: SelectionResult) -> Figure:
         axis.spines['top'].set_visible(False)
     axes[-1].set_xlabel('timestep (0 = clean)')
     _add_noise_levels(top, result.curve)
+    _add_legend(figure, result)
     blocks = ', '.join(map(str, dict.fromkeys(result.blocks)))
     figure.suptitle(
         f'{result.feature} of block {blocks}, {images_seen(result)}, {result.seconds:.0f} s',
@@ -90,6 +95,29 @@ def selection_figure(result: SelectionResult) -> Figure:
         ha='left',
     )
     return figure
+
+
+def _add_legend(figure: Figure, result: SelectionResult) -> None:
+    """What points, bands and lines mean, below all panels."""
+    color = COLORS[0]
+    entries: list[tuple[Artist, str]] = [
+        (Line2D([], [], color=color, marker='o', markersize=2.5), 'score'),
+        (Patch(color=color, alpha=0.18), 'two standard errors'),
+    ]
+    if len({point.images for point in result.curve.points}) > 1:
+        hollow = Line2D(
+            [], [], color=color, marker='o', markersize=3.5, markerfacecolor='white', linestyle=''
+        )
+        entries.append((hollow, 'dropped by the race, on fewer images'))
+    if result.interval is not None:
+        band = Patch(color=color, alpha=0.1)
+        entries.append((band, 'picks for other images, 95 %'))
+    if len(result.per_tap) > 1:
+        entries.append((Line2D([], [], color=color, alpha=0.3, linewidth=0.9), 'a block'))
+    figure.legend(
+        *zip(*entries, strict=True), loc='outside lower center', ncols=len(entries), fontsize=6.5,
+        frameon=False, handlelength=1.5, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def _draw_curve(axis: Axes, curve: Curve, color: str) -> None:

@@ -28,6 +28,19 @@ KINDS: dict[str, tuple[str, str]] = {
         'Use more calibration images (num_images), or another block: what differs by less than '
         'its error is no choice.',
     ),
+    'undecided': (
+        'the pick is undecided: ... cannot be told from it',
+        'Use more calibration images (num_images), or another block. If the timesteps that are '
+        'named score alike on many images, any of them will do by this criterion.',
+    ),
+    'few': (
+        'there are ... images, and this criterion asks for ...',
+        'Use more calibration images: they need no labels.',
+    ),
+    'copies': (
+        '... images are copies of others',
+        'Remove copies and empty images from the calibration images.',
+    ),
     'disagreement': (
         '... disagrees: it would pick timestep ...',
         'Compare the curves. The first one decides; a check with labels (a linear probe at both '

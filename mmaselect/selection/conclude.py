@@ -11,7 +11,9 @@ import numpy as np
 from mmaselect.diffusion import TapKey
 from mmaselect.model_zoo import list_models, model_info
 from mmaselect.selection.caveats import Caveat
-from mmaselect.selection.race import RoundScores, on_one_scale
+from mmaselect.selection.criteria.base import Criterion
+from mmaselect.selection.decision import MOST_IMAGES, Decision, decide, neighborhood
+from mmaselect.selection.race import RoundScores, on_one_scale, rounding
 from mmaselect.selection.result import Curve, CurvePoint, best_point, finalists
 from mmaselect.selection.scoring import StepScores
 
@@ -26,6 +28,7 @@ class Conclusion:
         per_tap: The deciding criterion's curve of each (block, feature).
         warnings: What a careful reader should know.
         interval: Lowest and highest timestep of :func:`pick_interval`, for the deciding curve.
+        decision: Whether the images decide the pick; None where that cannot be said.
     """
 
     curve: Curve
@@ -33,6 +36,7 @@ class Conclusion:
     per_tap: list[Curve]
     warnings: list[Caveat]
     interval: tuple[int, int] | None = None
+    decision: Decision | None = None
 
 
 def conclude(
@@ -44,6 +48,7 @@ def conclude(
     at_ends: Mapping[int, RoundScores] | None = None,
     grid: Sequence[int] | None = None,
     model: str | None = None,
+    enough: int = 0,
 ) -> Conclusion:
     """Pick the timestep that scores best, and say what is suspect about it.
 
@@ -56,6 +61,7 @@ def conclude(
         at_ends: Of a race: see :func:`~mmaselect.selection.race.on_one_scale`.
         grid: The timesteps without those of a finer grid; all if None.
         model: What the model was loaded from, which may be in the list of published models.
+        enough: Images below which differences say nothing.
 
     Raises:
         RuntimeError: If no timestep has finite features, or a criterion no finite score.
@@ -75,7 +81,10 @@ def conclude(
     warnings += warn_of_disagreement(curve, others, grid or curve.timesteps)
     per_tap = [build_curve(steps, deciding, [tap]) for tap in taps]
     last = [step for step in steps if step.images == curve.best.images]
-    return Conclusion(curve, others, per_tap, warnings, pick_interval(last, deciding, taps))
+    decision = decide(last, deciding, taps, grid or curve.timesteps, enough)
+    warnings += warn_of_indecision(decision, curve)
+    interval = pick_interval(last, deciding, taps)
+    return Conclusion(curve, others, per_tap, warnings, interval, decision)
 
 
 def pick_interval(
@@ -100,7 +109,7 @@ def pick_interval(
 
     Returns:
         The lowest and the highest timestep; None for a criterion that is no ratio of sums over
-        images, or with fewer than two images.
+        images, with fewer than two images, and where all scores are equal.
     """
     usable = [step for step in steps if step.is_finite]
     if not usable or any((tap, criterion) not in step.per_image for step in usable for tap in taps):
@@ -117,6 +126,8 @@ def pick_interval(
     sums = np.einsum('rn,ksnd->rksd', weights, np.nan_to_num(terms), optimize=True)
     with np.errstate(divide='ignore', invalid='ignore'):
         scores = np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], 0.0).mean(1)
+    if np.ptp(scores) <= rounding(scores):
+        return None
     picks = np.array([step.timestep for step in usable])[scores.argmax(1)]
     outside = (1 - confidence) / 2
     low, high = np.quantile(picks, [outside, 1 - outside], method='inverted_cdf')
@@ -211,6 +222,54 @@ def warn_of_grid_end(curve: Curve, model: str | None = None) -> list[Caveat]:
     return [Caveat.of(end, text)]
 
 
+def warn_of_indecision(decision: Decision | None, curve: Curve) -> list[Caveat]:
+    """A warning if the images cannot tell the pick from timesteps far away."""
+    if decision is None or decision.decided:
+        return []
+    rivals, images = decision.rivals, curve.best.images
+    settled = (
+        f'more than {MOST_IMAGES:,} images would be needed'
+        if decision.images_needed is None
+        else f'about {decision.images_needed:,} images would settle it'
+    )
+    text = (
+        f'the pick is undecided: {len(rivals)} of {len(curve.points)} timesteps '
+        f'({rivals[0]} to {rivals[-1]}) cannot be told from it on {images} images; {settled}'
+    )
+    return [Caveat.of('undecided', text)]
+
+
+def warn_of_images(num_images: int, distinct: int, criterion: Criterion) -> list[Caveat]:
+    """Warnings of copies among the images, and of few images.
+
+    Args:
+        num_images: Calibration images.
+        distinct: How many of them differ.
+        criterion: The one that decides; it says how many images it needs.
+
+    Raises:
+        ValueError: If there are fewer distinct images than the criterion needs.
+    """
+    fewest, enough = criterion.fewest_images, criterion.race_from
+    if distinct < fewest:
+        copies = '' if distinct == num_images else f', as {num_images - distinct} are copies'
+        raise ValueError(
+            f'timestep selection by {type(criterion).__name__} needs {fewest} images or more that '
+            f'differ, got {distinct}{copies}: add images (they need no labels), or set timestep to '
+            f'a number'
+        )
+    found = []
+    if distinct < num_images:
+        text = f'{num_images - distinct} of {num_images} images are copies of others'
+        found.append(Caveat.of('copies', text))
+    if enough is not None and distinct < enough:
+        text = (
+            f'there are {distinct} different images, and this criterion asks for {enough} or more'
+        )
+        found.append(Caveat.of('few', text))
+    return found
+
+
 def warn_of_flat_curve(curve: Curve) -> list[Caveat]:
     """A warning if the scores differ by no more than their standard error."""
     scores = [point.score for point in curve.points if point.score is not None]
@@ -229,8 +288,7 @@ def warn_of_disagreement(
 
     A pick that was scored on fewer images must be better by more than two standard errors.
     """
-    position = {step: np.interp(step, grid, range(len(grid))) for step in curve.timesteps}
-    near = max(1, len(grid) // 10)
+    near = neighborhood(curve.timestep, curve.timesteps, grid)
     return [
         Caveat.of(
             'disagreement',
@@ -238,8 +296,7 @@ def warn_of_disagreement(
             f'{curve.timestep}',
         )
         for name, other in others.items()
-        if abs(position[other.timestep] - position[curve.timestep]) > near
-        and _is_clear(other, curve.timestep)
+        if other.timestep not in near and _is_clear(other, curve.timestep)
     ]
 
 

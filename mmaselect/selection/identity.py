@@ -89,6 +89,7 @@ def sweep_settings(
         images=calibration.fingerprint({p: image for p, (image, _) in hashes.items()}),
         labels=_hash(''.join(labels).encode()) if any(labels) else None,
         num_images=len(calibration),
+        distinct_images=len({image for image, _ in hashes.values()}),
         image_size=calibration.image_size,
         **grid.settings(),
         criteria=options.criterion_configs,

@@ -16,7 +16,7 @@ them on one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student
@@ -73,18 +73,57 @@ def contenders(
     usable = [step for step in steps if step.mean(taps, criterion, 'score') is not None]
     if len(usable) < 2:
         return [step.timestep for step in usable]
+    found = compare(usable, criterion, taps)
+    behind = found.lag > student.ppf(confidence, found.count - 1) * found.error
+    return [step for step, out in zip(found.timesteps, behind, strict=True) if not out]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Timesteps beside the one of them that scores best, all scored on the same images.
+
+    Attributes:
+        timesteps: In the order in which they came.
+        leader: Position of the best; the first of equals.
+        lag: (steps,), how far each lies behind it; 0 where that is no more than rounding.
+        error: (steps,), standard error of the lag, from paired differences.
+        count: Number of images.
+    """
+
+    timesteps: list[int]
+    leader: int
+    lag: np.ndarray
+    error: np.ndarray
+    count: int
+
+
+def compare(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey]) -> Comparison:
+    """Compare timesteps with the one of them that scores best.
+
+    Args:
+        steps: Scores of each timestep, all finite.
+        criterion: The one that decides.
+        taps: The (block, feature) whose scores are averaged.
+    """
     # (taps, steps, images, 2)
     terms = np.stack(
-        [np.stack([step.per_image[tap, criterion] for step in usable]) for tap in taps]
+        [np.stack([step.per_image[tap, criterion] for step in steps]) for tap in taps]
     ).astype(float)
     ratio, parts = linearize(terms)
-    parts = parts.mean(0)
-    scores = ratio.mean(0)
-    leader = int(scores.argmax())  # the smallest timestep of equals
+    parts, scores = parts.mean(0), ratio.mean(0)
+    leader = int(scores.argmax())
+    lag = scores[leader] - scores
+    lag[lag <= rounding(scores)] = 0.0
     count = parts.shape[1]
-    error = (parts[leader] - parts).std(1, ddof=1) / np.sqrt(count)
-    behind = scores[leader] - scores > student.ppf(confidence, count - 1) * error
-    return [step.timestep for step, out in zip(usable, behind, strict=True) if not out]
+    error = np.full(len(steps), np.inf)
+    if count > 1:
+        error = (parts[leader] - parts).std(1, ddof=1) / np.sqrt(count)
+    return Comparison([step.timestep for step in steps], leader, lag, error, count)
+
+
+def rounding(scores: np.ndarray) -> float:
+    """Difference of scores that rounding alone may make."""
+    return float(1e-9 * np.abs(scores).max(initial=0.0))
 
 
 def linearize(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,12 +157,12 @@ def on_one_scale(
 ) -> list[StepScores]:
     """Scores of timesteps that saw fewer images, on the scale of the one that won.
 
-    Each keeps its distance to the winner on the images that both saw. For a mean over images that
-    is the difference estimator of two-phase sampling (Cochran, "Sampling Techniques", 1977,
-    chapter 12), closer to the mean over all images than the mean over a few of them; for a
-    criterion that compares images with one another it takes out what depends on their number. A
-    winner of the finer grid was not in all rounds: there its nearest neighbor among the finalists
-    stands for it.
+    None is higher than what was scored. Otherwise each keeps its distance to the winner on the
+    images that both saw. For a mean over images that is the difference estimator of two-phase
+    sampling (Cochran, "Sampling Techniques", 1977, chapter 12), closer to the mean over all images
+    than the mean over a few of them; for a criterion that compares images with one another it takes
+    out what depends on their number. A winner of the finer grid was not in all rounds: there its
+    nearest neighbor among the finalists stands for it.
 
     Args:
         steps: Scores of each timestep, with its number of images.
@@ -141,9 +180,9 @@ def on_one_scale(
             continue
         anchor = min(anchors, key=lambda timestep: abs(timestep - winner))
         after = found[anchor].values
-        values = {
-            key: {**value, 'score': value['score'] + after[key]['score'] - before[anchor][key]}
-            for key, value in step.values.items()
-        }
+        values = {}
+        for key, value in step.values.items():
+            shift = min(0.0, after[key]['score'] - before[anchor][key])
+            values[key] = {**value, 'score': value['score'] + shift}
         placed.append(replace(step, values=values))
     return placed

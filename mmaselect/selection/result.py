@@ -114,6 +114,10 @@ class SelectionResult:
         interval: Between which timesteps the pick lies (95 %) when the calibration images are drawn
             again, by bootstrap; None where the criterion does not allow it.
         method: ``'race'`` or ``'full'``, see :class:`~mmaselect.selection.SelectionOptions`.
+        decided: Whether the images tell the pick from timesteps far away; None where that is not
+            known: see :mod:`mmaselect.selection.decision`.
+        rivals: Timesteps that the images cannot tell from the pick, the pick among them.
+        images_needed: About how many images would decide an undecided pick; None if unknown.
     """
 
     timestep: int
@@ -133,12 +137,22 @@ class SelectionResult:
     settings: dict[str, Any] = field(default_factory=dict)
     interval: tuple[int, int] | None = None
     method: str = 'full'
+    decided: bool | None = None
+    rivals: list[int] = field(default_factory=list)
+    images_needed: int | None = None
 
     def __str__(self) -> str:
-        """``75 (50 to 100)``: the pick and its interval."""
-        if self.interval is None:
-            return str(self.timestep)
-        return f'{self.timestep} ({self.interval[0]} to {self.interval[1]})'
+        """``75 (50 to 100)``: the pick and its interval, or ``75 (undecided, 0 to 350)``."""
+        known = [] if self.decided is not False else ['undecided']
+        if self.interval is not None:
+            known.append(f'{self.interval[0]} to {self.interval[1]}')
+        return f'{self.timestep} ({", ".join(known)})' if known else str(self.timestep)
+
+    @property
+    def indecision(self) -> list[str]:
+        """The warning of an undecided pick, without its first words; empty if it is decided."""
+        said = [warning.text for warning in self.warnings if warning.code == 'undecided']
+        return [text.partition(': ')[2] for text in said]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with ``curve`` as a plain list of points."""
@@ -239,6 +253,12 @@ class SelectionResult:
         best = self.curve.best
         if self.timestep != best.timestep or self.noise_level != best.noise_level:
             raise ValueError(f'timestep {self.timestep!r} is not that of the curve')
+        if self.decided not in (None, True, False) or type(self.decided) is int:
+            raise ValueError(f'decided is {self.decided!r}')
+        if not isinstance(self.rivals, list) or not set(self.rivals) <= set(steps):
+            raise ValueError(f'rivals is {self.rivals!r}')
+        if self.images_needed is not None:
+            _check_numbers('images_needed', self.images_needed, int, lowest=1)
         if self.interval is not None and not (
             len(self.interval) == 2
             and self.interval[0] <= self.interval[1]

@@ -10,7 +10,7 @@ from typing import Any
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet, ImageSource
 from mmaselect.logs import warn
-from mmaselect.selection.conclude import conclude
+from mmaselect.selection.conclude import conclude, warn_of_images
 from mmaselect.selection.identity import UNREADABLE, sweep_settings
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import PartialSums
@@ -120,7 +120,7 @@ class Sweep:
             progress: Draw a progress bar on rank 0.
 
         Raises:
-            ValueError: If a calibration image cannot be read.
+            ValueError: If a calibration image cannot be read, or there are too few that differ.
             RuntimeError: If no timestep gave finite features, or a rank is lost or sees something
                 else than the others.
         """
@@ -141,6 +141,8 @@ class Sweep:
             self.stored_at = self.cache.path(key) if self.cache else None
             return found
 
+        deciding = next(iter(self.options.criteria.values()))
+        doubts = warn_of_images(len(self.calibration), settings['distinct_images'], deciding)
         partial = None
         if self.cache is not None:
             split = (self.options.batch_size, rank, world_size)
@@ -150,6 +152,7 @@ class Sweep:
         )
         evaluations = stages.run(progress)
         result = self._result(stages.scores(), stages)
+        result.warnings += doubts
         result.seconds = round(stages.seconds, 3)
         result.model_evaluations = evaluations
         result.key, result.settings = key, settings
@@ -173,7 +176,9 @@ class Sweep:
             stages.done.at_ends,
             self.grid.coarse,
             self.dit.name,
+            next(iter(self.options.criteria.values())).race_from or 0,
         )
+        decision = found.decision
         return SelectionResult(
             timestep=found.curve.timestep,
             noise_level=found.curve.best.noise_level,
@@ -190,4 +195,7 @@ class Sweep:
             warnings=found.warnings,
             interval=found.interval,
             method='race' if self.races else 'full',
+            decided=None if decision is None else decision.decided,
+            rivals=[] if decision is None else list(decision.rivals),
+            images_needed=None if decision is None else decision.images_needed,
         )

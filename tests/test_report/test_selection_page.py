@@ -9,14 +9,17 @@ import numpy as np
 from mmaselect.images import CalibrationSet, ImageArrays, ImageFolder
 from mmaselect.images.thumbnails import Thumbnail, thumbnails, try_thumbnails
 from mmaselect.report import save_selection_page, selection_page
-from mmaselect.selection import Curve, CurvePoint, SelectionResult
+from mmaselect.selection import Curve, CurvePoint, PaperHFR, SelectionResult
 from mmaselect.selection.caveats import KINDS
 from mmaselect.selection.conclude import (
     warn_of_disagreement,
     warn_of_flat_curve,
     warn_of_grid_end,
+    warn_of_images,
+    warn_of_indecision,
     warn_of_nonfinite_features,
 )
+from mmaselect.selection.decision import Decision
 from mmaselect.selection.scoring import StepScores
 
 
@@ -77,6 +80,8 @@ def test_every_kind_of_warning_is_one_that_is_made():
         *warn_of_grid_end(curve('Mine', [0.9, 0.4, 0.2])),
         *warn_of_grid_end(curve('Mine', [0.1, 0.4, 0.5])),
         *warn_of_flat_curve(curve('Mine', [0.1, 0.1000001, 0.1])),
+        *warn_of_indecision(Decision(False, (0, 300), 900), curve('Mine', [0.1, 0.4, 0.5, 0.4])),
+        *warn_of_images(3, 2, PaperHFR())[::-1],
         *make_result().warnings,
     ]
     assert [warning.code for warning in made] == list(KINDS)

@@ -501,11 +501,11 @@ def test_two_ranks_pick_what_one_picks(tiny_dit, photos, tmp_path):
 
 
 def test_more_ranks_than_images(tiny_dit, photos, tmp_path):
-    alone = make_sweep(tiny_dit, photos, num_images=2).run(progress=False)
+    alone = make_sweep(tiny_dit, photos, num_images=4).run(progress=False)
     # Batches of one image and of two are rounded alike to float32's precision.
-    results = run_ranks(tiny_dit, photos, tmp_path, world=4, num_images=2)
+    results = run_ranks(tiny_dit, photos, tmp_path, world=5, num_images=4)
     assert all(result == results[0] for result in results)
-    assert [p['score'] for p in results[0]['curve']] == pytest.approx(alone.curve.scores, abs=1e-6)
+    assert [p['score'] for p in results[0]['curve']] == pytest.approx(alone.curve.scores, abs=1e-5)
     other = results[0]['others']['PaperHFR']
     assert [p['score'] for p in other['curve']] == pytest.approx(
         alone.others['PaperHFR'].scores, abs=1e-6

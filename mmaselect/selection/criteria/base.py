@@ -29,13 +29,16 @@ class Criterion(Metric):
         needs_labels: Whether :meth:`update` wants the images' labels.
         race_from: Images after which a race may drop timesteps by this criterion: see
             :mod:`mmaselect.selection.race`. It takes ``per_image`` of :meth:`compute`. None where
-            that is missing or fewer images say nothing: all timesteps then see all images.
+            that is missing or fewer images say nothing: all timesteps then see all images. A pick
+            on fewer images carries a warning.
+        fewest_images: Images that differ, below which a sweep is refused.
     """
 
     draws: ClassVar[int] = 1
     views: ClassVar[int] = 0
     needs_labels: ClassVar[bool] = False
     race_from: ClassVar[int | None] = None
+    fewest_images: ClassVar[int] = 2
 
     higher_is_better = True
     is_differentiable = False

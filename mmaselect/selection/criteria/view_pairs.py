@@ -147,6 +147,8 @@ class ViewPairCriterion(Criterion):
     draws: ClassVar[int] = 0
     views: ClassVar[int] = NUM_VIEWS
     race_from: ClassVar[int | None] = 32
+    #: Two or three images find each other whatever is read: scores differ by rounding alone.
+    fewest_images: ClassVar[int] = 4
     #: Descriptors of one view.
     points: int = 1
 

@@ -380,9 +380,9 @@ class FamilyProof(FeatureProof):
             condition=self.condition,
             calibration=photos,
             selection={
-                'timesteps': [200, 500, 800],
-                'num_images': 2,
-                'batch_size': 2,
+                'timesteps': [200, 500],
+                'num_images': 4,
+                'batch_size': 4,
                 'image_size': self.sizes[0][0],
             },
             noise='fixed',
@@ -390,7 +390,7 @@ class FamilyProof(FeatureProof):
         backbone.init_weights()
         result = backbone.selection_result
         assert backbone.timestep == result.timestep
-        assert [point.timestep for point in result.curve.points] == [200, 500, 800]
+        assert [point.timestep for point in result.curve.points] == [200, 500]
 
         head = torch.nn.Sequential(
             torch.nn.AdaptiveAvgPool2d(1),
