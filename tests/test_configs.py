@@ -205,11 +205,13 @@ def test_child_config_of_the_docs(tiny_folder, tmp_path):
     path.write_text(code)
     config = load_config(path)
     untouched = config.model.data_preprocessor
-    assert config.model.backbone.input_mean == untouched.mean
-    assert config.model.backbone.input_std == untouched.std
+    assert not {'input_mean', 'input_std', 'channel_order'} & config.model.backbone.keys()
     with DefaultScope.overwrite_default_scope(config.default_scope):
         batch = batch_for(config)
         model = revert_sync_batchnorm(build(config, tiny_folder))
+        assert untouched.mean != [127.5] * 3
+        scale = torch.tensor(untouched.std).view(3, 1, 1) / 127.5
+        assert torch.allclose(model.backbone.gate.scale, scale)
         losses, _ = model.parse_losses(
             model(**model.data_preprocessor(batch, training=True), mode='loss')
         )
@@ -251,8 +253,9 @@ def test_parts_agree(path):
     config = Config.fromfile(path)
     backbone = config.model.backbone
     preprocessor = config.get('data_preprocessor') or config.model.data_preprocessor
-    assert list(preprocessor.mean) == list(backbone.get('input_mean', [127.5] * 3))
-    assert list(preprocessor.std) == list(backbone.get('input_std', [127.5] * 3))
+    turns = preprocessor.get('to_rgb') or preprocessor.get('bgr_to_rgb')
+    assert bool(turns) != (backbone.get('channel_order') == 'rgb'), 'the order is known, once'
+    assert not {'input_mean', 'input_std'} & backbone.keys(), 'the preprocessor has them'
     skip_without_toolbox(config)
     head = head_of(config)
     with (

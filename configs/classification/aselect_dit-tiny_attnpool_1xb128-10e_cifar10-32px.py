@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/schedules/cls_28e.py',
     '../_base_/default_runtime_cls.py',
 ]
-model = dict(backbone=dict(calibration=_base_.calibration))
+model = dict(backbone=dict(calibration=_base_.calibration, channel_order='rgb'))
 param_scheduler = dict(T_max=10, end=10)
 train_cfg = dict(max_epochs=10)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

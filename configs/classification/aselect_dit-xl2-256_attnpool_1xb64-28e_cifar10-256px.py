@@ -7,7 +7,9 @@ _base_ = [
     '../_base_/default_runtime_cls.py',
 ]
 model = dict(
-    backbone=dict(pretrained='facebook/DiT-XL-2-256', calibration=_base_.calibration),
+    backbone=dict(
+        pretrained='facebook/DiT-XL-2-256', calibration=_base_.calibration, channel_order='rgb'
+    ),
     head=dict(num_classes=_base_.num_classes),
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

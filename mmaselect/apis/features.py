@@ -13,7 +13,14 @@ from torch import Tensor
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
 from mmaselect.checks import check_image_size, flag, gathered, shorten, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
-from mmaselect.images.inputs import ImageLike, list_images, stack_pixels, to_pixels
+from mmaselect.images.inputs import (
+    ImageLike,
+    check_value_range,
+    list_images,
+    stack_pixels,
+    to_pixels,
+    warn_of_unit_range,
+)
 from mmaselect.selection import SelectionResult
 from mmaselect.terminal.progress import progress_bar
 
@@ -93,6 +100,8 @@ class FeatureExtractor:
             kept in the same cache as the backbone's. ``image_size`` is this extractor's by default.
         progress: Draw progress bars, of the selection and of calls with several batches.
         condition: None for the empty condition; a class label or a prompt otherwise.
+        value_range: What tensors of floats have: (0, 1), as torchvision makes them, (0, 255), ...;
+            (-1, 1) if None, with a warning where they look like (0, 1).
         flat: ``fusion``, and fields of ``pretrained``, as in versions before it took them; a
             warning shows the new form.
 
@@ -142,9 +151,11 @@ class FeatureExtractor:
         selection: Mapping[str, Any] | str | None = None,
         progress: bool = False,
         condition: Any = None,
+        value_range: tuple[float, float] | None = None,
         **flat: Any,
     ) -> None:
         self.image_size = None if image_size is None else check_image_size('image_size', image_size)
+        self.value_range = check_value_range(value_range)
         self.batch_size = whole_number('batch_size', batch_size, 1)
         device = pick_device(device)
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
@@ -155,8 +166,9 @@ class FeatureExtractor:
         ).to(device)
         self.progress = flag('progress', progress)
         self._reader = Reader(
-            self.dit, timestep, seed, calibration, selection, self.image_size, progress
-        )
+            self.dit, timestep, seed, calibration, selection, self.image_size, progress,
+            self.value_range,
+        )  # fmt: skip
 
     @property
     def timestep(self) -> int:
@@ -220,7 +232,7 @@ class FeatureExtractor:
         Args:
             images: Paths of files or of folders, bytes of files, PIL images, arrays (H, W),
                 (H, W, 3) or (N, H, W, 3), uint8, uint16 or float from 0 to 1, tensors (3, H, W) or
-                (N, 3, H, W), float in [-1, 1] or uint8; alone or in a list.
+                (N, 3, H, W), float in ``value_range`` or uint8; alone or in a list.
 
         Returns:
             dict: (block, feature) to float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
@@ -232,8 +244,10 @@ class FeatureExtractor:
         given = list_images(images)
         if not given:
             raise ValueError('images is empty: give at least one image')
+        if self.value_range is None:
+            warn_of_unit_range(given)
         pixels = [
-            to_pixels(image, f'image {place}', self.image_size).cpu()
+            to_pixels(image, f'image {place}', self.image_size, self.value_range).cpu()
             for place, image in enumerate(given)
         ]
         batch = stack_pixels(pixels)

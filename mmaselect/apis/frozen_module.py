@@ -14,6 +14,7 @@ from mmaselect.apis.features import FeatureInfo, pick_device
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
 from mmaselect.checks import gathered, shorten
 from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion.pixel_gate import PixelGate
 from mmaselect.selection import SelectionResult
 
 
@@ -35,6 +36,7 @@ class FrozenModule(nn.Module):
         device: Where the model is put, and where a timestep is selected.
         condition: None for the empty condition; a class label or a prompt otherwise.
         flat: As in :class:`~mmaselect.FeatureExtractor`.
+        gate: What batches are normalized with.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class FrozenModule(nn.Module):
         device: str | torch.device,
         condition: Any,
         flat: dict[str, Any],
+        gate: PixelGate,
     ) -> None:
         super().__init__()
         if not isinstance(feature, str):
@@ -59,6 +62,7 @@ class FrozenModule(nn.Module):
         self.dit = FrozenDiT.from_pretrained(
             source, blocks=blocks, features=feature, dtype=dtype, condition=condition
         ).to(pick_device(device))
+        self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)
         self.keys = [(block, feature) for block in self.dit.blocks]
         self.feature_info = FeatureInfo(
@@ -82,7 +86,7 @@ class FrozenModule(nn.Module):
         """Curve and pick, if the timestep was selected."""
         return self._reader.selection_result
 
-    def _read(self, pixels: Tensor) -> list[Tensor]:
-        """A map for each block, of a batch (B, 3, H, W), RGB in [-1, 1]."""
-        maps = self._reader.read(pixels)
+    def _read(self, inputs: Tensor) -> list[Tensor]:
+        """A map for each block, of a batch (B, 3, H, W) as `gate` takes it."""
+        maps = self._reader.read(self.gate(inputs))
         return [maps[key] for key in self.keys]

@@ -15,9 +15,16 @@ from mmaselect.apis.reader import Calibration, Timesteps
 from mmaselect.checks import is_sequence, shorten, three_numbers
 from mmaselect.diffusion import ModelSource
 from mmaselect.install import install_hint
+from mmaselect.diffusion.pixel_gate import PixelGate
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BackboneOutput
+
+
+ADVICE = (
+    'Set image_mean and image_std to those of the image processor: `processor.image_mean`, '
+    '`processor.image_std`; 0 and 1 where it leaves images as they are, from 0 to 1'
+)
 
 
 class TransformersBackbone(FrozenModule):
@@ -36,8 +43,8 @@ class TransformersBackbone(FrozenModule):
         out_features: The same by their names; one of the two at most.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         image_mean: What the image processor subtracted, of images from 0 to 1; one number, or one
-            for each channel. The model's own range is restored from it.
-        image_std: What it divided by.
+            for each channel. The model's own range is restored from it. 0.5 if None.
+        image_std: What it divided by. 0.5 if None.
         dtype: Of the frozen weights; maps are float32.
         seed: Of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
@@ -73,9 +80,6 @@ class TransformersBackbone(FrozenModule):
         [(2, 224, 8, 12), (2, 224, 8, 12)]
     """
 
-    image_scale: Tensor
-    image_shift: Tensor
-
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
@@ -83,8 +87,8 @@ class TransformersBackbone(FrozenModule):
         out_indices: Sequence[int] | int | None = None,
         out_features: Sequence[str] | None = None,
         feature: str = 'query',
-        image_mean: float | Sequence[float] = 0.5,
-        image_std: float | Sequence[float] = 0.5,
+        image_mean: float | Sequence[float] | None = None,
+        image_std: float | Sequence[float] | None = None,
         dtype: str | torch.dtype = 'fp32',
         seed: int = 0,
         calibration: Calibration | None = None,
@@ -94,12 +98,14 @@ class TransformersBackbone(FrozenModule):
         **flat: Any,
     ) -> None:
         _output_class()
-        mean = torch.tensor(three_numbers('image_mean', image_mean))
-        std = torch.tensor(three_numbers('image_std', image_std, positive=True))
+        is_sure = image_mean is not None and image_std is not None
+        mean = three_numbers('image_mean', 0.5 if image_mean is None else image_mean)
+        std = three_numbers('image_std', 0.5 if image_std is None else image_std, positive=True)
+        gate = PixelGate(mean, std, 1, advice=ADVICE, is_sure=is_sure)
         blocks = _blocks(out_indices, out_features)
         super().__init__(
             pretrained, timestep, blocks, feature, dtype, seed, calibration, selection, device,
-            condition, flat,
+            condition, flat, gate,
         )  # fmt: skip
         self.stage_names = [f'block{number}' for number in range(self.dit.num_blocks)]
         self.out_indices = list(self.dit.blocks)
@@ -110,10 +116,6 @@ class TransformersBackbone(FrozenModule):
             )
         self.out_features = [self.stage_names[index] for index in self.out_indices]
         self.channels = self.feature_info.channels()
-        # Pixels as the model wants them are input * scale + shift.
-        scale, shift = (one.view(3, 1, 1).to(self.dit.device) for one in (2 * std, 2 * mean - 1))
-        self.register_buffer('image_scale', scale, persistent=False)
-        self.register_buffer('image_shift', shift, persistent=False)
 
     @classmethod
     def from_pretrained(
@@ -157,7 +159,7 @@ class TransformersBackbone(FrozenModule):
                     f"{name}=True: there are feature maps alone. Read blocks with feature='output' "
                     f'by out_indices'
                 )
-        maps = tuple(self._read(pixel_values.float() * self.image_scale + self.image_shift))
+        maps = tuple(self._read(pixel_values))
         if return_dict is not None and not return_dict:
             return (maps,)
         return _output_class()(feature_maps=maps)

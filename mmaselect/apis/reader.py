@@ -43,6 +43,7 @@ def calibration_source(
     images: Calibration | None,
     labels: Sequence[int] | None = None,
     array_order: str = 'rgb',
+    value_range: tuple[float, float] | None = None,
 ) -> ImageSource:
     """Images to select a timestep on, from whatever a caller has.
 
@@ -51,6 +52,7 @@ def calibration_source(
             or images in any form that :func:`~mmaselect.images.inputs.list_images` takes.
         labels: One class label per image of a list, for label-aware criteria.
         array_order: Channel order of datasets in memory.
+        value_range: What tensors of floats have; (-1, 1) if None.
 
     Raises:
         FileNotFoundError: If a path leads nowhere.
@@ -60,7 +62,7 @@ def calibration_source(
     files = is_sequence(images) and not listed and any(os.path.isfile(one) for one in images)
     single = isinstance(images, (np.ndarray, Tensor, Image.Image, bytes, bytearray))
     if listed or files or single:
-        return ImageList(images, labels)
+        return ImageList(images, labels, value_range)
     return build_image_source(images, array_order)
 
 
@@ -77,6 +79,7 @@ class Reader:
         image_size: Of the calibration images, where ``selection`` does not say it; the model's own
             if None.
         progress: Draw a progress bar of the sweep.
+        value_range: What tensors of floats among the calibration images have; (-1, 1) if None.
 
     Attributes:
         selection_result (SelectionResult | None): Curve and pick, if this reader selected.
@@ -94,6 +97,7 @@ class Reader:
         selection: Mapping[str, Any] | str | None = None,
         image_size: int | tuple[int, int] | None = None,
         progress: bool = False,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         self.dit = dit
         self.plan = timestep_plan(timestep)
@@ -113,7 +117,7 @@ class Reader:
                 )
             self._picked = given[0]
             return
-        source = calibration_source(calibration, array_order=options.array_order)
+        source = calibration_source(calibration, None, options.array_order, value_range)
         if options.image_size is None and image_size is not None:
             options = options.replaced(image_size=image_size)
         sweep = Sweep.of_source(dit, source, options, SelectionCache(options.cache_dir))

@@ -47,6 +47,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         dtype: Of the frozen weights.
         device: CUDA if there is one, by default.
         fusion: An entry of ``timestep`` now; here for one more version.
+        value_range: What tensors of floats have, as in :class:`~mmaselect.FeatureExtractor`.
 
     Attributes:
         timestep_ (int): Where images are read: of several timesteps the picked one or, where none
@@ -74,6 +75,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         dtype: str = 'fp32',
         device: str | None = None,
         fusion: str | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         self.pretrained = pretrained
         self.timestep = timestep
@@ -86,18 +88,20 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         self.dtype = dtype
         self.device = device
         self.fusion = fusion
+        self.value_range = value_range
 
     def fit(self, X: Any, y: Any = None) -> DiTFeatures:
         """Select the timestep on some images.
 
         Args:
-            X: Images in any form that :class:`~mmaselect.FeatureExtractor` takes.
+            X: Images in any form that :class:`~mmaselect.FeatureExtractor` takes; of an array, the
+                first axis is that of the samples: (N, H, W) are grey images.
             y: Labels, which are not used.
 
         Raises:
             ValueError: If there is no image, or a setting is out of range.
         """
-        extract = self._build(self._plan(), X)
+        extract = self._build(self._plan(), _samples(X))
         self.selection_ = extract.selection_result
         self.timestep_ = extract.timestep
         self._extract: FeatureExtractor | None = extract
@@ -107,13 +111,14 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         """One vector an image: the mean of each map over its positions, maps joined.
 
         Args:
-            X: Images in any form that :class:`~mmaselect.FeatureExtractor` takes.
+            X: Images in any form that :class:`~mmaselect.FeatureExtractor` takes; of an array, the
+                first axis is that of the samples: (N, H, W) are grey images.
 
         Returns:
             ndarray: (images, channels of all blocks), float32.
         """
         extract = self._fitted()
-        images = list_images(X)
+        images = list_images(_samples(X))
         vectors = []
         for start in range(0, len(images), self.batch_size):
             maps = extract(images[start : start + self.batch_size])
@@ -161,6 +166,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
             seed=self.seed,
             image_size=self.image_size,
             batch_size=self.batch_size,
+            value_range=self.value_range,
             **options,
         )
         # Images of any size come here.
@@ -176,3 +182,24 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.no_validation = True
         return tags
+
+
+def _samples(X: Any) -> Any:
+    """The samples of ``X``; the first axis of an array is theirs, as everywhere in scikit-learn.
+
+    Raises:
+        ValueError: If they are rows of numbers, or a single image.
+    """
+    if not isinstance(X, (np.ndarray, torch.Tensor)) or X.ndim in (1, 4):
+        return X
+    shape = tuple(X.shape)
+    if X.ndim == 3 and (isinstance(X, np.ndarray) or shape[0] != 3):
+        if shape[-1] in (1, 3, 4) and isinstance(X, np.ndarray):
+            raise ValueError(f'X of shape {shape} is one image: give a list of images, [image]')
+        return [one[None] if isinstance(one, torch.Tensor) else one for one in X]
+    if X.ndim == 2:
+        raise ValueError(
+            f'X of shape {shape} has rows of numbers, and which pixels are neighbors is lost: '
+            f'reshape it to (n, height, width, 3), or to (n, height, width) if it is grey'
+        )
+    raise ValueError(f'X of shape {shape}: give (n, height, width, 3), or a list of images')

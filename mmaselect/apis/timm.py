@@ -13,6 +13,13 @@ from torch import Tensor
 from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
 from mmaselect.diffusion import ModelSource
+from mmaselect.diffusion.pixel_gate import PixelGate
+
+HALF = (0.5, 0.5, 0.5)
+ADVICE = (
+    'Normalize images by mean 0.5 and std 0.5, which pretrained_cfg has '
+    '(timm.data.create_transform takes them from it)'
+)
 
 
 class FeaturesOnly(FrozenModule):
@@ -70,13 +77,13 @@ class FeaturesOnly(FrozenModule):
     ) -> None:
         super().__init__(
             pretrained, timestep, out_indices, feature, dtype, seed, calibration, selection, device,
-            condition, flat,
+            condition, flat, PixelGate(HALF, HALF, 1, advice=ADVICE),
         )  # fmt: skip
         side = self.dit.native_size
         self.pretrained_cfg = dict(
             input_size=(3, side, side),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
+            mean=HALF,
+            std=HALF,
             interpolation='bicubic',
         )
 

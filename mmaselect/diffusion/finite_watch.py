@@ -10,26 +10,16 @@ import torch
 from torch import Tensor
 
 from mmaselect.diffusion.frozen_dit import FrozenDiT
-
-#: Passes whose largest feature is read together, on an accelerator.
-PASSES_PER_READ = 50
+from mmaselect.diffusion.late_maximum import LateMaximum
 
 
 class FiniteWatch:
-    """Raises when a feature map holds NaN or infinity.
-
-    The first pass is checked at once, and so is every pass on a CPU. On an accelerator later passes
-    only keep the largest absolute value there: it is copied over every ``PASSES_PER_READ`` passes
-    and read once it has arrived, so that no step waits for the device.
+    """Raises when a feature map holds NaN or infinity; never waits for the device, see
+    :class:`LateMaximum`.
     """
 
     def __init__(self) -> None:
-        self._passes = 0
-        self._largest: Tensor | None = None
-        self._arriving: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def __reduce__(self) -> tuple:
-        return type(self), ()  # a copy of the model starts anew: events cannot be copied
+        self._largest = LateMaximum()
 
     def check(self, maps: Sequence[Tensor], dit: FrozenDiT, images: Tensor, timestep: int) -> None:
         """Look at the feature maps of a pass.
@@ -48,25 +38,10 @@ class FiniteWatch:
             return
         # NaN and infinity pass through the maximum.
         largest = torch.stack([each.detach().abs().amax() for each in maps]).amax().float()
-        self._passes += 1
-        if self._passes == 1 or not (largest.is_cuda or largest.is_meta):
-            if not math.isfinite(largest.item()):
-                raise FloatingPointError(explain(dit, images, timestep))
-            return
-        self._largest = largest if self._largest is None else self._largest.maximum(largest)
-        if self._arriving is not None and self._arriving[1].query():
-            arrived, self._arriving = self._arriving[0], None
-            if not math.isfinite(arrived.item()):
-                raise FloatingPointError(
-                    f'{explain(dit, images, timestep)} (noticed up to {2 * PASSES_PER_READ} '
-                    f'batches after it happened)'
-                )
-        if self._arriving is None and largest.is_cuda and self._passes % PASSES_PER_READ == 0:
-            host = torch.empty((), pin_memory=True)
-            host.copy_(self._largest, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._arriving, self._largest = (host, event), None
+        found = self._largest.update(largest)
+        if found is not None and not math.isfinite(found):
+            when = self._largest.lateness if self._largest.is_late else ''
+            raise FloatingPointError(f'{explain(dit, images, timestep)}{when}')
 
 
 def explain(dit: FrozenDiT, images: Tensor, timestep: int) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from mmaselect.checks import check_path, is_sequence, shorten
+from mmaselect.checks import check_path, is_number, is_sequence, shorten
 from mmaselect.images.reading import (
     UnreadableImageError,
     as_rgb,
@@ -51,6 +52,8 @@ def list_images(images: Any) -> list[ImageLike]:
                 f'file or of a folder of images'
             )
         return [path]
+    if isinstance(images, np.ndarray) and images.dtype.kind in 'OUS':
+        return list_images(images.ravel().tolist())
     if isinstance(images, (np.ndarray, Tensor)):
         return list(images) if images.ndim == 4 else [images]
     if isinstance(images, (bytes, bytearray, Image.Image)):
@@ -63,19 +66,65 @@ def list_images(images: Any) -> list[ImageLike]:
     )
 
 
-def to_array(image: ImageLike, name: str = 'image') -> np.ndarray:
+def looks_like_unit_range(images: Sequence[Tensor]) -> bool:
+    """Whether pixels that should be [-1, 1] are all in its upper half, as images from 0 to 1 are.
+
+    Args:
+        images: Tensors of floats. Empty ones, and those of one value throughout, tell nothing.
+    """
+    spans = [(one.amin().item(), one.amax().item()) for one in images if one.numel()]
+    told = [(low, high) for low, high in spans if low < high]
+    return bool(told) and all(low >= 0 and high <= 1 for low, high in spans)
+
+
+def warn_of_unit_range(images: Sequence[Any]) -> None:
+    """Warn where all tensors of floats among some images look like images from 0 to 1."""
+    floats = [one for one in images if isinstance(one, Tensor) and one.is_floating_point()]
+    if looks_like_unit_range(floats):
+        warnings.warn(
+            'tensors of floats are read as [-1, 1], and all pixels of these are from 0 to 1, as '
+            'torchvision makes them. If that is their range, say value_range=(0, 1); if it is not, '
+            'value_range=(-1, 1)',
+            stacklevel=4,
+        )
+
+
+def check_value_range(value_range: Any) -> tuple[float, float] | None:
+    """The range of tensors of floats, or None.
+
+    Raises:
+        ValueError: If it is no pair of numbers in ascending order.
+    """
+    if value_range is None:
+        return None
+    pair = list(value_range) if is_sequence(value_range) else []
+    if len(pair) != 2 or not all(is_number(end) for end in pair):
+        raise ValueError(
+            f'value_range must be two numbers, such as (0, 1), (-1, 1) or (0, 255); got '
+            f'{shorten(value_range)}'
+        )
+    low, high = (float(end) for end in pair)
+    if low >= high:
+        raise ValueError(f'value_range must ascend, got {shorten(value_range)}')
+    return low, high
+
+
+def to_array(
+    image: ImageLike, name: str = 'image', value_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """An image as (H, W, 3) uint8, RGB.
 
     Args:
         image: One of what :func:`list_images` gives. Arrays of floats have 0 to 1, as
             scikit-image's, tensors of floats -1 to 1.
         name: How a message calls it.
+        value_range: What tensors of floats have instead.
 
     Raises:
         ValueError: If it cannot be read, or its range is another.
     """
     if isinstance(image, Tensor):
-        scaled = to_pixels(image, name) + 1
+        scaled = to_pixels(image, name, value_range=value_range) + 1
         return (scaled * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
     if isinstance(image, (str, Path)):
         return load_rgb(image)
@@ -98,7 +147,10 @@ def to_array(image: ImageLike, name: str = 'image') -> np.ndarray:
 
 
 def to_pixels(
-    image: ImageLike, name: str = 'image', size: int | tuple[int, int] | None = None
+    image: ImageLike,
+    name: str = 'image',
+    size: int | tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> Tensor:
     """An image as (3, H, W), float32, RGB in [-1, 1].
 
@@ -106,6 +158,7 @@ def to_pixels(
         image: See :func:`to_array`; a tensor may be uint8 as well, 0 to 255.
         name: How a message calls it.
         size: Side, or (height, width), that it is scaled and cropped to; its own if None.
+        value_range: What a tensor of floats has, such as (0, 1); (-1, 1) if None.
 
     Raises:
         ValueError: If it cannot be read, or its range is another.
@@ -116,17 +169,24 @@ def to_pixels(
         # A copy: arrays of PIL images are read-only, which torch warns of.
         return to_model_range(torch.from_numpy(array.copy()).permute(2, 0, 1))
     is_bytes = image.dtype == torch.uint8
-    if image.ndim != 3 or image.shape[0] != 3 or not (is_bytes or image.is_floating_point()):
+    is_image = image.ndim == 3 and image.shape[0] in (1, 3)
+    if not is_image or not (is_bytes or image.is_floating_point()):
         raise ValueError(
-            f'{name}: a tensor must be (3, H, W) or (N, 3, H, W), RGB, float in [-1, 1] or uint8; '
-            f'got {tuple(image.shape)} {image.dtype}'
+            f'{name}: a tensor must be (3, H, W) or (N, 3, H, W), RGB, or (1, H, W), grey; float '
+            f'in [-1, 1] or uint8; got {tuple(image.shape)} {image.dtype}'
         )
+    if image.shape[0] == 1:
+        image = image.expand(3, -1, -1)
+    low, high = (-1.0, 1.0) if value_range is None else value_range
     pixels = to_model_range(image) if is_bytes else image.float()
+    if not is_bytes and (low, high) != (-1, 1):
+        pixels = (pixels - low) / (high - low) * 2 - 1
     limit = 1 + OVERSHOOT
     if pixels.numel() and not pixels.abs().amax() <= limit:
         raise ValueError(
-            f'{name}: a tensor of floats must have -1 to 1, got {pixels.amin():.3g} to '
-            f'{pixels.amax():.3g}: undo its normalization, or give uint8'
+            f'{name}: a tensor of floats must have {low:g} to {high:g}, got {image.amin():.3g} to '
+            f'{image.amax():.3g}: undo its normalization, say its value_range, such as (0, 1) or '
+            f'(0, 255), or give uint8'
         )
     if size is None or tuple(pixels.shape[1:]) == _both(size):
         return pixels
@@ -146,19 +206,29 @@ class ImageList(ImageArrays):
     Args:
         images: What :func:`list_images` takes.
         labels: One class label per image, for label-aware criteria.
+        value_range: What tensors of floats have, such as (0, 1); (-1, 1) if None.
 
     Raises:
         FileNotFoundError: If a path leads nowhere.
         ValueError: If there is no image, or labels do not fit them.
     """
 
-    def __init__(self, images: Any, labels: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        images: Any,
+        labels: Sequence[int] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         # An array may be one image by mistake, which `ImageArrays` says.
-        listed: Any = images if isinstance(images, np.ndarray) else list_images(images)
+        is_array = isinstance(images, np.ndarray) and images.dtype.kind not in 'OUS'
+        listed: Any = images if is_array else list_images(images)
         super().__init__(listed, labels)
+        self.value_range = value_range
+        if value_range is None:
+            warn_of_unit_range(listed)
 
     def load(self, index: int) -> np.ndarray:
-        return to_array(self.images[index], self.name(index))
+        return to_array(self.images[index], self.name(index), self.value_range)
 
     def name(self, index: int) -> str:
         image = self.images[index]

@@ -125,7 +125,8 @@ def as_rgb(
         elif image.ndim == 3 and image.shape[-1] > 4:
             more = (
                 f': the frozen model sees RGB, not {image.shape[-1]} channels. Load those three '
-                f'that show red, green and blue (or whatever stands for them)'
+                f'that show red, green and blue (or whatever stands for them); or give a list of '
+                f'{image.shape[0]} arrays, if these are grey images'
             )
         raise ValueError(f'{name}: {got}{more}')
     if image.dtype == np.uint16:

@@ -8,7 +8,4 @@ base_backbone = dict(
     blocks=[3],
     feature='query',
     timestep='auto',
-    # The same as the data_preprocessor's, so that the model's own [-1, 1] is restored.
-    input_mean=[127.5, 127.5, 127.5],
-    input_std=[127.5, 127.5, 127.5],
 )

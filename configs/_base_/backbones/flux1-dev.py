@@ -12,9 +12,6 @@ base_backbone = dict(
     selection=dict(image_size=512),
     # The empty prompt; FLUX.1 cannot do without T5, which is loaded once, to embed it.
     condition=dict(prompt='', guidance=3.5),
-    # The same as the data_preprocessor's, so that the model's own [-1, 1] is restored.
-    input_mean=[127.5, 127.5, 127.5],
-    input_std=[127.5, 127.5, 127.5],
     # As it was trained; its activations come near the end of fp16's range.
     dtype='bf16',
 )

@@ -12,8 +12,5 @@ base_backbone = dict(
     selection=dict(image_size=512),
     # The empty prompt, without T5, as in the reference.
     condition=dict(prompt='', t5=False),
-    # The same as the data_preprocessor's, so that the model's own [-1, 1] is restored.
-    input_mean=[127.5, 127.5, 127.5],
-    input_std=[127.5, 127.5, 127.5],
     dtype='fp16',
 )

@@ -11,12 +11,13 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
+from mmaselect.diffusion.pixel_gate import ORDERS, PixelGate
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.sources import build_image_source
 from mmaselect.images.thumbnails import try_thumbnails
@@ -25,6 +26,7 @@ from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
 from mmaselect.models.backbones.pick import Pick
+from mmaselect.models.backbones.preprocessor import Adopts, arrival
 from mmaselect.openmmlab.registries import MODELS
 from mmaselect.report.notice import announce_pick
 from mmaselect.selection import (
@@ -34,7 +36,8 @@ from mmaselect.selection import (
     Sweep,
 )
 
-CHANNEL_ORDERS = ('rgb', 'bgr')
+#: Mean and std of pixels from 0 to 255 that makes them [-1, 1].
+HALF = (127.5, 127.5, 127.5)
 #: Arguments of earlier versions, and the entries that they are now.
 OLD_TIMESTEP = {'fusion': 'fusion', 'timestep_from': 'source'}
 OLD_NOISE = {'noise_seed': 'seed', 'num_draws': 'draws'}
@@ -54,6 +57,11 @@ class _Frozen:
         return self
 
 
+def _plain(value: Any) -> str:
+    """Numbers and words of a message, without the noise of float32."""
+    return repr([round(one, 3) for one in value]) if isinstance(value, tuple) else repr(value)
+
+
 def check_init_cfg(init_cfg: Any) -> None:
     """See that ``init_cfg`` is what MMEngine's ``BaseModule`` takes.
 
@@ -71,7 +79,7 @@ def check_init_cfg(init_cfg: Any) -> None:
 
 
 @MODELS.register_module()
-class ASelecTDiT(BaseModule):
+class ASelecTDiT(BaseModule, Adopts):
     """Feature maps of a frozen diffusion transformer at an automatically selected timestep.
 
     The timestep is picked in ``init_weights`` (A-SelecT, arXiv 2603.25758), which MMEngine's Runner
@@ -112,11 +120,14 @@ class ASelecTDiT(BaseModule):
         calibration: Where calibration images come from: the config of any registered dataset
             (labels unused), or a folder of images.
         condition: None for the null class or the empty prompt; a class label or a prompt otherwise.
-        input_mean: What the config's ``data_preprocessor`` subtracted, in 0..255 units: three
-            numbers, or one for all channels. The model's own [-1, 1] range is restored from it, so
-            the backbone fits configs made for others.
-        input_std: What it divided by.
-        channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``.
+        input_mean: What was subtracted from the pixels that arrive here, in 0..255 units: three
+            numbers, or one for all channels. The model's own [-1, 1] range is restored from it. By
+            default it is read from the ``data_preprocessor`` of the model that the backbone is in;
+            a backbone in no such model takes pixels in [-1, 1].
+        input_std: What they were divided by. By default as ``input_mean``.
+        channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``. By default
+            ``'rgb'`` where the ``data_preprocessor`` turns channels around; where it leaves them as
+            they are loaded, the order must be given.
         dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that of the
             published weights, but fp32 on a CPU that has no units for bf16. It holds under AMP too.
         noise: ``'fresh'`` is a new draw per call (in a run, one that depends on the run's seed, the
@@ -167,9 +178,9 @@ class ASelecTDiT(BaseModule):
         selection: Mapping[str, Any] | str | None = None,
         calibration: str | Path | Mapping[str, Any] | None = None,
         condition: Any = None,
-        input_mean: float | Sequence[float] = (127.5, 127.5, 127.5),
-        input_std: float | Sequence[float] = (127.5, 127.5, 127.5),
-        channel_order: str = 'rgb',
+        input_mean: float | Sequence[float] | None = None,
+        input_std: float | Sequence[float] | None = None,
+        channel_order: str | None = None,
         dtype: str | torch.dtype = 'fp32',
         noise: str | Mapping[str, Any] = 'auto',
         compile: bool | Mapping[str, Any] = False,
@@ -183,9 +194,12 @@ class ASelecTDiT(BaseModule):
         self.source = ModelSource.gather(pretrained, flat)
         plan = TimestepPlan.parse(timestep)
         self.noise = NoiseOptions.parse(noise)
-        choice('channel_order', channel_order, CHANNEL_ORDERS)
-        input_mean = three_numbers('input_mean', input_mean)
-        input_std = three_numbers('input_std', input_std, positive=True)
+        if channel_order is not None:
+            choice('channel_order', channel_order, ORDERS)
+        if input_mean is not None:
+            input_mean = three_numbers('input_mean', input_mean)
+        if input_std is not None:
+            input_std = three_numbers('input_std', input_std, positive=True)
         if not isinstance(compile, (bool, Mapping)):
             raise ValueError(
                 f'compile must be True, False, or a dict of options of torch.compile; got '
@@ -207,7 +221,9 @@ class ASelecTDiT(BaseModule):
         self.feature = feature
         self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
-        self.channel_order = channel_order
+        self._given_pixels = (input_mean, input_std, channel_order)
+        #: What is to be said where the order of channels is not known.
+        self._open_order: str | None = None
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
@@ -229,11 +245,16 @@ class ASelecTDiT(BaseModule):
         ]
         self.stride = self.dit.stride
 
-        # Pixels as the model wants them are input * scale + shift.
-        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (input_mean, input_std))
-        self.register_buffer('input_scale', (std / 127.5).view(3, 1, 1), persistent=False)
-        self.register_buffer('input_shift', (mean / 127.5 - 1).view(3, 1, 1), persistent=False)
-
+        mean, std, order = self._given_pixels
+        self.gate = PixelGate(
+            mean or HALF,
+            std or HALF,
+            255,
+            order or 'rgb',
+            'Give the backbone the mean and std that pixels were normalized with, as input_mean '
+            'and input_std',
+            is_sure=mean is not None and std is not None,
+        )
         self.pick = Pick(self, plan, self.dit.process)
         if plan.count > 1:
             log(
@@ -244,7 +265,6 @@ class ASelecTDiT(BaseModule):
         self._guard = CheckpointGuard.of(self.dit, feature, self.pretrained)
         for name, tensor in self._guard.buffers().items():
             self.register_buffer(name, tensor)
-        self._range_checked = False
         self._fresh_noise = FreshNoise(self.noise.draws)
         self._fixed_noise = FixedNoise(self.noise.seed, self.noise.draws)
         self._finite_watch = FiniteWatch()
@@ -264,11 +284,57 @@ class ASelecTDiT(BaseModule):
         super()._apply(fn, *args, **kwargs)
         # Follow the device; the precision stays what `dtype` says. Weights that accelerate has
         # placed (device_map) stay where they are.
-        device = self.input_scale.device
+        device = self.gate.scale.device
         placed = getattr(self.dit.transformer, 'hf_device_map', None)
         if not placed and device.type != 'meta' and self.dit.device != device:
             self.dit.to(device)
         return self
+
+    # -- pixels -----------------------------------------------------------------------------------
+    def adopt_preprocessor(self, preprocessor: nn.Module) -> None:
+        """Take over what a model's ``data_preprocessor`` does to pixels, so that it is undone.
+
+        Args:
+            preprocessor: Of the model that this backbone is put into.
+
+        Raises:
+            ValueError: If arguments contradict it.
+        """
+        does = arrival(preprocessor)
+        if does is None:
+            return
+        mean, std, order = self._given_pixels
+        for name, given, found in (
+            ('input_mean', mean, does.mean),
+            ('input_std', std, does.std),
+            ('channel_order', order, does.order or order),
+        ):
+            if given is not None and _plain(given) != _plain(found):
+                raise ValueError(
+                    f'{name}={_plain(given)} of the backbone contradicts the data_preprocessor of '
+                    f'its model, a {does.name} that gives {_plain(found)}: leave {name} out, and '
+                    f'the backbone takes what the data_preprocessor does'
+                )
+        order = does.order or order
+        self._open_order = None
+        if order is None:
+            self._open_order = (
+                f'channel_order is open: the data_preprocessor of the model, a {does.name}, leaves '
+                f'channels as they are loaded. For image files, which MMCV loads as BGR, let it '
+                f'turn them around (bgr_to_rgb=True or to_rgb=True), or give the backbone '
+                f"channel_order='bgr'; for data sets of RGB arrays (CIFAR of MMPretrain) give it "
+                f"channel_order='rgb'"
+            )
+        advice = (
+            f'The {does.name} of the model subtracts mean {_plain(does.mean)} and divides by std '
+            f'{_plain(does.std)}: see to it that batches come through it, and with values from 0 '
+            f'to 255'
+        )
+        self.gate.set(does.mean, does.std, order or 'rgb', advice, is_sure=True)
+
+    def _check_order(self) -> None:
+        if self._open_order is not None:
+            raise ValueError(self._open_order)
 
     # -- the pick ---------------------------------------------------------------------------------
     @property
@@ -302,6 +368,7 @@ class ASelecTDiT(BaseModule):
     def init_weights(self) -> None:
         """Pick the timestep, unless it is given, there already, or to come from a checkpoint."""
         super().init_weights()
+        self._check_order()
         if self.pick.is_needed():
             self.select_timestep()
 
@@ -309,7 +376,7 @@ class ASelecTDiT(BaseModule):
         """Select after all, if ``init_weights`` left it to a checkpoint, and that brought none."""
         if self.pick.is_overdue():
             # The first forward pass may be what asks.
-            with torch.autocast(self.input_scale.device.type, enabled=False):
+            with torch.autocast(self.gate.scale.device.type, enabled=False):
                 self.select_timestep()
 
     def build_sweep(self, **overrides: Any) -> Sweep:
@@ -340,33 +407,16 @@ class ASelecTDiT(BaseModule):
             self.cache.flush()  # MMEngine's loops call this once an epoch
         return super().train(mode)
 
-    def _restore(self, inputs: Tensor) -> Tensor:
-        """Undo the ``data_preprocessor``: RGB in [-1, 1]."""
-        images = inputs.float() * self.input_scale + self.input_shift
-        # Tracers (FLOPs counters) bring random numbers.
-        if not self._range_checked and not torch.jit.is_tracing():
-            # Once: on a GPU the check waits for the device.
-            low, high = images.amin().item(), images.amax().item()
-            # Interpolation and augmentation may overshoot a little; another normalization
-            # (ImageNet's reaches 2.6) does so by far.
-            if low < -1.5 or high > 1.5:
-                raise ValueError(
-                    f'after undoing input_mean and input_std, pixels span {low:.2f} to {high:.2f} '
-                    f"instead of -1 to 1. Set the backbone's input_mean and input_std to the mean "
-                    f"and std of the config's data_preprocessor"
-                )
-            self._range_checked = True
-        return images.flip(1) if self.channel_order == 'bgr' else images
-
     # Hooks, and an exception that ends the pass early, are nothing that a graph can hold.
     @torch.compiler.disable
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a batch; see the class for shapes."""
+        self._check_order()
         picked = self.timestep
         self._fresh_noise.begin()
         noise = self._fresh_noise if self.noise.is_fresh(self.training) else self._fixed_noise
-        images = self._restore(inputs)
+        images = self.gate(inputs)
         maps = read_maps(
             self.dit, self.pick.plan, picked, images, noise, self._finite_watch, self.cache
         )
@@ -380,6 +430,9 @@ class ASelecTDiT(BaseModule):
         self._guard.check(state_dict, prefix)
         with self.pick.loading(state_dict, prefix):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f'{self._get_name()}({self.extra_repr()})'
 
     def extra_repr(self) -> str:
         count = sum(parameter.numel() for parameter in self.dit.transformer.parameters())
