@@ -14,8 +14,8 @@ from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
 from mmaselect.checks import is_sequence, shorten, three_numbers
 from mmaselect.diffusion import ModelSource
-from mmaselect.install import install_hint
 from mmaselect.diffusion.pixel_gate import PixelGate
+from mmaselect.install import install_hint
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BackboneOutput
