@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from mmaselect.diffusion.codec import (
 )
 from mmaselect.diffusion.diagnose import REPAIR, PartConfig, check_entries
 from mmaselect.diffusion.dit_original import OriginalFile
+from mmaselect.diffusion.hub import HubError, NotOnHub, Repository
 from mmaselect.diffusion.locate import GGUF, resolve_folder, resolve_pretrained, weights_file
 from mmaselect.diffusion.model_source import ModelSource
 from mmaselect.diffusion.parts import MissingWeights, Part, naming_part
@@ -241,7 +242,7 @@ class PipelineSource:
             resolve_pretrained(self.path)
         try:
             usual.config()
-        except FileNotFoundError:
+        except NotOnHub:
             return alone
         return usual
 
@@ -283,23 +284,53 @@ class PipelineSource:
         """
         if self.base is not None:
             return self.base.index()
-        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
         place = f'{self.argument}={self.name!r}'
+        # The second is of a pipeline that is put together from blocks.
+        names = ('model_index.json', 'modular_model_index.json')
         try:
             try:
-                entries = diffusers.DiffusionPipeline.load_config(self.path, **kwargs)
-            except OSError:
-                # Of a pipeline that is put together from blocks. What both lack is said below.
-                with contextlib.suppress(OSError, AttributeError):
-                    entries = diffusers.ModularPipeline.load_config(self.path, **kwargs)
-                    return PartConfig(dict(entries), f'{place}: modular_model_index.json')
+                file, found = self._file(names[0]), names[0]
+            except FileNotFoundError:
+                with contextlib.suppress(FileNotFoundError):
+                    file, found = self._file(names[1]), names[1]
+                    entries = diffusers.ModularPipeline.load_config(file)
+                    return PartConfig(dict(entries), f'{place}: {found}')
                 raise
-            return PartConfig(dict(entries), f'{place}: model_index.json')
+            return PartConfig(
+                dict(diffusers.DiffusionPipeline.load_config(file)), f'{place}: {found}'
+            )
+        except HubError:
+            raise
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise FileNotFoundError(
                 f'{place}: cannot read model_index.json, which names the parts '
                 f'of a pipeline ({error})'
             ) from error
+
+    def _file(self, name: str) -> Path:
+        """A small file outside of the folders of parts."""
+        if not self.is_local:
+            return Repository(f'{self.argument}={self.name!r}', self.path, self.hub_kwargs).file(
+                name
+            )
+        file = Path(self.path, name)
+        if not file.is_file():
+            raise FileNotFoundError(f'there is no file {file}')
+        return file
+
+    def folder(self, parts: Collection[str]) -> Path:
+        """A folder that has some parts besides transformer and VAE, downloaded if need be.
+
+        Args:
+            parts: Text encoders, tokenizers, ... by the names of their folders.
+        """
+        if self.is_local:
+            return Path(self.path)
+        repository = Repository(f'{self.argument}={self.name!r}', self.path, self.hub_kwargs)
+        root = repository.file('model_index.json').parent
+        for part in parts:
+            repository.folder(part, self.hub_kwargs.get('variant'), of_diffusers=False)
+        return root
 
     def has_vae(self) -> bool:
         """Whether the model works on latents."""
@@ -489,7 +520,7 @@ def _find_vae(vae: str | Path, hub_kwargs: dict[str, Any]) -> Part:
     if not alone.is_local:
         try:
             names_a_vae = alone.config().get('_class_name', '').startswith('Autoencoder')
-        except (FileNotFoundError, ValueError):
+        except (NotOnHub, ValueError):
             names_a_vae = False
         return alone if names_a_vae else inside
     for found in (alone, inside):

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
 
 from mmaselect.checks import shorten
 from mmaselect.diffusion.diagnose import LFS_POINTER, is_lfs_pointer
+from mmaselect.diffusion.hub import HubError, NotOnHub, Repository
 from mmaselect.diffusion.locate import PICKLED, SAFETENSORS
 from mmaselect.diffusion.weight_files import read_tensors
 
@@ -170,31 +169,27 @@ def _chosen(names: list[str], where: str) -> str:
 
 def _from_hub(repo: str, where: str, hub_kwargs: Mapping[str, Any]) -> tuple[Path, Path | None]:
     """A LoRA's file on the hub, downloaded, and its config."""
-    options = {k: v for k, v in hub_kwargs.items() if k not in ('variant', 'revision')}
+    # A revision is one of the model.
+    options = {key: value for key, value in hub_kwargs.items() if key != 'revision'}
+    repository = Repository(where, repo, options)
 
-    is_of_peft = False
-
-    def download(name: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repo, name, **options))
-        except EntryNotFoundError as error:
-            # Without the network, nobody knows whether there is one; that of peft has one.
-            if name == _CONFIG and isinstance(error, LocalEntryNotFoundError) and is_of_peft:
-                raise
-            return None
-
+    cached = next((name for name in _NAMES if _is_cached(repository, name)), None)
+    if cached is None:
+        suffixes = (SAFETENSORS, *PICKLED)
+        names = [name for name in repository.names() if name.endswith(suffixes)]
+        cached = _chosen(names, where)
+    file = repository.file(cached)
     try:
-        file = next((found for name in _NAMES if (found := download(name))), None)
-        if file is None:
-            names = HfApi(token=options.get('token')).list_repo_files(repo)
-            suffixes = (SAFETENSORS, *PICKLED)
-            file = download(_chosen([n for n in names if n.endswith(suffixes)], where))
-        is_of_peft = file is not None and file.stem == 'adapter_model'
-        config = download(_CONFIG)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise FileNotFoundError(
-            f'{where}: cannot be read ({error}). Give a .safetensors file, a folder that holds '
-            f'one, or a hub id'
-        ) from error
-    assert file is not None  # it is one of those that were listed
-    return file, config
+        return file, repository.file(_CONFIG)
+    except HubError as error:
+        # Without the network, nobody knows whether there is one; that of peft has one.
+        if file.stem == 'adapter_model' and not isinstance(error, NotOnHub):
+            raise
+        return file, None
+
+
+def _is_cached(repository: Repository, name: str) -> bool:
+    try:
+        return repository.cached(name) is not None
+    except NotOnHub:
+        return False

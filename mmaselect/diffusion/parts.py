@@ -19,6 +19,7 @@ from torch import nn
 
 from mmaselect.checks import shorten
 from mmaselect.diffusion.diagnose import REPAIR, PartConfig, weights_problem
+from mmaselect.diffusion.hub import HubError, Repository
 from mmaselect.diffusion.locate import (
     LAYOUT_HELP,
     SAFETENSORS,
@@ -133,34 +134,50 @@ class Part:
         class Reader(ConfigMixin):
             config_name = name
 
-        kwargs = {k: v for k, v in self.hub_kwargs.items() if k != 'variant'}
         try:
-            entries = dict(Reader.load_config(self.path, subfolder=self.subfolder, **kwargs))
+            place = self.folder / name if self.is_local else self.repository.file(file)
+            entries = dict(Reader.load_config(place))
+        except HubError as error:
+            raise type(error)(f'{error}{self.advice}') from error
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            hint = (
-                LAYOUT_HELP
-                if self.is_local
-                else 'the hub could not be reached, the id is wrong, or the model is gated: accept '
-                'its license on its page and run `hf auth login`, or download it once and give '
-                'the local folder'
-            )
             raise FileNotFoundError(
-                f'{self.argument}={self.name!r}: cannot read {file} ({error}). {hint}{self.advice}'
+                f'{self.argument}={self.name!r}: cannot read {file} ({error}). '
+                f'{LAYOUT_HELP}{self.advice}'
             ) from error
         if '_class_name' not in entries:
-            entries.update(self._class_by_index(kwargs))
+            entries.update(self._class_by_index())
         config = PartConfig(entries, self.place(file))
         config['_class_name']  # says so if there is none
         return config
 
-    def _class_by_index(self, kwargs: dict[str, Any]) -> dict[str, str]:
+    @property
+    def repository(self) -> Repository:
+        """The repository on the hub that has it."""
+        return Repository(f'{self.argument}={self.name!r}', self.path, self.hub_kwargs)
+
+    def fetch(self) -> None:
+        """Have its files on this machine; from then on it is a folder.
+
+        Raises:
+            HubError: If they cannot be downloaded.
+        """
+        if not self.is_local:
+            try:
+                root = self.repository.folder(self.subfolder, self.hub_kwargs.get('variant'))
+            except HubError as error:
+                raise type(error)(f'{error}{self.advice}') from error
+            self.path = str(root)
+
+    def _class_by_index(self) -> dict[str, str]:
         """Class of the part as the pipeline's index has it: Kandinsky 6 names it there alone."""
 
         class Reader(ConfigMixin):
             config_name = 'model_index.json'
 
         try:
-            entry = dict(Reader.load_config(self.path, **kwargs)).get(self.kind)
+            name = 'model_index.json'
+            place = Path(self.path, name) if self.is_local else self.repository.file(name)
+            entry = dict(Reader.load_config(place)).get(self.kind)
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
@@ -177,6 +194,7 @@ class Part:
             cls: Class of the part.
             kwargs: Of diffusers' ``from_pretrained``, beside those that find files.
         """
+        self.fetch()
         kwargs = {**self.hub_kwargs, **kwargs}
         variant = kwargs.get('variant')
         try:
@@ -217,7 +235,8 @@ class Part:
         Raises:
             ValueError: If there are scales that cannot be applied.
         """
-        if not self.is_local or not self.folder.is_dir() or 'quantization_config' in self.config():
+        self.fetch()
+        if not self.folder.is_dir() or 'quantization_config' in self.config():
             return None
         files = [file.name for file in self.folder.iterdir() if file.suffix == SAFETENSORS]
         variant = self.hub_kwargs.get('variant')

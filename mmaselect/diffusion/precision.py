@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor
 
@@ -100,11 +98,6 @@ def _weights(part: Part) -> Path:
 
 def _file(part: Part, name: str) -> Path | None:
     """A file of a part; one on the hub is downloaded, as loading the model would do it."""
-    if part.is_local:
-        found = part.folder / name
-        return found if found.is_file() else None
-    kwargs = {key: value for key, value in part.hub_kwargs.items() if key != 'variant'}
-    try:
-        return Path(hf_hub_download(part.path, name, subfolder=part.subfolder, **kwargs))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return None
+    part.fetch()
+    found = part.folder / name
+    return found if found.is_file() else None

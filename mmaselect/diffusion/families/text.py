@@ -189,10 +189,12 @@ class TextFamily(Family):
         options: dict[str, Any],
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
+        parts = [k for k, value in source.index().items() if isinstance(value, list) and value[0]]
+        folder = source.folder([part for part in parts if part not in replaced])
         replaced = {**replaced, **self.late_parts(source, options, dtype)}
         try:
             pipeline = getattr(diffusers, name).from_pretrained(
-                source.path, torch_dtype=dtype, **replaced, **source.hub_kwargs
+                str(folder), torch_dtype=dtype, **replaced, **source.hub_kwargs
             )
         except (OSError, ValueError, ImportError) as error:
             raise RuntimeError(
