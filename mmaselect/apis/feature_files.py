@@ -43,7 +43,7 @@ from mmaselect.checks import (
 )
 from mmaselect.diffusion import ModelSource
 from mmaselect.images.units import ImageUnits, image_units, local_folders
-from mmaselect.selection import SelectionResult
+from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.selection.identity import check_result_model, model_identity
 
 __all__ = ['StoredFeatures', 'load_features', 'save_features']
@@ -60,6 +60,7 @@ def save_features(
     pretrained: str | Path | Mapping[str, Any] | ModelSource,
     *,
     timestep: int | str | SelectionResult = 'auto',
+    selection: SelectionOptions | Mapping[str, Any] | str | None = None,
     blocks: Sequence[int] | int | None = None,
     features: str | Sequence[str] = 'query',
     image_size: int | None = None,
@@ -92,6 +93,8 @@ def save_features(
         pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
         timestep: Where to read: a number, a :class:`SelectionResult`, or ``'auto'`` to pick it on
             these images first (``selection.json`` and ``selection.png`` are then in ``out`` too).
+        selection: How ``'auto'`` picks: ``'paper'``, or a dict with some of the fields of
+            :class:`~mmaselect.selection.SelectionOptions`. Size, seed and batch are those below.
         blocks: Blocks to read; the family's default if None.
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
@@ -161,6 +164,12 @@ def save_features(
         if not is_whole_number(timestep):
             raise ValueError(f"timestep must be 'auto' or a whole number, got {shorten(timestep)}")
         timestep = int(timestep)
+    if selection is not None and not is_auto:
+        raise ValueError(
+            f"selection says how timestep='auto' picks, and timestep is {shorten(timestep)}: leave "
+            f'one of them out'
+        )
+    how = SelectionOptions.parse(selection)
     out = Path(check_path('out', out)).expanduser()
     for folder in local_folders(images):
         if folder.resolve() in (out.resolve(), *out.resolve().parents):
@@ -195,6 +204,9 @@ def save_features(
         },
         'model': model_identity(dit, [], 0),
     }
+    if selection is not None:
+        # Folders that were written before this option was there have no such entry.
+        plan['settings']['selection'] = str(how)
     plan = json.loads(json.dumps(plan, default=str))
     names = [tensor_name(key) for key in extract.keys]
     if workers is None:
@@ -207,8 +219,8 @@ def save_features(
         if 'timestep' not in index:
             if timestep == 'auto':
                 timestep = select_timestep(
-                    dit, _calibration(images, units), image_size=size, seed=seed,
-                    batch_size=batch_size, out=out, progress=progress,
+                    dit, _calibration(images, units), selection=how, image_size=size,
+                    seed=seed, batch_size=batch_size, out=out, progress=progress,
                 )  # fmt: skip
             index['timestep'] = dit.process.check_timestep(_timestep_number(timestep))
         tokens = (-(-size // dit.stride)) ** 2

@@ -12,6 +12,7 @@ from mmaselect.cli.arguments import (
     model_source,
     new_parser,
 )
+from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
 
 EXAMPLES = """
 examples:
@@ -60,6 +61,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar='N|auto',
         help='where to read, 0 (clean) to 999 (noise); auto picks it on these images',
     )
+    parser.add_argument('--selection', choices=PRESETS, help=f'how auto picks. paper: {PAPER_NOTE}')
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group('files')
@@ -111,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         model_source(args),
         timestep=args.timestep,
+        selection=args.selection,
         blocks=args.blocks,
         features=args.feature,
         image_size=args.image_size,

@@ -14,6 +14,7 @@ from mmaselect.cli.arguments import (
     model_source,
     new_parser,
 )
+from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
 
 if TYPE_CHECKING:
     from mmaselect.diffusion import FrozenDiT
@@ -75,7 +76,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         f'config, else all that are given, if they are {ENOUGH_IMAGES} or more',
     )
     group.add_argument(
-        '--selection', metavar='FILE', help='a selection.json: its pick and its curve are shown'
+        '--selection',
+        metavar='FILE|paper',
+        help='a selection.json, whose pick and curve are shown; or paper, to select by the '
+        f"paper's criterion: {PAPER_NOTE}",
     )
     group.add_argument('--no-selection', action='store_true', help='select nothing, show no curve')
     group.add_argument(
@@ -169,6 +173,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     selection = select_timestep(
         dit,
         args.calibration or [load_rgb(image) for image in images],
+        selection=preset(args),
         image_size=args.image_size,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -219,16 +224,22 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
         return model.dit, name, selection, []
     if not model.is_automatic:
         return model.dit, name, None, [f'The config reads at timestep {model.timestep}.']
+    model.selection = model.selection.replaced(preset(args))
     return model.dit, name, model.select_timestep(), []
 
 
 def stored_selection(args: argparse.Namespace, dit: FrozenDiT) -> SelectionResult | None:
-    """What ``--selection`` names, if it is of this model."""
+    """The file that ``--selection`` names, if it is of this model; None without one."""
     from mmaselect.selection import SelectionResult
     from mmaselect.selection.identity import check_result_model
 
-    if args.selection is None:
+    if args.selection is None or preset(args) is not None:
         return None
     result = SelectionResult.load(args.selection)
     check_result_model(result, dit)
     return result
+
+
+def preset(args: argparse.Namespace) -> str | None:
+    """The preset that ``--selection`` names; None without one."""
+    return args.selection if args.selection in PRESETS else None
