@@ -8,7 +8,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
+import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,15 +22,45 @@ from typing import Any
 
 #: Leftovers of processes that cannot be looked up (of other machines) are cleared after this time.
 _LEFTOVER_SECONDS = 24 * 3600
-#: ``.NAME.MACHINE-PROCESS-RANDOM.SUFFIX``, as :func:`written_aside` names what it writes.
+#: ``.mmaselect-NAME.MACHINE-PROCESS-RANDOM.SUFFIX``, as :func:`written_aside` names what it writes.
+_PREFIX = '.mmaselect-'
 _ASIDE = re.compile(
-    r'\..+\.(?:(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}|[0-9a-f]{32})(\.[^.]*)?'
+    re.escape(_PREFIX)
+    + r'(?P<stem>.+)\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(?P<suffix>\.[^.]*)?'
 )
 
 
 def cache_root() -> Path:
-    """``$MMASELECT_CACHE``, or ``~/.cache/mmaselect``."""
-    return Path(os.environ.get('MMASELECT_CACHE') or Path.home() / '.cache' / 'mmaselect')
+    """``$MMASELECT_CACHE``, else ``mmaselect`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``.
+
+    Raises:
+        OSError: If none of them can be found: without a home directory, say.
+    """
+    try:
+        if own := os.environ.get('MMASELECT_CACHE'):
+            return Path(own).expanduser()
+        # The standard asks to ignore relative paths.
+        shared = Path(os.environ.get('XDG_CACHE_HOME') or '.').expanduser()
+        return (shared if shared.is_absolute() else Path.home() / '.cache') / 'mmaselect'
+    except RuntimeError as error:  # no HOME, and a user whom the system does not know
+        raise OSError(
+            f'there is no home directory to keep a cache in ({error}): set MMASELECT_CACHE to a '
+            f'folder that can be written'
+        ) from error
+
+
+def check_regular(path: str | Path) -> Path:
+    """A path that can be opened without waiting: neither a pipe nor a device.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        OSError: If it is not a regular file, nor a link to one.
+    """
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        kind = 'a folder' if path.is_dir() else 'a pipe, a socket or a device'
+        raise OSError(f'{str(path)!r} is {kind}, and no regular file')
+    return path
 
 
 @contextmanager
@@ -36,21 +69,33 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
     Readers see the old file or the whole new one. Processes that write the same file do not
     disturb each other: each has a path of its own, and the last one to finish stays. What a killed
-    process left is cleared by the next one that writes into the folder.
+    process left is cleared by the next one that writes the same file.
 
     Args:
-        path: File that is to be written; its folder is made if there is none.
+        path: File that is to be written; its folder is made if there is none. ``~`` is the home
+            directory. A link stays, and what it leads to is written. A pipe or a character device
+            gets the bytes at the end.
 
     Yields:
         Path in the same folder, with the same suffix (libraries choose a format by it). The
         file gets the permissions that the user's umask gives, whatever made it: colleagues who
         share the folder could not read one of :mod:`tempfile`.
+
+    Raises:
+        OSError: If the path is a folder, a socket or a disk, or cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_file():
+        with _written_through(path) as aside:
+            yield aside
+        return
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(path.parent)
+    stem = path.stem[:100]
+    _clear(path.parent, stem)
     writer = f'{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}'
-    aside = path.with_name(f'.{path.stem[:100]}.{writer}{path.suffix}')
+    aside = path.with_name(f'{_PREFIX}{stem}.{writer}{path.suffix}')
     try:
         aside.touch()
         mode = aside.stat().st_mode
@@ -62,15 +107,43 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def _written_through(path: Path) -> Iterator[Path]:
+    """A path elsewhere to write to; at the end its bytes go into a pipe or a device."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        kind = 'a folder' if stat.S_ISDIR(mode) else 'a socket or a disk'
+        raise OSError(
+            f'{str(path)!r} is {kind}, and cannot be written as a file: give another path'
+        )
+    try:
+        # A pipe that nobody reads is an error at once, and no wait without end.
+        target = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise OSError(f'{str(path)!r} cannot be written ({error}): give another path') from error
+    os.set_blocking(target, True)
+    with os.fdopen(target, 'wb') as stream, tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder) / path.name
+        yield aside
+        with aside.open('rb') as source:
+            shutil.copyfileobj(source, stream)
+
+
 def clear_leftovers(folder: str | Path) -> None:
     """Remove what processes that were killed while they wrote into a folder have left there.
 
-    A file is a leftover if the process that its name tells has ended. Of files that were written
-    on another machine (or in another container) nothing is known: those go after a day.
+    For folders that belong to the package. A file is a leftover if the process that its name tells
+    has ended. Of files that were written on another machine (or in another container) nothing is
+    known: those go after a day.
     """
+    _clear(folder, None)
+
+
+def _clear(folder: str | Path, stem: str | None) -> None:
+    """Remove leftovers of one file, or of all."""
     for entry in os.scandir(folder):
         match = _ASIDE.fullmatch(entry.name)
-        if match is None:
+        if match is None or stem not in (None, match['stem']):
             continue
         with contextlib.suppress(OSError):  # another process may clear it, too
             if match['machine'] == _machine():

@@ -192,3 +192,12 @@ def test_look_from_a_config(tiny_dit, photos, tmp_path, capsys):
     config.write_text("model = dict(backbone=dict(type='ResNet'))\n")
     assert main([*command, *page]) == 1
     assert "model.backbone is 'ResNet'" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_a_failure(tiny_dit, photos, tmp_path, capsys):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'selection.html').mkdir()
+    command = ['select', photos, '--pretrained', tiny_dit, '--out', str(tmp_path / 'out')]
+    assert main([*command, '--timesteps', '0,100']) == 1
+    assert 'selection.html could not be written' in capsys.readouterr().err
+    assert (tmp_path / 'out' / 'selection.json').is_file()

@@ -1,13 +1,25 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+import contextlib
 import multiprocessing
 import os
+import socket
+import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mmaselect.files import write_atomically, written_aside
+from mmaselect.diffusion.condition import cache_folder
+from mmaselect.files import (
+    cache_root,
+    check_regular,
+    clear_leftovers,
+    write_atomically,
+    written_aside,
+)
+from mmaselect.selection import SelectionCache
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
@@ -54,16 +66,96 @@ def test_what_a_killed_process_left_is_cleared_by_the_next_write(tmp_path):
     writer.start()
     writer.join()
     (left,) = os.listdir(tmp_path)
-    # One of a process that runs, of another machine, of it a long time ago, and a user's file.
+    assert left.startswith('.mmaselect-a.')
+    # One of a process that runs, of another machine, of it a long time ago, of another file, and
+    # two of the user's, of which one has the form that earlier versions cleared.
     running = left.replace(f'-{writer.pid}-', f'-{os.getppid()}-')
     machine = left.split('.')[2][:8]
     elsewhere, long_ago = (left.replace(machine, name) for name in ('0' * 8, '1' * 8))
-    for name in (running, elsewhere, long_ago, '.a.json'):
+    another = left.replace('-a.', '-b.')
+    mine = ('.a.json', '.notes.' + 32 * 'a' + '.txt')
+    for name in (running, elsewhere, long_ago, another, *mine):
         (tmp_path / name).touch()
     day_before = time.time() - 2 * 24 * 3600
-    os.utime(tmp_path / long_ago, (day_before, day_before))
+    for name in (long_ago, *mine):
+        os.utime(tmp_path / name, (day_before, day_before))
     write_atomically(path, 'new')
-    assert sorted(os.listdir(tmp_path)) == sorted(['.a.json', 'a.json', running, elsewhere])
+    assert sorted(os.listdir(tmp_path)) == sorted(['a.json', running, elsewhere, another, *mine])
+    clear_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(['a.json', running, elsewhere, *mine])
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / 'there').mkdir()
+    target = tmp_path / 'there' / 'real.json'
+    target.write_text('old')
+    link, dangling = tmp_path / 'a.json', tmp_path / 'b.json'
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / 'there' / 'later.json')
+    for path in (link, dangling):
+        write_atomically(path, 'new')
+        assert path.is_symlink() and path.resolve().read_text() == 'new'
+    assert sorted(os.listdir(tmp_path / 'there')) == ['later.json', 'real.json']
+
+
+def test_pipes_and_devices_stay_what_they_are(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match=r"pipe' cannot be written .*give another path"):
+        write_atomically(pipe, 'nobody reads')
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(pipe.read_text)
+        while not found.done():  # until it has opened the pipe
+            with contextlib.suppress(OSError):
+                write_atomically(pipe, 'x' * 100_000)
+        assert found.result() == 'x' * 100_000
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    write_atomically('/dev/null', 'x')
+    assert stat.S_ISCHR(os.stat('/dev/null').st_mode)
+    with pytest.raises(OSError, match='No space left'):
+        write_atomically('/dev/full', 'x')
+    with pytest.raises(OSError, match='is a folder, and cannot be written'):
+        write_atomically(tmp_path, 'x')
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / 's'))
+        with pytest.raises(OSError, match='is a socket or a disk'):
+            write_atomically(tmp_path / 's', 'x')
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_atomically('~/a/b.json', 'x')
+    assert (tmp_path / 'a' / 'b.json').read_text() == 'x'
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('MMASELECT_CACHE', '~/own')
+    assert cache_root() == tmp_path / 'own' and cache_folder() == tmp_path / 'own' / 'conditions'
+    monkeypatch.delenv('MMASELECT_CACHE')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'shared'))
+    assert cache_root() == tmp_path / 'shared' / 'mmaselect'
+    for ignored in ('', 'relative'):
+        monkeypatch.setenv('XDG_CACHE_HOME', ignored)
+        assert cache_root() == tmp_path / '.cache' / 'mmaselect'
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(os, 'getuid', lambda: 987_654_321)
+    with pytest.raises(OSError, match=r'no home directory .*set MMASELECT_CACHE'):
+        cache_root()
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'zeros').symlink_to('/dev/zero')
+    for name in ('pipe', 'zeros'):
+        with pytest.raises(OSError, match='a pipe, a socket or a device'):
+            check_regular(tmp_path / name)
+    key = 'a' * 32
+    cache = SelectionCache(tmp_path)
+    for target in ('pipe', 'zeros'):
+        (tmp_path / f'{key}.json').symlink_to(tmp_path / target)
+        assert cache.find(key) is None
+        (tmp_path / f'{key}.json').unlink()
 
 
 def test_a_long_name_leaves_room_for_the_name_aside(tmp_path):

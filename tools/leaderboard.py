@@ -40,7 +40,7 @@ from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs
 from mmaselect.report.leaderboard_page import save_leaderboard_page
 from mmaselect.terminal.progress import progress_bar
 from mmaselect.terminal.tables import markdown_table, write_csv
-from mmaselect.terminal.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
 
 EXAMPLES = """
 examples:
@@ -85,7 +85,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'last one; default: best',
     )
     parser.add_argument(
-        '--out', default='work_dirs/leaderboard', help='default: work_dirs/leaderboard'
+        '--out',
+        type=user_path,
+        default='work_dirs/leaderboard',
+        help='default: work_dirs/leaderboard',
     )
     parser.add_argument(
         '--html', action='store_true', help='write leaderboard.html too, a table that can be sorted'

@@ -62,7 +62,7 @@ from mmaselect.pretraining.query_probe import ProbeImages
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.tokens import TokenDrop
 from mmaselect.pretraining.trainer import Trainer
-from mmaselect.terminal.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -97,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group('data')
     group.add_argument('--data', required=True, help='folder of images, or of class folders')
-    group.add_argument('--out', required=True, help='folder of the run')
+    group.add_argument('--out', type=user_path, required=True, help='folder of the run')
     group.add_argument(
         '--size',
         type=_COUNT,

@@ -18,7 +18,7 @@ from mmaselect.launch.flags import add_cfg_options, add_device, add_launcher
 from mmaselect.report import save_report
 from mmaselect.report.table import print_selection
 from mmaselect.selection.option_flags import add_option_flags, given_options
-from mmaselect.terminal.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
 
 EXAMPLES = """
 examples:
@@ -43,6 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config whose backbone is mmaselect.ASelecTDiT')
     parser.add_argument(
         '--out',
+        type=user_path,
         help='folder for selection.json, .png and .html; default: the work directory of the '
         'config, else work_dirs/CONFIG_NAME',
     )
@@ -118,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         out = args.out or config.get('work_dir') or Path('work_dirs') / Path(args.config).stem
         print_selection(result)
-        for path in save_report(result, out, try_thumbnails(sweep.calibration, result.num_images)):
+        for path in save_report(
+            result, out, try_thumbnails(sweep.calibration, result.num_images), strict=True
+        ):
             print(path)
     leave_process_group()
 

@@ -21,7 +21,7 @@ from mmaselect.launch.distributed import leave_process_group
 
 # It checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.openmmlab.checkpoints import check_checkpoint_file
-from mmaselect.terminal.tool import run_tool
+from mmaselect.terminal.tool import run_tool, user_path
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -40,6 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
         '--out',
+        type=user_path,
         metavar='PATH',
         help='where predictions go: segmentation, a folder for label maps in the format of the '
         'dataset; classification and detection, a .pkl file. With --out-item metrics: a file of '
@@ -53,7 +54,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='test with automatic mixed precision')
     parser.add_argument('--tta', action='store_true', help='augment the test images')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', metavar='DIR', help='folder for painted predictions')
+    parser.add_argument(
+        '--show-dir', type=user_path, metavar='DIR', help='folder for painted predictions'
+    )
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds that a window is shown; default: 2'
     )

@@ -31,7 +31,7 @@ from mmaselect.selection import (
 from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.selection.scoring import build_criteria
 from mmaselect.terminal.progress import progress_bar
-from mmaselect.terminal.tool import make_tool_parser
+from mmaselect.terminal.tool import make_tool_parser, user_path
 
 #: Toolbox to what its heads do.
 TASKS = {'mmpretrain': 'classification', 'mmseg': 'segmentation'}
@@ -48,7 +48,7 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
         help='config of MMPretrain or MMSegmentation whose backbone is mmaselect.ASelecTDiT',
     )
     parser.add_argument(
-        '--out', help='folder for results; default: work_dirs/CONFIG_NAME/TOOL_NAME'
+        '--out', type=user_path, help='folder for results; default: work_dirs/CONFIG_NAME/TOOL_NAME'
     )
     parser.add_argument(
         '--blocks',

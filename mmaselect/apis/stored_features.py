@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmaselect.checks import choice
 from mmaselect.diffusion import TapKey
-from mmaselect.files import write_json, written_aside
+from mmaselect.files import check_regular, write_json, written_aside
 from mmaselect.row_checks import RowReader, row_checks
 
 INDEX = 'index.json'
@@ -124,7 +124,7 @@ class OpenShard:
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self.path = path
         try:
-            with safe_open(path, framework='pt') as file:
+            with safe_open(check_regular(path), framework='pt') as file:
                 self.about = Shard(**json.loads((file.metadata() or {})[_ABOUT]))
                 # Memory-mapped: nothing is read here.
                 self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

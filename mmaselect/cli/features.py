@@ -13,6 +13,7 @@ from mmaselect.cli.arguments import (
     new_parser,
 )
 from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
+from mmaselect.terminal.tool import user_path
 
 EXAMPLES = """
 examples:
@@ -53,7 +54,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '{000..099} or * for several), a folder that save_to_disk of datasets wrote, '
         'datasets://NAME/SPLIT; any path with a scheme that fsspec knows, such as s3://',
     )
-    parser.add_argument('--out', required=True, help='folder to write to, outside of IMAGES')
+    parser.add_argument(
+        '--out', type=user_path, required=True, help='folder to write to, outside of IMAGES'
+    )
     parser.add_argument(
         '--timestep',
         required=True,

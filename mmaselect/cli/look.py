@@ -15,6 +15,7 @@ from mmaselect.cli.arguments import (
     new_parser,
 )
 from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
+from mmaselect.terminal.tool import user_path
 
 if TYPE_CHECKING:
     from mmaselect.diffusion import FrozenDiT
@@ -54,7 +55,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         'images', nargs='+', metavar='IMAGE', help='image files; of a folder, its first images'
     )
-    parser.add_argument('--out', required=True, metavar='FILE.html', help='page to write')
+    parser.add_argument(
+        '--out', type=user_path, required=True, metavar='FILE.html', help='page to write'
+    )
     parser.add_argument(
         '--config',
         help='take the model, its blocks and its selection from the backbone of this config, in '

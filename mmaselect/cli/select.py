@@ -7,6 +7,7 @@ import argparse
 
 from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser
 from mmaselect.selection.option_flags import add_option_flags, given_options
+from mmaselect.terminal.tool import user_path
 
 EXAMPLES = """
 examples:
@@ -37,7 +38,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         examples=EXAMPLES,
     )
     parser.add_argument('images', metavar='IMAGES', help='folder of images, searched recursively')
-    parser.add_argument('--out', help='folder for selection.json, selection.png and selection.html')
+    parser.add_argument(
+        '--out', type=user_path, help='folder for selection.json, selection.png and selection.html'
+    )
     add_model_arguments(parser)
     group = parser.add_argument_group('selection')
     add_option_flags(group)
@@ -71,5 +74,5 @@ def run(args: argparse.Namespace) -> None:
     print_selection(result)
     if args.out is not None:
         images = try_thumbnails(sweep.calibration, result.num_images)
-        for written in save_report(result, args.out, images):
+        for written in save_report(result, args.out, images, strict=True):
             print(written)

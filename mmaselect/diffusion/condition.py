@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,19 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaselect.diffusion.loading import PipelineSource
-from mmaselect.files import written_aside
+from mmaselect.files import cache_root, check_regular, written_aside
 
 logger = logging.getLogger(__name__)
-
-#: Where the cache lies unless `$MMASELECT_CACHE` says otherwise.
-DEFAULT_CACHE = '~/.cache/mmaselect'
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
 def cache_folder() -> Path:
-    """Folder of the embeddings: ``$MMASELECT_CACHE/conditions``, ``~/.cache/mmaselect/...``."""
-    return Path(os.environ.get('MMASELECT_CACHE') or DEFAULT_CACHE).expanduser() / 'conditions'
+    """Folder of the embeddings, in :func:`~mmaselect.files.cache_root`."""
+    return cache_root() / 'conditions'
 
 
 def _fingerprint(file: Path) -> list[Any]:
@@ -98,10 +94,10 @@ def model_identity(name: str, hub_kwargs: Mapping[str, Any]) -> Any:
 
 
 def _read(file: Path, key: str) -> dict[str, Tensor] | None:
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
-        with safe_open(file, framework='pt') as stored:
+        with safe_open(check_regular(file), framework='pt') as stored:
             if (stored.metadata() or {}).get('key') == key:
                 return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         reason = 'it belongs to another prompt'

@@ -21,12 +21,13 @@ from typing import Any
 
 from mmaselect.checks import check_path, is_sequence, shorten
 from mmaselect.images.sources import IMAGE_SUFFIXES, ImageFolder
+from mmaselect.install import install_hint
 
 #: Bytes of an image's digest.
 DIGEST_SIZE = 16
 #: What object stores say of a file's content, by the names that they give it.
 _STAMPS = ('ETag', 'etag', 'Content-MD5', 'md5Hash', 'crc32c', 'content_md5', 'sha256')
-_INSTALL = "needs {0}: pip install 'mmaselect[shards]'"
+_INSTALL = f'needs {{0}}: {install_hint("shards")}'
 
 
 @dataclass(frozen=True)

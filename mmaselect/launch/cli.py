@@ -16,7 +16,7 @@ from mmaselect.launch.config import check_optimizer, check_pyramid, get_toolbox,
 from mmaselect.launch.distributed import AverageNormStatistics, prepare_cpu_launch
 from mmaselect.launch.flags import add_cfg_options, add_launcher
 from mmaselect.openmmlab.checkpoints import read_only_weights, write_whole_files
-from mmaselect.terminal.tool import make_tool_parser
+from mmaselect.terminal.tool import make_tool_parser, user_path
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('config', help='config file, of MMSegmentation, MMPretrain or MMDetection')
     parser.add_argument(
         '--work-dir',
+        type=user_path,
         help='folder for logs and checkpoints; default: that of the config, else '
         'work_dirs/CONFIG_NAME',
     )

@@ -52,16 +52,38 @@ def save_selection_page(
     return write_atomically(Path(folder) / 'selection.html', selection_page(result, images))
 
 
+#: Endings of the files of a report.
+REPORT_SUFFIXES = ('.json', '.png', '.html')
+
+
 def save_report(
-    result: SelectionResult, folder: str | Path, images: Sequence[Thumbnail] = ()
+    result: SelectionResult,
+    folder: str | Path,
+    images: Sequence[Thumbnail] = (),
+    strict: bool = False,
 ) -> list[Path]:
     """Write ``selection.json``, ``selection.png`` and ``selection.html``; return their paths.
 
     A file that cannot be written is left out, with a warning: the selection cost more than it.
+
+    Args:
+        result: The selection.
+        folder: Where they go.
+        images: Shown on the page.
+        strict: Raise once all that can be written is there.
+
+    Raises:
+        OSError: If ``strict``, and a file could not be written.
     """
     written = save_selection(result, folder)
     try:
         written.append(save_selection_page(result, folder, images))
     except OSError as error:
         warn(f'{Path(folder) / "selection.html"} cannot be written ({error})')
+    if strict and len(written) < len(REPORT_SUFFIXES):
+        missing = {f'selection{suffix}' for suffix in REPORT_SUFFIXES} - {p.name for p in written}
+        raise OSError(
+            f'{", ".join(sorted(missing))} could not be written to {str(folder)!r}; the timestep '
+            f'is {result.timestep}, and is kept in the cache: name another folder with --out'
+        )
     return written

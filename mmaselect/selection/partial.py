@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmaselect.files import clear_leftovers, written_aside
+from mmaselect.files import check_regular, clear_leftovers, written_aside
 from mmaselect.logs import warn
 from mmaselect.selection.criteria.base import Criterion
 from mmaselect.selection.race import RoundScores
@@ -103,7 +103,7 @@ class PartialSums:
         grid = list(meters)
         self._clear_old()
         try:
-            stored = load_tensors(self.path)
+            stored = load_tensors(check_regular(self.path))
             done = SweepProgress(**stored['done'])
             if stored.get('order') != self.order:
                 raise ValueError('its images were taken in another order')

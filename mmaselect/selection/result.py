@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmaselect.files import cache_root, write_json
+from mmaselect.files import cache_root, check_regular, write_json
 from mmaselect.logs import warn
 from mmaselect.selection.caveats import Caveat
 
@@ -319,7 +319,9 @@ class SelectionCache:
         """
         path = self.path(key)
         try:
-            result = SelectionResult.from_dict(json.loads(path.read_text(encoding='utf-8')))
+            result = SelectionResult.from_dict(
+                json.loads(check_regular(path).read_text(encoding='utf-8'))
+            )
             result.check()
             if result.key != key:
                 raise ValueError(f'its key is {result.key}')

@@ -7,6 +7,7 @@ Knows no torch, so that ``--help`` is there at once.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,11 @@ from pathlib import Path
 from mmaselect.untrusted import only_weights
 
 DEBUG_FLAG = '--debug'
+
+
+def user_path(text: str) -> str:
+    """A path as it was typed, with ``~`` for the home directory. For ``type`` of argparse."""
+    return os.path.expanduser(text)
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

@@ -40,14 +40,16 @@ from mmaselect.files import write_atomically
 from mmaselect.launch.flags import add_cfg_options
 from mmaselect.report.plot import save_figure
 from mmaselect.terminal.tables import markdown_table, write_csv
-from mmaselect.terminal.tool import make_tool_parser, run_tool
+from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_tool_parser(__doc__)
     parser.add_argument('config', help='a config with `cases` and `criteria`')
-    parser.add_argument('--out', help='folder for results; default: work_dirs/CONFIG_NAME')
+    parser.add_argument(
+        '--out', type=user_path, help='folder for results; default: work_dirs/CONFIG_NAME'
+    )
     parser.add_argument(
         '--cases', nargs='+', metavar='PATTERN', help="names of cases, such as 'cifar10*'"
     )

@@ -35,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('frames', type=Path, help='folder of the frames, <name>.png')
     parser.add_argument('labels', type=Path, help='folder of the colored labels, <name>_L.png')
     parser.add_argument(
-        '--out', type=Path, default=Path('data/camvid11'), help='default: %(default)s'
+        '--out',
+        type=lambda text: Path(text).expanduser(),
+        default=Path('data/camvid11'),
+        help='default: %(default)s',
     )
     parser.add_argument(
         '--size',

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmaselect.files import write_json, written_aside
+from mmaselect.files import check_regular, clear_leftovers, write_json, written_aside
 from mmaselect.row_checks import CHECKS, RowReader, row_checks
 
 #: Bytes of a key.
@@ -95,9 +95,10 @@ class TensorStore:
     def _begin(self, about: dict[str, Any]) -> None:
         path = self.folder / ABOUT
         try:
-            if not path.is_file():
+            if not path.exists():
                 write_json(path, about)
-            found = json.loads(path.read_text(encoding='utf-8'))
+            clear_leftovers(self.folder)
+            found = json.loads(check_regular(path).read_text(encoding='utf-8'))
         except OSError as error:
             self._close(f'{self.folder} cannot be used ({error})')
             return
@@ -144,7 +145,7 @@ class TensorStore:
 
     def _open(self, path: Path) -> None:
         try:
-            with safe_open(path, framework='pt') as shard:
+            with safe_open(check_regular(path), framework='pt') as shard:
                 # Memory-mapped: nothing but the keys is read here.
                 tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
             keys, checks = tensors.pop(KEYS), tensors.pop(CHECKS)
