@@ -7,13 +7,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmaselect.cli import data, features, look, models, select
-from mmaselect.terminal.tool import add_debug, in_one_line
+from mmaselect.cli import data, features, init, look, models, predict, select, toolbox
+from mmaselect.terminal.tool import DEBUG_FLAG, add_debug, in_one_line
 from mmaselect.untrusted import only_weights
 from mmaselect.version import __version__
 
 EXAMPLES = """
 examples:
+  # a config for your own images, then training
+  mmaselect init flowers/ --pretrained mmaselect://dit_cifar10 --out flowers.py
+  mmaselect train flowers.py
   # which models there are
   mmaselect list
   # the timestep at which a model's features are best, on images of yours; nothing is downloaded
@@ -38,10 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (models, select, look, features, data):
+    for module in (models, select, look, features, data, init, predict):
         command = module.add_parser(commands)
         add_debug(command)
         command.set_defaults(run=module.run)
+    for name in toolbox.TOOLS:
+        toolbox.add_parser(commands, name)
     return parser
 
 
@@ -54,7 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         int: Exit status: 0, 1 after an error (one line on stderr), 130 after Ctrl-C.
     """
-    args = build_parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in toolbox.TOOLS:  # the tool parses its own flags
+        args = argparse.Namespace(
+            command=argv[0],
+            debug=DEBUG_FLAG in argv,
+            run=lambda _: toolbox.run_toolbox(argv[0], argv[1:]),
+        )
+    else:
+        args = build_parser().parse_args(argv)
     try:
         with only_weights():
             args.run(args)

@@ -62,10 +62,25 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
         raise ValueError(
             f'{path} is no YAML of plain values ({error}). A config that needs Python is a .py file'
         ) from error
+    _drop_scope(config._cfg_dict)
     merge_options(config, options or {})
     import mmaselect.openmmlab.registries  # noqa: F401  # `mmaselect.X` is known even where the config does not import us
 
     return config
+
+
+def _drop_scope(entry: Any) -> None:
+    """Remove ``_scope_='mmaselect'``, which MMEngine puts into all that a ``mmaselect::`` base has.
+
+    Its types are those of the toolbox in ``default_scope``; ours are named ``mmaselect.X``.
+    """
+    if isinstance(entry, dict):
+        if entry.get('_scope_') == 'mmaselect':
+            del entry['_scope_']
+        entry = list(entry.values())
+    if isinstance(entry, (list, tuple)):
+        for one in entry:
+            _drop_scope(one)
 
 
 def merge_options(config: Config, options: Mapping[str, Any]) -> None:

@@ -41,8 +41,13 @@ def make_tool_parser(
         examples: Shown after the flags, as they are.
         formatter: Lays the help out.
     """
+    # Run as `mmaselect train`, a tool is called that.
+    program = Path(sys.argv[0]).name
     parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=formatter
+        prog=' '.join([program, *sys.argv[1:2]]) if program == 'mmaselect' else None,
+        description=description,
+        epilog=examples,
+        formatter_class=formatter,
     )
     add_debug(parser)
     return parser
