@@ -157,7 +157,7 @@ def test_from_label_maps_to_predictions(street, tmp_path, monkeypatch):
 
 
 def test_images_to_predict(tmp_path, capsys):
-    with pytest.raises(FileNotFoundError, match="no image and no folder 'nowhere.png'"):
+    with pytest.raises(FileNotFoundError, match="no image and no folder 'nowhere"):
         image_files(['nowhere.png'])
     with pytest.raises(ValueError, match='there are no images in'):
         image_files([str(tmp_path)])
