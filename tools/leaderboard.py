@@ -2,9 +2,11 @@
 """One table of trained models: tests those that were not tested yet, and sets the paper's numbers
 beside ours where the data set is the paper's.
 
-A row is a setting: data set, model, block, feature, timestep, the metric's mean and standard
-deviation over runs (configs that differ in nothing but seed and folder), trained parameters,
-what the selection cost, and peak memory.
+A row is a setting: data set, model, criterion, block, feature, the picked timestep with its
+interval, the metric's mean and standard deviation over runs (configs that differ in nothing but
+seed and folder), the difference to the best row over seeds, schedule, image size, GFLOPs and
+seconds of an image, trained parameters, what the selection cost, and peak memory. Columns that say
+the same in all rows stand below the table; the CSV file has all of them.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ from mmaselect.leaderboard.runs import (
     dataset_name,
     find_run,
     result_key,
-    selection_cost,
+    schedule_of,
+    selection_facts,
     setting_of,
     training_memory,
 )
-from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs
+from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs, hide_constants
 from mmaselect.report.leaderboard_page import save_leaderboard_page
 from mmaselect.terminal.progress import progress_bar
 from mmaselect.terminal.tables import markdown_table, write_csv
@@ -116,6 +119,8 @@ def describe(config: Config) -> dict[str, Any]:
         model=name,
         head=str(head.type).rpartition('.')[2],
         feature=backbone.get('feature'),
+        schedule=schedule_of(config),
+        seed=(config.get('randomness') or {}).get('seed'),
     )
 
 
@@ -139,6 +144,7 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
     start = time.perf_counter()
     metrics = {key: float(value) for key, value in runner.test().items()}
     seconds = time.perf_counter() - start
+    dataset = runner.test_dataloader.dataset
     trained = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in runner.model.parameters())
     block = timestep = None
@@ -164,7 +170,30 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
         total=total,
         test_memory=round(memory),
         test_seconds=round(seconds, 2),
+        seconds_per_image=seconds / len(dataset),
+        **image_cost(runner.model, dataset, toolbox),
     )
+
+
+def image_cost(model: Any, dataset: Any, toolbox: str) -> dict[str, Any]:
+    """Size of a test image, and GFLOP of a pass of it.
+
+    Args:
+        model: The tested model.
+        dataset: What it was tested on; the first image stands for all.
+        toolbox: Where the model is from. Detectors have no pass without annotations.
+    """
+    import torch
+
+    from mmaselect.launch.complexity import model_complexity
+
+    height, width = dataset[0]['inputs'].shape[-2:]
+    size = f'{width}x{height}'
+    if toolbox == 'mmdet':
+        return dict(image_size=size, gflops=None)
+    device = next(model.parameters()).device
+    found = model_complexity(model, torch.zeros(1, 3, height, width, device=device))
+    return dict(image_size=size, gflops=round(found['flops'] / 1e9, 3))
 
 
 def test_in_process(run: Run, args: argparse.Namespace, path: Path) -> str | None:
@@ -193,8 +222,10 @@ def collect(args: argparse.Namespace) -> list[Run]:
 
 def report(rows: list[dict[str, Any]]) -> None:
     """The table's first columns on the terminal."""
-    columns = ('data set', 'model', 'head', 'block', 'feature', 'timestep')
-    numbers = ('mean', 'deviation', 'runs', 'paper')
+    texts = ('data set', 'model', 'head', 'criterion', 'block', 'feature', 'pick', 'schedule')
+    there = {column for row in rows for column in row}
+    columns = [column for column in texts if column in there]
+    numbers = [c for c in ('mean', 'deviation', 'to the best', 'runs', 'paper') if c in there]
     table = Table(title='leaderboard')
     for column in (*columns, *numbers):
         table.add_column(column, justify='right' if column in numbers else 'left')
@@ -237,7 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                     dict(
                         setting=setting_of(config),
                         **describe(config),
-                        **selection_cost(run.work_dir),
+                        **selection_facts(run.work_dir),
+                        config=run.config.stem,
                         train_memory=training_memory(run.work_dir),
                         value=found['metrics'][found['metric']],
                         **found,
@@ -247,11 +279,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if results:
         rows = group_runs(results)
         write_csv(out / 'leaderboard.csv', rows)
-        write_atomically(out / 'leaderboard.md', markdown_table(rows))
-        report(rows)
+        shown, same = hide_constants(rows)
+        alike = ''.join(f'- {column}: {cell}\n' for column, cell in same.items())
+        note = f'\nThe same in all rows:\n\n{alike}' if alike else ''
+        write_atomically(out / 'leaderboard.md', markdown_table(shown) + note)
+        report(shown)
         print(out / 'leaderboard.md')
         if args.html:
-            print(save_leaderboard_page(rows, out / 'leaderboard.html'))
+            print(save_leaderboard_page(shown, out / 'leaderboard.html', same))
     if failures:
         raise SystemExit('\n\n'.join(['these tests failed:', *failures]))
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmaselect.launch.config import type_name
+from mmaselect.selection import SelectionResult
+
 #: Entries of a config in which runs of one setting may differ.
 RUN_KEYS = (
     'work_dir',
@@ -125,15 +128,45 @@ def dataset_name(config: Config) -> str:
     return f'{name} ({folder})' if folder and name in FOLDER_DATASETS else name
 
 
-def selection_cost(work_dir: Path) -> dict[str, Any]:
-    """Seconds and model evaluations of the selection, where there is a selection.json."""
+def selection_facts(work_dir: Path) -> dict[str, Any]:
+    """Criterion, pick, cost and page of the selection, where there is a selection.json.
+
+    Raises:
+        ValueError: If the file is no selection.
+    """
     path = work_dir / 'selection.json'
     if not path.is_file():
         return dict(selection_seconds=None, selection_evaluations=None)
-    result = json.loads(path.read_text(encoding='utf-8'))
+    result = SelectionResult.load(path)
+    page = work_dir / 'selection.html'
     return dict(
-        selection_seconds=result['seconds'], selection_evaluations=result['model_evaluations']
+        criterion=result.criterion,
+        pick=str(result),
+        selection_seconds=result.seconds,
+        selection_evaluations=result.model_evaluations,
+        page=str(page) if page.is_file() else None,
     )
+
+
+def schedule_of(config: Config) -> str:
+    """How long and how a config trains, in words.
+
+    Example:
+        >>> schedule_of(Config(dict(
+        ...     train_cfg=dict(by_epoch=True, max_epochs=100), train_dataloader=dict(batch_size=8),
+        ...     optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.003)))))
+        '100 epochs, batch 8, AdamW 0.003'
+    """
+    length = config.get('train_cfg') or {}
+    loader = config.get('train_dataloader') or {}
+    optimizer = (config.get('optim_wrapper') or {}).get('optimizer') or {}
+    parts = [
+        f'{length["max_epochs"]} epochs' if 'max_epochs' in length else '',
+        f'{length["max_iters"]} iterations' if 'max_iters' in length else '',
+        f'batch {loader["batch_size"]}' if 'batch_size' in loader else '',
+        f'{type_name(optimizer)} {optimizer.get("lr", "")}'.strip(),
+    ]
+    return ', '.join(part for part in parts if part)
 
 
 def training_memory(work_dir: Path) -> int | None:

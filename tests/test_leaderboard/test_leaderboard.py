@@ -3,6 +3,7 @@ import json
 
 import pytest
 from mmengine.config import Config
+from scipy.stats import ttest_ind, ttest_rel
 
 from mmaselect.leaderboard.runs import (
     Run,
@@ -10,11 +11,13 @@ from mmaselect.leaderboard.runs import (
     dataset_name,
     find_run,
     result_key,
-    selection_cost,
+    selection_facts,
     setting_of,
     training_memory,
 )
-from mmaselect.leaderboard.table import PAPER_SIX, group_runs
+from mmaselect.leaderboard.significance import difference
+from mmaselect.leaderboard.table import PAPER_SIX, group_runs, hide_constants
+from mmaselect.selection import Curve, CurvePoint, SelectionResult
 
 
 def result(setting='s', value=80.0, **changes):
@@ -48,23 +51,69 @@ def test_seeds_make_one_row():
     )
     first, second = rows
     assert (first['mean'], first['deviation'], first['runs']) == (81.5, 2.12, 2)
-    assert first['timestep'] == '75, 100'
+    assert first['pick'] == '75, 100'
     assert first['selection (s)'] == 15
     assert first['trained (M)'] == 1.235
     assert first['training GPU (MB)'] == 5000
     assert first['paper'] is None
-    assert (second['deviation'], second['timestep'], second['selection (s)']) == (None, None, None)
+    assert (second['deviation'], second['pick'], second['selection (s)']) == (None, None, None)
 
 
 def test_the_papers_numbers():
-    (row,) = group_runs([result(dataset='Flowers102')])
-    assert row['paper'] == 90.6
-    (row,) = group_runs([result(dataset='Flowers102', metric='mIoU')])
-    assert row['paper'] is None
-    six = [result(name, 70 + i, dataset=name) for i, name in enumerate(PAPER_SIX)]
+    """Stand beside the paper's models and head alone, with their source."""
+    papers = dict(
+        dataset='Flowers102',
+        model='stabilityai/stable-diffusion-3.5-medium',
+        head='AttentionPoolClsHead',
+    )
+    (row,) = group_runs([result(**papers)])
+    assert row['paper'] == 90.6 and 'arXiv 2603.25758' in row['source']
+    for other in (
+        dict(metric='mIoU'),
+        dict(head='LinearClsHead'),
+        dict(model='facebook/DiT-XL-2-512'),
+        dict(dataset='CUB'),
+    ):
+        (row,) = group_runs([result(**{**papers, **other})])
+        assert (row['paper'], row['source'] if 'metric' not in other else None) == (None, None)
+    six = [result(name, 70 + i, **{**papers, 'dataset': name}) for i, name in enumerate(PAPER_SIX)]
     assert len(group_runs(six[1:])) == 5, 'an average over five is not one over six'
-    average = group_runs([*six, result('worse', 1.0, dataset='CUB')])[-1]
+    average = group_runs([*six, result('worse', 1.0, **{**papers, 'dataset': 'CUB'})])[-1]
     assert (average['mean'], average['paper']) == (72.5, 82.5)
+    ours = [
+        dict(one, criterion='InstanceSensitivity', setting=f'o{i}') for i, one in enumerate(six)
+    ]
+    assert len(group_runs([*six, *ours])) == 14, 'one average for each criterion'
+
+
+def test_settings_that_differ_in_the_schedule_are_two_rows_that_say_so():
+    rows = group_runs(
+        [result(schedule='100 epochs'), result('other', 70.0, schedule='28 epochs', pick='50')]
+    )
+    assert [row['schedule'] for row in rows] == ['100 epochs', '28 epochs']
+    shown, same = hide_constants(rows)
+    assert {'schedule', 'pick', 'mean', 'data set', 'model'} <= shown[0].keys()
+    assert same['head'] == 'LinearClsHead' and 'criterion' not in {*same, *shown[0]}
+
+
+def test_differences_over_seeds():
+    """Against SciPy's own tests: paired where seeds are common, Welch's where they are not."""
+    first, second = [80.0, 82.5, 84.0, 81.0], [80.6, 83.0, 85.1, 81.2]
+    found = difference(dict(enumerate(first)), dict(enumerate(second)))
+    known = ttest_rel(first, second).confidence_interval()
+    assert found.paired and (found.low, found.high) == pytest.approx((known.low, known.high))
+    assert found.high < 0 and str(found).endswith(' *')
+    other = difference(dict(enumerate(first)), {seed + 9: v for seed, v in enumerate(second)})
+    known = ttest_ind(first, second, equal_var=False).confidence_interval()
+    assert not other.paired and (other.low, other.high) == pytest.approx((known.low, known.high))
+    assert other.low < 0 < other.high and not str(other).endswith('*')
+    assert difference({0: 1.0}, {0: 2.0, 1: 3.0}) is None
+
+    runs = [result(value=v, seed=seed) for seed, v in enumerate(second)]
+    runs += [result('other', v, seed=seed) for seed, v in enumerate(first)]
+    best, worse = group_runs(runs)
+    assert best['to the best'] is None and worse['to the best'] == str(found)
+    assert best['seeds'] == '0, 1, 2, 3'
 
 
 def test_settings_differ_by_what_matters():
@@ -130,10 +179,20 @@ def test_a_result_belongs_to_weights_and_config(work_dir):
 
 
 def test_facts_of_a_work_dir(work_dir):
-    assert selection_cost(work_dir)['selection_seconds'] is None
+    assert selection_facts(work_dir)['selection_seconds'] is None
     assert training_memory(work_dir) is None
-    (work_dir / 'selection.json').write_text(json.dumps(dict(seconds=3.5, model_evaluations=640)))
-    assert selection_cost(work_dir) == dict(selection_seconds=3.5, selection_evaluations=640)
+    points = tuple(CurvePoint(step, step / 1000, 1.0, 0.5, 0.1) for step in (50, 75, 100))
+    SelectionResult(
+        75, 0.07, 5.2, 'PaperHFR', 'query', [9], 128, 3.5, 640, Curve('PaperHFR', 75, points),
+        interval=(50, 100),
+    ).save(work_dir / 'selection.json')  # fmt: skip
+    facts = dict(
+        criterion='PaperHFR', pick='75 (50 to 100)', selection_seconds=3.5,
+        selection_evaluations=640,
+    )  # fmt: skip
+    assert selection_facts(work_dir) == {**facts, 'page': None}
+    (work_dir / 'selection.html').touch()
+    assert selection_facts(work_dir)['page'] == str(work_dir / 'selection.html')
     for start, memory in (('a', 100), ('b', 250)):
         log = work_dir / start / 'vis_data' / 'scalars.json'
         log.parent.mkdir(parents=True)

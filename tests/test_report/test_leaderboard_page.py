@@ -21,6 +21,16 @@ def test_rows_and_the_best_of_each_data_set(tmp_path):
     assert not re.search(r'(src|href)="', html)
 
 
+def test_pages_of_runs_and_what_is_the_same(tmp_path):
+    pages = ', '.join(str(tmp_path / 'runs' / name / 'selection.html') for name in 'ab')
+    rows = [dict(ROWS[1], page=pages), ROWS[2]]
+    path = save_leaderboard_page(rows, tmp_path / 'board' / 'leaderboard.html', dict(head='FCN'))
+    html = path.read_text(encoding='utf-8')
+    for name in 'ab':
+        assert f'<a href="../runs/{name}/selection.html">' in html
+    assert 'The same in all rows: head FCN.' in html
+
+
 def test_a_click_sorts_numbers_as_numbers(tmp_path):
     page = save_leaderboard_page(ROWS, tmp_path / 'leaderboard.html')
     click = 'document.querySelectorAll("thead button")[3].click();'

@@ -71,7 +71,14 @@ def test_tests_once_and_groups_seeds(trained, tmp_path, monkeypatch, broken):
     assert row['data set'] == 'CustomDataset (stripes)'
     assert (row['head'], row['block']) == ('LinearClsHead', '1')
     selection = json.loads((first / 'selection.json').read_text())
-    assert row['timestep'] == str(selection['timestep'])
+    low, high = selection['interval']
+    assert (
+        row['pick'].startswith(f'{selection["timestep"]} (') and f'{low} to {high})' in row['pick']
+    )
+    assert (row['criterion'], row['seeds']) == ('InstanceSensitivity', '0, 1')
+    assert row['schedule'] == '1 epochs, batch 4, SGD 0.05' and row['image size'] == '32x32'
+    assert float(row['GFLOPs per image']) > 0 and float(row['s per image']) > 0
+    assert row['page'].count('selection.html') == 2 and row['config'] == 'tiny_cls'
     assert float(row['selection (evaluations)']) == 3 * 8 * 3, 'two views and a draw'
     assert float(row['trained (M)']) == pytest.approx(51 / 1e6, abs=1e-3), 'a layer 16 -> 3'
     assert float(row['total (M)']) > 0.01
