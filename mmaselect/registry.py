@@ -1,5 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Criteria by name. The registries of what configs build are in ``mmaselect.openmmlab.registries``.
+"""Criteria by name, and what rooms above plug into rooms below.
+
+The registries of what configs build are in ``mmaselect.openmmlab.registries``.
 
 A registry of our own: criteria are used without OpenMMLab, too.
 """
@@ -78,3 +80,7 @@ class Registry:
 
 #: Criteria that score a timestep: see mmaselect.selection.criteria.base.Criterion.
 CRITERIA = Registry('criterion', 'mmaselect.selection.criteria')
+
+#: What a room above plugs in, by its purpose: ``'module:function'``, imported when it is needed.
+#: ``'dataset images'`` makes an image source of a toolbox's dataset or its config.
+PLUGINS: dict[str, str] = {}

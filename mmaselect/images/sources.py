@@ -8,9 +8,8 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 
 from mmaselect.checks import check_path, is_sequence, is_whole_number, shorten
 from mmaselect.images.reading import as_rgb, load_rgb
+from mmaselect.registry import PLUGINS
 
 logger = logging.getLogger(__name__)
 
@@ -236,16 +236,14 @@ def build_image_source(
         return ImageFolder(calibration)
     if is_sequence(calibration) and all(isinstance(one, (str, Path)) for one in calibration):
         return ImageFolder(calibration)
-    if find_spec('mmengine') is None:
+    if 'dataset images' not in PLUGINS:
         if isinstance(calibration, Mapping) and 'type' in calibration:
             raise ImportError(
                 f'calibration={shorten(calibration)} is the config of a dataset, and MMEngine, '
                 f'which builds datasets, is not installed: give a folder of images instead'
             )
         raise ValueError(not_calibration(calibration))
-    # The one import that runs back up: what a toolbox calls a dataset, only a toolbox knows.
-    adapter = import_module('mmaselect.openmmlab.dataset_images')
-    return adapter.dataset_images(calibration, array_order)
+    return resolve_name(PLUGINS['dataset images'])(calibration, array_order)
 
 
 def not_calibration(calibration: object) -> str:

@@ -10,6 +10,7 @@ from mmaselect.openmmlab.compat import (
     map_config_scopes,
     multimodal_is_broken,
 )
+from mmaselect.registry import PLUGINS
 
 __all__ = [
     'TOOLBOXES',
@@ -38,3 +39,4 @@ def connect() -> None:
     # Before anything imports MMPretrain's models.
     leave_out_broken_multimodal()
     forward_messages()
+    PLUGINS['dataset images'] = 'mmaselect.openmmlab.dataset_images:dataset_images'
