@@ -18,6 +18,7 @@ from mmaselect.launch.cli import (
     build_runner,
     load_run_config,
     make_parser,
+    naming_memory,
     seed_by_place,
     set_dataloaders,
 )
@@ -142,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_by_place(config.train_dataloader)
     settle_checkpoint(config, must_resume=args.resume is not None)
     runner = build_runner(config)
-    runner.train()
+    with naming_memory(config):
+        runner.train()
     print_summary(runner)
     leave_process_group()
 

@@ -153,7 +153,7 @@ def build_frozen(
     dit = FrozenDiT.from_pretrained(
         source_of(backbone), blocks=blocks, features=features, **arguments
     )
-    return dit if getattr(dit.transformer, 'hf_device_map', None) else dit.to(device)
+    return dit.follow(device)
 
 
 def source_of(backbone: Mapping[str, Any]) -> ModelSource:

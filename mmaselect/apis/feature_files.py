@@ -72,7 +72,7 @@ def save_features(
     workers: int | None = None,
     column: str | None = None,
     seed: int = 0,
-    dtype: str | torch.dtype = 'fp32',
+    dtype: str | torch.dtype = 'auto',
     device: str | torch.device | None = None,
     overwrite: bool = False,
     progress: bool = True,

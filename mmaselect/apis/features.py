@@ -142,7 +142,7 @@ class FeatureExtractor:
         timestep: Timesteps,
         blocks: Sequence[int] | int | None = None,
         features: str | Sequence[str] = 'query',
-        dtype: str | torch.dtype = 'fp32',
+        dtype: str | torch.dtype = 'auto',
         device: str | torch.device | None = None,
         seed: int = 0,
         image_size: int | tuple[int, int] | None = None,
@@ -163,7 +163,7 @@ class FeatureExtractor:
         self.pretrained = str(self.source.model)
         self.dit = FrozenDiT.from_pretrained(
             self.source, blocks=blocks, features=features, dtype=dtype, condition=condition
-        ).to(device)
+        ).follow(device)
         self.progress = flag('progress', progress)
         self._reader = Reader(
             self.dit, timestep, seed, calibration, selection, self.image_size, progress,
@@ -210,7 +210,7 @@ class FeatureExtractor:
         Raises:
             ValueError: If there is no such device.
         """
-        self.dit.to(pick_device(device))
+        self.dit.follow(pick_device(device))
         return self
 
     def __repr__(self) -> str:

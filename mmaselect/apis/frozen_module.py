@@ -61,7 +61,7 @@ class FrozenModule(nn.Module):
         source = ModelSource.gather(pretrained, flat)
         self.dit = FrozenDiT.from_pretrained(
             source, blocks=blocks, features=feature, dtype=dtype, condition=condition
-        ).to(pick_device(device))
+        ).follow(pick_device(device))
         self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)
         self.keys = [(block, feature) for block in self.dit.blocks]

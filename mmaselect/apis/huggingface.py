@@ -89,7 +89,7 @@ class TransformersBackbone(FrozenModule):
         feature: str = 'query',
         image_mean: float | Sequence[float] | None = None,
         image_std: float | Sequence[float] | None = None,
-        dtype: str | torch.dtype = 'fp32',
+        dtype: str | torch.dtype = 'auto',
         seed: int = 0,
         calibration: Calibration | None = None,
         selection: Mapping[str, Any] | str | None = None,

@@ -28,7 +28,7 @@ def select_timestep(
     blocks: Sequence[int] | int | None = None,
     feature: str | Sequence[str] = 'query',
     selection: SelectionOptions | Mapping[str, Any] | str | None = None,
-    dtype: str | torch.dtype = 'fp32',
+    dtype: str | torch.dtype = 'auto',
     device: str | torch.device | None = None,
     condition: Any = None,
     out: str | Path | None = None,
@@ -102,7 +102,7 @@ def build_sweep(
     blocks: Sequence[int] | int | None = None,
     feature: str | Sequence[str] = 'query',
     selection: SelectionOptions | Mapping[str, Any] | str | None = None,
-    dtype: str | torch.dtype = 'fp32',
+    dtype: str | torch.dtype = 'auto',
     device: str | torch.device | None = None,
     condition: Any = None,
     cache: bool = True,
@@ -123,7 +123,7 @@ def build_sweep(
     else:
         dit = FrozenDiT.from_pretrained(
             model, blocks=blocks, features=feature, dtype=dtype, condition=condition, **options
-        ).to(device)
+        ).follow(device)
     source = calibration_source(images, labels, how.array_order)
     return Sweep.of_source(dit, source, how, SelectionCache(how.cache_dir) if cache else None)
 

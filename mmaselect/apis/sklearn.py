@@ -72,7 +72,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         selection: Mapping[str, Any] | str | None = None,
         batch_size: int = 32,
         seed: int = 0,
-        dtype: str = 'fp32',
+        dtype: str = 'auto',
         device: str | None = None,
         fusion: str | None = None,
         value_range: tuple[float, float] | None = None,

@@ -67,7 +67,7 @@ class FeaturesOnly(FrozenModule):
         timestep: Timesteps,
         out_indices: Sequence[int] | int | None = None,
         feature: str = 'query',
-        dtype: str | torch.dtype = 'fp32',
+        dtype: str | torch.dtype = 'auto',
         seed: int = 0,
         calibration: Calibration | None = None,
         selection: Mapping[str, Any] | str | None = None,

@@ -59,8 +59,9 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     )
     group.add_argument(
         '--dtype',
-        default='fp32' if required else None,
-        help='fp32, fp16, bf16 or auto; default: fp32',
+        default='auto' if required else None,
+        help='fp32, fp16, bf16, or auto: as the weights were published, but fp32 on most CPUs. '
+        'Default: auto',
     )
     group.add_argument('--device', help='default: cuda if there is one, else cpu')
     group.add_argument(

@@ -159,9 +159,9 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
         model_source(args),
         blocks=args.blocks,
         features=args.feature or 'query',
-        dtype=args.dtype or 'fp32',
+        dtype=args.dtype or 'auto',
         condition=condition(args),
-    ).to(pick_device(args.device))
+    ).follow(pick_device(args.device))
     if args.no_selection:
         return dit, args.pretrained, None, []
     selection = stored_selection(args, dit)

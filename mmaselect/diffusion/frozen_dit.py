@@ -8,6 +8,8 @@ exception that never leaves this file ends the pass as soon as the last wanted o
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,16 +20,22 @@ from torch import Tensor, nn
 
 from mmaselect.checks import is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
-from mmaselect.diffusion.codec import Codec, pad_to_multiple
+from mmaselect.diffusion.codec import Codec, PixelCodec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
 from mmaselect.diffusion.model_source import ModelSource
+from mmaselect.diffusion.placing import count_ranks, of_this_rank
 from mmaselect.diffusion.precision import auto_dtype
 from mmaselect.diffusion.process import ForwardProcess
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
+
+logger = logging.getLogger(__name__)
+
+#: Pixels that a VAE encodes at a time: at native size, a batch of 16 peaks at 20 to 40 GiB at once.
+MAX_ENCODED_PIXELS = 4 * 2**20
 
 #: (block, feature), the key of a feature map.
 TapKey = tuple[int, str]
@@ -107,7 +115,7 @@ class FrozenDiT(nn.Module):
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         blocks: Sequence[int] | int | None = None,
         features: str | Sequence[str] = ('query',),
-        dtype: str | torch.dtype = torch.float32,
+        dtype: str | torch.dtype = 'auto',
         condition: Any = None,
         **flat: Any,
     ) -> FrozenDiT:
@@ -139,8 +147,10 @@ class FrozenDiT(nn.Module):
             find_lora(lora)
         source = PipelineSource(description)
         if is_auto:
-            with source.naming('transformer'):
+            # Weights that are missing are named when they are read.
+            with source.naming('transformer'), contextlib.suppress(FileNotFoundError):
                 dtype = auto_dtype(source)
+            logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
         features = _as_features(features, family)
@@ -148,7 +158,11 @@ class FrozenDiT(nn.Module):
             process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
-        load_kwargs = keywords('load_kwargs', description.load_kwargs)
+        load_kwargs = of_this_rank(
+            keywords('load_kwargs', description.load_kwargs),
+            count_ranks(),
+            torch.accelerator.current_device_index,
+        )
         transformer = family.load_transformer(source, needed, dtype, **load_kwargs)
         pipeline = getattr(family, 'pipeline_class', None)
         for lora, scale in description.loras:
@@ -172,7 +186,23 @@ class FrozenDiT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.device
+        """Where images and latents go."""
+        if not self.is_placed:
+            return self.transformer.device
+        others = itertools.chain(self.codec.parameters(), self.buffers(recurse=False))
+        return next((one.device for one in others), self.transformer.device)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether accelerate or bitsandbytes put the transformer where it is, to stay there."""
+        return bool(getattr(self.transformer, 'hf_device_map', None)) or any(
+            getattr(self.transformer, f'is_loaded_in_{bits}bit', False) for bits in (4, 8)
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights that are read."""
+        return sum(one.numel() * one.element_size() for one in self.parameters())
 
     @property
     def stride(self) -> int:
@@ -236,6 +266,23 @@ class FrozenDiT(nn.Module):
             self.family.block(self.transformer, index).compile(**options)
         return compiled
 
+    def follow(self, device: str | torch.device) -> FrozenDiT:
+        """Move to a device; a transformer that is placed stays, and all else moves.
+
+        Args:
+            device: Where images will be.
+        """
+        device = torch.empty(0, device=device).device  # 'cuda' is 'cuda:0', or another
+        return self if self.device == device else self.to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenDiT:
+        if not self.is_placed:
+            return super()._apply(fn, recurse)
+        self.codec._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else fn(buffer)
+        return self
+
     # -- running ----------------------------------------------------------------------------------
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -257,8 +304,8 @@ class FrozenDiT(nn.Module):
         images = pad_to_multiple(images.float(), self.stride)
         grid = (images.shape[-2] // self.stride, images.shape[-1] // self.stride)
         self.family.check_grid(grid, self.stride)
-        with self._without_autocast(images.device):
-            latent = self.codec(images).float()
+        with self._without_autocast(images.device), self._naming_memory('encoding', images):
+            latent = torch.cat([self.codec(some).float() for some in self._portions(images)])
         if latent.shape[1] != self.family.in_channels:
             raise ValueError(
                 f'{self.family.title} takes latents of {self.family.in_channels} channels, and '
@@ -266,6 +313,26 @@ class FrozenDiT(nn.Module):
                 f'missing, or that of another model'
             )
         return latent
+
+    def _portions(self, images: Tensor) -> Sequence[Tensor]:
+        """Images of a batch, as many together as a VAE is given."""
+        if isinstance(self.codec, PixelCodec):
+            return [images]
+        return images.split(max(1, MAX_ENCODED_PIXELS // (images.shape[-2] * images.shape[-1])))
+
+    @contextlib.contextmanager
+    def _naming_memory(self, what: str, batch: Tensor) -> Iterator[None]:
+        """An error of a device that is full names what can be made smaller."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f'out of memory while {what} a batch of shape {tuple(batch.shape)}: the frozen '
+                f'weights take {self.weight_bytes / 2**30:.1f} GiB in '
+                f'{str(self.dtype).removeprefix("torch.")}, and the batch comes on top. Lower '
+                f'batch_size (of the data loader, or of the selection) or image_size, or set dtype '
+                f"to 'bf16' or 'fp16' ({error})"
+            ) from error
 
     @torch.no_grad()
     def features(self, latent: Tensor, timestep: int, noise: Tensor) -> dict[TapKey, Tensor]:
@@ -290,19 +357,23 @@ class FrozenDiT(nn.Module):
         grid = self.family.grid(latent)
         level = self.process.at(timestep, num_tokens=grid[0] * grid[1])
         noisy = self.process.add_noise(latent.float(), noise.float(), level)
-        batch = latent.shape[0]
+        batch, home = latent.shape[0], latent.device
+        # A transformer that is placed may be elsewhere, or, offloaded, nowhere.
+        where = self.transformer.device if self.is_placed else home
+        where = home if where.type == 'meta' else where
         # Copies, as the pipelines make them: products of expanded tensors are rounded otherwise.
         condition = {
-            name: getattr(self, f'condition_{name}').repeat_interleave(batch, dim=0)
+            name: getattr(self, f'condition_{name}').repeat_interleave(batch, dim=0).to(where)
             for name in self._condition_names
         }
-        time = torch.full((batch,), level.model_time, dtype=torch.float32, device=latent.device)
+        time = torch.full((batch,), level.model_time, dtype=torch.float32, device=where)
         with (
-            self._without_autocast(latent.device),
+            self._without_autocast(where),
+            self._naming_memory('reading', latent),
             self._capture(grid) as caught,
             contextlib.suppress(_PassComplete),
         ):
-            self.family.run(self.transformer, noisy.to(self.dtype), time, condition)
+            self.family.run(self.transformer, noisy.to(where, self.dtype), time, condition)
         missing = [key for key in self.keys if key not in caught]
         if missing:
             raise RuntimeError(
@@ -312,7 +383,7 @@ class FrozenDiT(nn.Module):
                 f'(DIFFUSERS_ATTN_BACKEND=native is the one); or the installed diffusers has '
                 f'changed this class: please report it with the diffusers version.'
             )
-        return {key: self.family.to_map(caught[key], grid) for key in self.keys}
+        return {key: self.family.to_map(caught[key], grid).to(home) for key in self.keys}
 
     @contextlib.contextmanager
     def _capture(self, grid: tuple[int, int]) -> Iterator[dict[TapKey, Tensor]]:

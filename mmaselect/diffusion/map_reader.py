@@ -120,6 +120,8 @@ def read_maps(
     def encode_and_read(step: int, missing: Tensor) -> Maps:
         return read(missing, dit.encode(missing), [step])[0]
 
+    if images.device.type != 'meta':
+        dit.follow(images.device)
     steps = plan.resolved(picked)
     if store is not None and store.kind == 'features':
         read_at = [store.maps(images, step, partial(encode_and_read, step)) for step in steps]

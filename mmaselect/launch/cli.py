@@ -2,12 +2,14 @@
 """The command line that ``tools/train.py`` and ``tools/test.py`` share."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -158,6 +160,19 @@ def command_to_go_on(launcher: str) -> str:
     return shlex.join([*words[:at], '--resume', *words[at:]])
 
 
+@contextlib.contextmanager
+def naming_memory(config: Config) -> Iterator[None]:
+    """An error of a device that is full during training names what can be made smaller."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f'{error}\nTo need less memory in training, lower train_dataloader.batch_size (now '
+            f"{config.train_dataloader.get('batch_size')}) or the images' size, set dtype='bf16' "
+            f'in the backbone, or train with --amp'
+        ) from error
+
+
 def build_runner(config: Config) -> Runner:
     """Build the runner of a config, ready for any launcher on any device.
 
@@ -173,7 +188,14 @@ def build_runner(config: Config) -> Runner:
     from mmaselect.models import ASelecTDiT
 
     on_cpus = prepare_cpu_launch(config)
+    if (config.get('randomness') or {}).get('deterministic'):
+        # Read when CUDA starts, which is later.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    if torch.are_deterministic_algorithms_enabled():
+        # Adaptive pooling (UPerHead) and histc (IoUMetric) have no deterministic kernel on CUDA:
+        # they warn, where MMEngine's setting would end the run.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     if on_cpus:
         runner.register_hook(AverageNormStatistics())
     present = {type(hook) for hook in runner.hooks}

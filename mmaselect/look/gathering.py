@@ -73,7 +73,7 @@ def look_at(
     selection: SelectionResult | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    dtype: str | torch.dtype = 'fp32',
+    dtype: str | torch.dtype = 'auto',
     device: str | torch.device | None = None,
     progress: bool = True,
     name: str | None = None,
@@ -127,7 +127,7 @@ def look_at(
     else:
         dit = FrozenDiT.from_pretrained(
             model, blocks=blocks, features=features, dtype=dtype, **model_kwargs
-        ).to(device)
+        ).follow(device)
     size = image_size or look_size(dit)
     steps = set(parse_timesteps(timesteps, dit.num_train_timesteps))
     if selection is not None:

@@ -181,7 +181,7 @@ class ASelecTDiT(BaseModule, Adopts):
         input_mean: float | Sequence[float] | None = None,
         input_std: float | Sequence[float] | None = None,
         channel_order: str | None = None,
-        dtype: str | torch.dtype = 'fp32',
+        dtype: str | torch.dtype = 'auto',
         noise: str | Mapping[str, Any] = 'auto',
         compile: bool | Mapping[str, Any] = False,
         cache: str | Mapping[str, Any] | None = None,
@@ -282,12 +282,9 @@ class ASelecTDiT(BaseModule, Adopts):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ASelecTDiT:
         super()._apply(fn, *args, **kwargs)
-        # Follow the device; the precision stays what `dtype` says. Weights that accelerate has
-        # placed (device_map) stay where they are.
-        device = self.gate.scale.device
-        placed = getattr(self.dit.transformer, 'hf_device_map', None)
-        if not placed and device.type != 'meta' and self.dit.device != device:
-            self.dit.to(device)
+        # Follow the device; the precision stays what `dtype` says.
+        if self.gate.scale.device.type != 'meta':
+            self.dit.follow(self.gate.scale.device)
         return self
 
     # -- pixels -----------------------------------------------------------------------------------

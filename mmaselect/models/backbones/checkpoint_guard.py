@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion import FrozenDiT, sample_values
+from mmaselect.logs import log
 
 #: Values of the frozen weights kept in a checkpoint, to tell it from one made with another model.
 SIGNATURE_SIZE = 64
@@ -45,6 +46,13 @@ def is_same_model(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one[both], other[both], rtol=2e-2, atol=5e-3)
 
 
+def _is_same_precision(one: Tensor, other: Tensor) -> bool:
+    """Whether two signatures of one model are equal to the last bit."""
+    one = one.cpu().float()
+    both = one.isfinite() & other.isfinite()
+    return torch.equal(one[both], other[both])
+
+
 def _is_whole(value: Any) -> bool:
     """Whether a value is a tensor of whole numbers; truth values and fractions are none."""
     return (
@@ -66,6 +74,7 @@ class CheckpointGuard:
         read_from: (1 + number of blocks,), int64: index of the feature in ``features``, then the
             blocks.
         num_train_timesteps: Length of the model's training schedule.
+        dtype: Of the frozen weights.
     """
 
     pretrained: str
@@ -73,6 +82,7 @@ class CheckpointGuard:
     signature: Tensor
     read_from: Tensor
     num_train_timesteps: int
+    dtype: str
 
     @classmethod
     def of(cls, dit: FrozenDiT, feature: str, pretrained: str) -> CheckpointGuard:
@@ -91,6 +101,7 @@ class CheckpointGuard:
             weights_signature(dit.transformer),
             read_from,
             dit.num_train_timesteps,
+            str(dit.dtype).removeprefix('torch.'),
         )
 
     def buffers(self) -> dict[str, Tensor]:
@@ -116,6 +127,12 @@ class CheckpointGuard:
                 f'the checkpoint was made with another frozen model than {self.pretrained!r}: its '
                 f'heads would read features that they were not trained on. Set pretrained (and '
                 f'blocks) to what the checkpoint was trained with'
+            )
+        if signature is not None and not _is_same_precision(signature, self.signature):
+            log(
+                'the checkpoint was trained with frozen weights in another precision than '
+                f'{self.dtype}: features differ a little. To read them as in training, set dtype '
+                'in the backbone to what it was then'
             )
         read_from = state_dict.get(prefix + 'read_from')
         if read_from is not None and read_from.tolist() != self.read_from.tolist():
