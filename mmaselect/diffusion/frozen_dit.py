@@ -26,7 +26,7 @@ from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
 from mmaselect.diffusion.model_source import ModelSource
 from mmaselect.diffusion.placing import count_ranks, of_this_rank
-from mmaselect.diffusion.precision import auto_dtype
+from mmaselect.diffusion.precision import auto_dtype, computed_in
 from mmaselect.diffusion.process import ForwardProcess
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class FrozenDiT(nn.Module):
         if is_auto:
             # Weights that are missing are named when they are read.
             with source.naming('transformer'), contextlib.suppress(FileNotFoundError):
-                dtype = auto_dtype(source)
+                dtype = computed_in(description.load_kwargs) or auto_dtype(source)
             logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -40,6 +41,13 @@ def auto_dtype(source: PipelineSource, accelerated: bool | None = None) -> torch
     if not accelerated and published != torch.bfloat16:
         return torch.float32
     return published
+
+
+def computed_in(load_kwargs: Mapping[str, Any] | None) -> torch.dtype | None:
+    """The precision that a quantization config computes in, where it says so (that of GGUF)."""
+    config = (load_kwargs or {}).get('quantization_config')
+    found = getattr(config, 'compute_dtype', None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def cpu_has_bf16() -> bool:

@@ -90,7 +90,7 @@ def case(tmp_path_factory):
 
 
 def features(pretrained, blocks, **options):
-    source, others = described(pretrained, options)
+    source, others = described(pretrained, {'dtype': 'fp32', **options})
     dit = FrozenDiT.from_pretrained(source, blocks=blocks, features=('query', 'output'), **others)
     # Where a weight lies in a file decides how a CPU rounds: all of them lie anew.
     for parameter in dit.transformer.parameters():

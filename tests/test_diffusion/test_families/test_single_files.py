@@ -53,7 +53,7 @@ def save(weights, file):
 
 
 def features(pretrained, block, **options):
-    source, others = described(pretrained, options)
+    source, others = described(pretrained, {'dtype': 'fp32', **options})
     dit = FrozenDiT.from_pretrained(source, blocks=block, features=('query', 'output'), **others)
     torch.manual_seed(5)  # only now: how weights are read takes its share of random numbers
     latent = dit.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
@@ -340,7 +340,7 @@ def test_gguf_is_not_installed(bases, tmp_path, monkeypatch):
     from mmaselect.diffusion import gguf_file
 
     monkeypatch.setattr(gguf_file.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install gguf.*mmaselect\[checkpoints\]'):
+    with pytest.raises(ImportError, match=r'pip install gguf.*\[checkpoints\]'):
         FrozenDiT.from_pretrained(dict(model=file, base=bases['z_image'][0]))
 
 
