@@ -43,8 +43,8 @@ KINDS: dict[str, tuple[str, str]] = {
     ),
     'disagreement': (
         '... disagrees: it would pick timestep ...',
-        'Compare the curves. The first one decides; a check with labels (a linear probe at both '
-        'timesteps, tools/analysis_tools/probe_timesteps.py) settles it.',
+        'Compare the curves. The first one decides; a linear probe at '
+        'both timesteps settles it (`mmaselect probe FOLDER`, with a folder for each class).',
     ),
 }
 

@@ -216,7 +216,7 @@ def warn_of_grid_end(curve: Curve, model: str | None = None) -> list[Caveat]:
             'A model that was trained briefly can be best there; a well-trained one seldom is'
             if published is None
             else f'{model} was trained at length, and such a model seldom is best there: look at '
-            f'the curve, and check the pick with labels if you have some'
+            f'the curve, and check the pick with labels if you have some (`mmaselect probe`)'
         )
     text = f'the pick, timestep {curve.timestep}, is the {end} point of the grid: {reason}'
     return [Caveat.of(end, text)]
