@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
 
 #: Leftovers of processes that cannot be looked up (of other machines) are cleared after this time.
 _LEFTOVER_SECONDS = 24 * 3600
@@ -61,6 +66,29 @@ def check_regular(path: str | Path) -> Path:
         kind = 'a folder' if path.is_dir() else 'a pipe, a socket or a device'
         raise OSError(f'{str(path)!r} is {kind}, and no regular file')
     return path
+
+
+def acquired(file: Path, busy: str) -> FileLock:
+    """A lock that one process of this machine, or of this shared folder, has at a time.
+
+    Args:
+        file: The file of the lock; its folder is made if there is none.
+        busy: What another process does while it has the lock, for the log.
+
+    Returns:
+        The lock, to be released by the caller.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(file))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info('process %d waits: another one %s', os.getpid(), busy)
+        lock.acquire()
+    return lock
 
 
 @contextmanager

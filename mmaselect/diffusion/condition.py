@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaselect.diffusion.loading import PipelineSource
-from mmaselect.files import cache_root, check_regular, written_aside
+from mmaselect.files import acquired, cache_root, check_regular, written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,15 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
         save_file({k: v.contiguous() for k, v in tensors.items()}, aside, metadata)
 
 
+def _use_all_cores() -> int:
+    """Use the cores of the processes that wait. Returns the number of threads until now."""
+    threads = torch.get_num_threads()
+    # torchrun gives each process one thread.
+    if int(os.environ.get('LOCAL_WORLD_SIZE') or 1) > 1 and hasattr(os, 'sched_getaffinity'):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return threads
+
+
 def cached_embedding(
     label: str, identity: Mapping[str, Any], embed: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
@@ -135,9 +145,7 @@ def cached_embedding(
     if stored is not None:
         return stored
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f'{file}.lock')
-        lock.acquire()
+        lock = acquired(Path(f'{file}.lock'), 'embeds the prompt')
     except OSError as error:
         logger.warning(
             'the embedded prompt cannot be kept in %s (%s), so the text encoders will be loaded at '
@@ -149,7 +157,17 @@ def cached_embedding(
     try:
         stored = _read(file, key)
         if stored is None:
-            stored = embed()
+            threads = _use_all_cores()
+            logger.info(
+                '%s: embedding the prompt on the CPU (%d threads); once, it is kept in %s',
+                label,
+                torch.get_num_threads(),
+                file,
+            )
+            try:
+                stored = embed()
+            finally:
+                torch.set_num_threads(threads)
             _write(file, stored, {'key': key, 'identity': description})
         return stored
     finally:

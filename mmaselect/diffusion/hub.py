@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 )
 
 from mmaselect.diffusion.locate import WEIGHT_SUFFIXES, variant_of, weights_of
+from mmaselect.files import acquired
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,33 @@ class Repository:
                 raise
             logger.warning('%s: what is in the cache is read: %s', self.title, error)
             return root
+        try:
+            slug = self.name.replace('/', '--')
+            lock = acquired(
+                Path(self._cache()) / '.locks' / f'mmaselect-{slug}.lock',
+                f'downloads {within or "the model"} of {self.name}',
+            )
+        except OSError:  # huggingface_hub says what is wrong with the folder
+            return self._download(within, variant, of_diffusers, listed)
+        try:
+            if root is None and not self._forced:
+                root = self._root(within)
+            if root is not None:
+                here = [each.name for each in (root / within).iterdir()]
+                if _is_whole(root / within, here, variant):
+                    return root  # another process has downloaded it
+            return self._download(within, variant, of_diffusers, listed)
+        finally:
+            lock.release()
+
+    def _download(
+        self,
+        within: str,
+        variant: str | None,
+        of_diffusers: bool,
+        listed: Mapping[str, int | None],
+    ) -> Path:
+        """What :meth:`folder` does where the files are not in the cache."""
         names = {
             name.removeprefix(within): size
             for name, size in listed.items()

@@ -11,11 +11,17 @@ from copy import deepcopy
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.device import get_device
+from mmengine.registry import MODELS, RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 
 from mmaselect.launch.config import check_optimizer, check_pyramid, get_toolbox, load_config
-from mmaselect.launch.distributed import AverageNormStatistics, prepare_cpu_launch
+from mmaselect.launch.distributed import (
+    AverageNormStatistics,
+    prepare_cpu_launch,
+    wait_for_each_other,
+)
 from mmaselect.launch.flags import add_cfg_options, add_launcher
 from mmaselect.openmmlab.checkpoints import read_only_weights, write_whole_files
 from mmaselect.terminal.tool import make_tool_parser, user_path
@@ -65,6 +71,7 @@ def load_run_config(args: argparse.Namespace) -> tuple[Config, str]:
     check_optimizer(config)
     check_pyramid(config)
     config.launcher = args.launcher
+    wait_for_each_other(config)
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get('work_dir') is None:
@@ -196,6 +203,8 @@ def build_runner(config: Config) -> Runner:
         # Adaptive pooling (UPerHead) and histc (IoUMetric) have no deterministic kernel on CUDA:
         # they warn, where MMEngine's setting would end the run.
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if isinstance(runner, FlexibleRunner):
+        build_model(runner)
     if on_cpus:
         runner.register_hook(AverageNormStatistics())
     present = {type(hook) for hook in runner.hooks}
@@ -212,4 +221,24 @@ def build_runner(config: Config) -> Runner:
     for hook in hooks:
         if type(hook) not in present:
             runner.register_hook(hook)
+    if isinstance(runner, FlexibleRunner):
+        # It picks the timestep before its hooks are called: here it learns of a checkpoint.
+        for hook in runner.hooks:
+            if isinstance(hook, SelectionHook):
+                hook.before_run(runner)
     return runner
+
+
+def build_model(runner: FlexibleRunner) -> None:
+    """Build the model of a FlexibleRunner, and move it to the device.
+
+    Its strategies do so later: they pick the timestep first, on the CPU, and FSDP moves the tensors
+    of the model one by one, without the frozen part, which is none of them.
+
+    Args:
+        runner: Before it trains or tests. What shards a model is given the trained part alone.
+    """
+    model = runner.model
+    if not isinstance(model, nn.Module):
+        model = MODELS.build(model)
+    runner.model = model.to(get_device())

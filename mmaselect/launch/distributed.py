@@ -22,6 +22,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 _CPU_NORMS = {'SyncBN': 'BN', 'MMSyncBN': 'BN'}
 
 
+#: Seconds that a process waits for the others. While one downloads a model, embeds a prompt or
+#: picks a timestep, the ten minutes of PyTorch pass.
+COLLECTIVE_TIMEOUT = 2 * 3600
+
+
+def wait_for_each_other(config: Config) -> None:
+    """Give the processes of a distributed run :data:`COLLECTIVE_TIMEOUT`, unless a config does.
+
+    Args:
+        config: The run's config; changed in place.
+    """
+    given = (config.get('env_cfg') or {}).get('dist_cfg') or {}
+    dist = {'backend': 'nccl', 'timeout': COLLECTIVE_TIMEOUT, **given}
+    config.merge_from_dict({'env_cfg': {'dist_cfg': dist}})
+
+
 def prepare_cpu_launch(config: Config) -> bool:
     """Make a distributed run work on a machine without an accelerator; else do nothing.
 
@@ -56,6 +72,14 @@ def prepare_cpu_launch(config: Config) -> bool:
         **(config.get('model_wrapper_cfg') or {}),
         'device_ids': None,
     }
+    if 'runner_type' in config:
+        # A FlexibleRunner has the model wrapped by its strategy.
+        strategy = config.get('strategy') or {'type': 'DDPStrategy'}
+        if str(strategy['type']).rpartition('.')[2] == 'DDPStrategy':
+            strategy['model_wrapper'] = dict(
+                config.model_wrapper_cfg, **(strategy.get('model_wrapper') or {}), device_ids=None
+            )
+            config.strategy = strategy
     synchronized = _replace_norms(config.model) > 0 or config.get('sync_bn') is not None
     config.sync_bn = None  # else MMEngine turns every BN into SyncBN
 
