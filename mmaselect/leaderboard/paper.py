@@ -237,6 +237,53 @@ class Row:
 ROWS = tuple(Row(model, data, form) for data, model, form in product(DATA, MODELS, FORMS))
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the paper, or a number that is no accuracy, and the command that makes it.
+
+    Attributes:
+        name: What ``tools/reproduce.py`` calls it.
+        what: What it shows.
+        tool: Script in ``tools/analysis_tools``.
+        flags: Its flags, without the config and the folder.
+        paper: What public pages say of it.
+    """
+
+    name: str
+    what: str
+    tool: str
+    flags: tuple[str, ...]
+    paper: str = ''
+
+
+#: All are drawn of the row ``flowers/sd35-medium/paper``, the set that Fig. 5 is of.
+FIGURES = (
+    Figure(
+        'fig1',
+        'accuracy and criteria over timesteps; what a selection and a search cost',
+        'probe_timesteps',
+        ('--timesteps', '0:1000:50'),
+        f'a selection is {PAPER_SPEEDUP} times cheaper than an exhaustive search',
+    ),
+    Figure(
+        'fig3',
+        'low and high frequencies of a feature map',
+        'frequency_maps',
+        ('--num-images', '3', '--timesteps', '0,50,150,400,800'),
+    ),
+    Figure('fig4', 'criteria and the Fisher score over timesteps', 'fisher_score', ()),
+    Figure(
+        'fig5',
+        'accuracy by block and by query, key, value, attention and output',
+        'block_feature_grid',
+        ('--blocks', '3', '6', '9', '12', '15', '18', '--features', 'all'),
+        'query 90.6, value 88.7; middle blocks win',
+    ),
+)
+#: The row whose config the figures read.
+FIGURE_ROW = next(row for row in ROWS if row.name == 'flowers/sd35-medium/paper')
+
+
 def config_text(row: Row) -> str:
     """The config of a row.
 

@@ -18,6 +18,7 @@ MISTAKES = {
     'test.py': ('nowhere.py no.pth', FileNotFoundError, "no config file 'nowhere.py'"),
     'select_timestep.py': ('nowhere.py', FileNotFoundError, "no config file 'nowhere.py'"),
     'leaderboard.py': ('nowhere', FileNotFoundError, "work directory 'nowhere' does not exist"),
+    'reproduce.py': ('--only nowhere', ValueError, 'fits no row'),
     'pretrain_dit.py': ('--data nowhere --out o', FileNotFoundError, 'no folder'),
     'dataset_converters/camvid.py': ('a b', FileNotFoundError, 'give the folder of the labels'),
     'analysis_tools/probe_report.py': (

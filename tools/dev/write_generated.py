@@ -19,6 +19,7 @@ import yaml
 from mmaselect.files import write_atomically
 from mmaselect.launch.config import load_config
 from mmaselect.leaderboard.paper import ROWS, config_text
+from mmaselect.leaderboard.reproduction import reproduction_table
 from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
 from mmaselect.selection.caveats import caveats_table
 from mmaselect.selection.option_flags import options_table
@@ -164,6 +165,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     'docs/api/selection.md': partial(
         page, 'docs/api/selection.md', options=options_table, warnings=caveats_table
     ),
+    'docs/reproduce.md': partial(page, 'docs/reproduce.md', rows=partial(reproduction_table, {})),
     **{row.config: partial(config_text, row) for row in ROWS},
     **{f'configs/{task}/metafile.yml': partial(metafile, task) for task in TASKS},
 }
