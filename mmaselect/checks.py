@@ -7,6 +7,7 @@ NumPy and PyTorch are numbers, and come back as Python's own.
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import os
@@ -94,7 +95,10 @@ def check_image_size(name: str, value: Any) -> int | tuple[int, int]:
 def choice(name: str, value: Any, allowed: Collection[str]) -> str:
     """One of some words."""
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f'{name} must be one of {", ".join(allowed)}, got {shorten(value)}')
+        takes = ', '.join(allowed)
+        raise ValueError(
+            f'{name} must be one of {takes}, got {shorten(value)}{is_meant(value, allowed)}'
+        )
     return value
 
 
@@ -123,6 +127,70 @@ def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) or getattr(value, 'ndim', None) == 1
 
 
+#: Words that are not spelled like the argument that is meant.
+_MEANT = {
+    'layer': 'blocks',
+    'layers': 'blocks',
+    'model': 'pretrained',
+    'out_indices': 'blocks',
+    'pretrained': 'model',
+    'resolution': 'image_size',
+    'size': 'image_size',
+    't': 'timestep',
+}
+
+
+def close_name(name: Any, known: Collection[str]) -> str | None:
+    """The name among those known that is meant by a slip; None if nothing is close.
+
+    Args:
+        name: What came.
+        known: The names that there are.
+
+    Example:
+        >>> close_name('calibraton', ['calibration', 'selection'])
+        'calibration'
+    """
+    text = str(name)
+    if _MEANT.get(text) in known:
+        return _MEANT[text]
+    folded = {each.casefold(): each for each in known}
+    near = difflib.get_close_matches(text.casefold(), folded, n=1, cutoff=0.65)
+    begun = [each for each in known if text and each.casefold().startswith(text.casefold())]
+    if near:
+        return folded[near[0]]
+    return begun[0] if len(begun) == 1 else None
+
+
+def is_meant(name: Any, known: Collection[str]) -> str:
+    """For the end of a message: the name that is meant, if one is close."""
+    found = close_name(name, known)
+    return '' if found is None else f'. Is {found!r} meant?'
+
+
+def check_names(
+    face: str, given: Collection[str], takes: Collection[str], elsewhere: Mapping[str, str]
+) -> None:
+    """Check the names of further arguments.
+
+    Args:
+        face: Who takes them.
+        given: The names that came.
+        takes: Those that it states.
+        elsewhere: Names that belong to something else, and how to write them there.
+
+    Raises:
+        TypeError: With the name that is meant.
+    """
+    for name in given:
+        if name in elsewhere and name not in takes:
+            raise TypeError(f'{face} has no argument {name!r}: write {elsewhere[name]}')
+        found = close_name(name, [*takes, *elsewhere])
+        written = found if found in takes else elsewhere.get(found or '')
+        hint = '' if found is None else f': is {written} meant?'
+        raise TypeError(f'{face} has no argument {name!r}{hint or "."} It takes {", ".join(takes)}')
+
+
 def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> dict[str, Any]:
     """A dict with text keys, as a dict of its own; None is an empty one.
 
@@ -141,7 +209,8 @@ def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> d
         raise ValueError(f'{name} must be a dict with text keys{takes}; got {shorten(value)}')
     unknown = [] if allowed is None else sorted(set(value) - set(allowed))
     if unknown:
-        raise ValueError(f'{name} has unknown keys {unknown}{takes}')
+        hint = is_meant(unknown[0], allowed or ())
+        raise ValueError(f'{name} has unknown keys {unknown}{takes}{hint}')
     return dict(value)
 
 

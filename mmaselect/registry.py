@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
+from mmaselect.checks import is_meant
+
 SCOPE = 'mmaselect'
 Class = TypeVar('Class', bound=type)
 
@@ -74,7 +76,9 @@ class Registry:
         kind = arguments.pop('type')
         cls = self.get(kind) if isinstance(kind, str) else kind
         if cls is None:
-            raise KeyError(f'{kind!r} is not a registered {self.name}')
+            raise KeyError(
+                f'{kind!r} is not a registered {self.name}{is_meant(kind, self.module_dict)}'
+            )
         return cls(**arguments)
 
 

@@ -42,6 +42,7 @@ from mmaselect.checks import (
     whole_number,
 )
 from mmaselect.diffusion import ModelSource
+from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images.units import ImageUnits, image_units, local_folders
 from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.selection.identity import check_result_model, model_identity
@@ -145,6 +146,8 @@ def save_features(
         >>> stored[0][3, 'query'].shape
         torch.Size([224, 8, 8])
     """
+    further = [name for name in model_kwargs if name not in ('condition', 'value_range')]
+    check_flat_names(further, save_features, SelectionOptions.elsewhere())
     choice('pool', pool, POOLS)
     choice('store', store, STORED_DTYPES)
     choice('to', to, FORMATS)

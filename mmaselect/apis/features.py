@@ -21,7 +21,7 @@ from mmaselect.images.inputs import (
     to_pixels,
     warn_of_unit_range,
 )
-from mmaselect.selection import SelectionResult
+from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.terminal.progress import progress_bar
 
 
@@ -159,7 +159,7 @@ class FeatureExtractor:
         self.batch_size = whole_number('batch_size', batch_size, 1)
         device = pick_device(device)
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
-        self.source = ModelSource.gather(pretrained, flat)
+        self.source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.pretrained = str(self.source.model)
         self.dit = FrozenDiT.from_pretrained(
             self.source, blocks=blocks, features=features, dtype=dtype, condition=condition

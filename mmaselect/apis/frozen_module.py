@@ -15,7 +15,7 @@ from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
 from mmaselect.checks import gathered, shorten
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.pixel_gate import PixelGate
-from mmaselect.selection import SelectionResult
+from mmaselect.selection import SelectionOptions, SelectionResult
 
 
 class FrozenModule(nn.Module):
@@ -58,7 +58,7 @@ class FrozenModule(nn.Module):
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
-        source = ModelSource.gather(pretrained, flat)
+        source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.dit = FrozenDiT.from_pretrained(
             source, blocks=blocks, features=feature, dtype=dtype, condition=condition
         ).follow(pick_device(device))

@@ -15,6 +15,7 @@ from mmaselect.apis.features import pick_device
 from mmaselect.apis.reader import Calibration, calibration_source
 from mmaselect.checks import check_path, flag
 from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.report import save_report
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
@@ -111,6 +112,7 @@ def build_sweep(
     """The sweep of :func:`select_timestep`, which says what the arguments are."""
     flag('cache', cache)
     changes = {name: options.pop(name) for name in SelectionOptions.names() if name in options}
+    check_flat_names(options, select_timestep)
     how = SelectionOptions.parse(selection).replaced(**changes)
     device = pick_device(device)
     if isinstance(model, FrozenDiT):

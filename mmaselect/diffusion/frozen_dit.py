@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.checks import is_sequence, keywords, shorten
+from mmaselect.checks import is_meant, is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import Codec, PixelCodec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
@@ -55,7 +55,7 @@ def _as_features(features: str | Sequence[str], family: Family) -> tuple[str, ..
         if not isinstance(feature, str) or feature not in family.features:
             raise ValueError(
                 f'feature {feature!r} is not available for {family.title}: choose from '
-                f'{", ".join(family.features)}'
+                f'{", ".join(family.features)}{is_meant(feature, family.features)}'
             )
     if not features:
         raise ValueError(f'features is empty: choose from {", ".join(family.features)}')
@@ -142,7 +142,7 @@ class FrozenDiT(nn.Module):
         """
         is_auto = isinstance(dtype, str) and dtype == 'auto'
         dtype = torch.float32 if is_auto else parse_dtype(dtype)
-        description = ModelSource.gather(pretrained, flat)
+        description = ModelSource.gather(pretrained, flat, cls.from_pretrained)
         for lora, _ in description.loras:
             find_lora(lora)
         source = PipelineSource(description)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -128,9 +129,25 @@ def resolve_folder(argument: str, name: str | Path) -> str:
         raise FileNotFoundError(
             f'{argument}={text!r}: there is no such folder. Give a hub id such as '
             f"'facebook/DiT-XL-2-256', a model that ships with mmaselect such as "
-            f"'{SHIPPED_PREFIX}dit_cifar10', or a local folder; {LAYOUT_HELP}"
+            f"'{SHIPPED_PREFIX}dit_cifar10', or a local folder; {LAYOUT_HELP}{_models_meant(text)}"
         )
     return text
+
+
+def _models_meant(text: str) -> str:
+    """For the end of a message: published models whose names are close."""
+    from mmaselect.diffusion.families import known_families
+
+    def folded(name: str) -> str:
+        return re.sub(r'[^a-z0-9]', '', name.lower())
+
+    names = [model.name for family in known_families().values() for model in family.published]
+    wanted = folded(re.sub(r'^sd(?=[-\d])', 'stable-diffusion-', text.lower()))
+    near = [name for name in names if len(wanted) >= 3 and wanted in folded(name)]
+    if not near:
+        bases = {name.rpartition('/')[2].lower(): name for name in names}
+        near = [bases[one] for one in difflib.get_close_matches(text.lower(), bases, n=2)]
+    return f'. Is {" or ".join(map(repr, near[:3]))} meant?' if near else ''
 
 
 def resolve_pretrained(pretrained: str | Path, argument: str = 'pretrained') -> str:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mmaselect.checks import finite_number, is_sequence, keywords, shorten, warn_moved
+from mmaselect.checks import check_names, finite_number, is_sequence, keywords, shorten, warn_moved
 
 #: What says where files are found on the hub, and of which types it is.
 HUB_TYPES: dict[str, tuple[type, ...]] = {
@@ -112,7 +113,11 @@ class ModelSource:
 
     @classmethod
     def gather(
-        cls, pretrained: str | Path | Mapping[str, Any] | ModelSource, flat: Mapping[str, Any]
+        cls,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
+        flat: Mapping[str, Any],
+        face: Callable[..., Any] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
     ) -> ModelSource:
         """A description from ``pretrained``, and from arguments that stood beside it in the past.
 
@@ -120,12 +125,16 @@ class ModelSource:
             pretrained: See :meth:`parse`.
             flat: Fields as arguments of their own, ``lora_scale``, and a dict ``hub_kwargs``. What
                 is given here is added with a warning that shows the new form.
+            face: Who took them, for the message about another name.
+            elsewhere: Names that belong to another of its arguments, and how to write them.
 
         Raises:
-            ValueError: If there are other arguments, or one is given twice.
+            ValueError: If one is given twice.
+            TypeError: If there are other arguments; the message names the one that is meant.
         """
         source = cls.parse(pretrained)
-        given = keywords('the model', flat, [*FIELDS[1:], *OLD_NAMES])
+        check_flat_names(flat, face or cls, elsewhere)
+        given = dict(flat)
         given.update(keywords('hub_kwargs', given.pop('hub_kwargs', None), tuple(HUB_TYPES)))
         scale = given.pop('lora_scale', None)
         scale = 1.0 if scale is None else finite_number('lora_scale', scale)
@@ -171,6 +180,34 @@ class ModelSource:
 
 
 FIELDS = tuple(each.name for each in fields(ModelSource))
+
+
+def check_flat_names(
+    flat: Collection[str], face: Callable[..., Any], elsewhere: Mapping[str, str] | None = None
+) -> None:
+    """Check that further arguments of a face are fields of ``pretrained`` in the old form.
+
+    Args:
+        flat: Their names.
+        face: The class or function.
+        elsewhere: Names that belong to another of its arguments, and how to write them.
+
+    Raises:
+        TypeError: If one is another; the message names the one that is meant.
+    """
+    stated = [
+        name
+        for name, parameter in inspect.signature(face).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    fields_of_model = {name: f'pretrained=dict({name}=...)' for name in FIELDS[1:]}
+    known = (*FIELDS[1:], *OLD_NAMES)
+    check_names(
+        getattr(face, '__qualname__', str(face)),
+        [name for name in flat if name not in known],
+        stated,
+        {**fields_of_model, **(elsewhere or {})},
+    )
 
 
 def _path_and_scale(lora: Any) -> tuple[str | Path, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmaselect.apis.features import pick_device
 from mmaselect.checks import check_image_size, seed_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
+from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images import resize_and_crop, to_model_range
 from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
@@ -114,6 +115,8 @@ def look_at(
         >>> look.colors[100, (3, 'query')].shape
         (1, 32, 32, 3)
     """
+    further = [name for name in model_kwargs if name != 'condition']
+    check_flat_names(further, look_at)
     seed = seed_number('seed', seed)
     device = pick_device(device)
     if image_size is not None:

@@ -291,6 +291,11 @@ class SelectionOptions:
         return self.parse({**{n: getattr(self, n) for n in self.names()}, **stated, **changes})
 
     @classmethod
+    def elsewhere(cls) -> dict[str, str]:
+        """The names of all options, and how a face that takes ``selection`` is given them."""
+        return {name: f'selection=dict({name}=...)' for name in cls.names()}
+
+    @classmethod
     def names(cls) -> list[str]:
         """The names of all options."""
         return [f.name for f in fields(cls)]

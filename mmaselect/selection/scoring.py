@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmaselect.checks import is_meant
 from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
 from mmaselect.images.views import NUM_VIEWS, ViewBatch, ViewBoxes
 from mmaselect.registry import CRITERIA
@@ -70,7 +71,7 @@ def build_criterion(config: CriterionConfig) -> Criterion:
         raise ValueError(
             f'criterion {kind!r} is not known: choose from '
             f'{", ".join(sorted(CRITERIA.module_dict))}, or register a subclass of Criterion '
-            f'with @CRITERIA.register_module()'
+            f'with @CRITERIA.register_module(){is_meant(kind, CRITERIA.module_dict)}'
         )
     try:
         return cls(**arguments)

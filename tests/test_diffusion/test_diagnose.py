@@ -182,7 +182,7 @@ def test_names_that_leave_the_package():
     [
         (dict(load_kwargs='abc'), "load_kwargs must be a dict with text keys; got 'abc'"),
         (dict(load_kwargs=dict(dtpye=1)), r"load_kwargs has unknown keys \['dtpye'\]: it takes"),
-        (dict(hub_kwarg=1), r"the model has unknown keys \['hub_kwarg'\]: it takes base, vae"),
+        (dict(features='q'), r"choose from query, .*\. Is 'query' meant\?"),
         (dict(token=5), 'token must be str or bool, got 5'),
         (dict(blocks='1'), "blocks must be one whole number or several, got '1'"),
         (dict(features=3), 'features must be one or more of query, key'),

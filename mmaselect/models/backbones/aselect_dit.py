@@ -36,6 +36,14 @@ from mmaselect.selection import (
     Sweep,
 )
 
+#: Arguments that configs of other backbones leave behind, and what to do about them.
+OF_OTHER_BACKBONES = dict.fromkeys(
+    ('arch', 'contract_dilation', 'depth', 'depths', 'dilations', 'drop_path_rate', 'drop_rate',
+     'embed_dims', 'frozen_stages', 'img_size', 'in_channels', 'norm_cfg', 'norm_eval',
+     'num_heads', 'num_layers', 'num_stages', 'patch_size', 'strides', 'style', 'window_size',
+     'with_cp'),
+    '_delete_=True into this backbone: the argument is of the one that it replaces',
+)  # fmt: skip
 #: Mean and std of pixels from 0 to 255 that makes them [-1, 1].
 HALF = (127.5, 127.5, 127.5)
 #: Arguments of earlier versions, and the entries that they are now.
@@ -191,7 +199,9 @@ class ASelecTDiT(BaseModule, Adopts):
         super().__init__(init_cfg)
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
         noise = gathered('noise', noise, 'mode', OLD_NOISE, flat)
-        self.source = ModelSource.gather(pretrained, flat)
+        self.source = ModelSource.gather(
+            pretrained, flat, type(self), {**OF_OTHER_BACKBONES, **SelectionOptions.elsewhere()}
+        )
         plan = TimestepPlan.parse(timestep)
         self.noise = NoiseOptions.parse(noise)
         if channel_order is not None:

@@ -1,0 +1,92 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""A slip in the name of an argument: every face names the one that is meant."""
+
+import numpy as np
+import pytest
+
+from mmaselect import ASelecTDiT, FeatureExtractor, FrozenDiT, select_timestep
+from mmaselect.apis import FeaturesOnly, TransformersBackbone, save_features
+from mmaselect.checks import close_name
+from mmaselect.look import look_at
+
+IMAGES = [np.full((32, 32, 3), 40 * n, np.uint8) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'known', 'meant'),
+    [
+        ('calibraton', ['calibration', 'selection'], 'calibration'),
+        ('BLOCKS', ['blocks', 'feature'], 'blocks'),
+        ('layers', ['blocks', 'feature'], 'blocks'),
+        ('q', ['query', 'key'], 'query'),
+        ('xyz', ['query', 'key'], None),
+    ],
+)
+def test_close_names(name, known, meant):
+    assert close_name(name, known) == meant
+
+
+@pytest.mark.parametrize(
+    ('slip', 'message'),
+    [
+        (dict(block=3), "ASelecTDiT has no argument 'block': is blocks meant"),
+        (dict(calibraton='x'), 'is calibration meant'),
+        (dict(features='key'), 'is feature meant'),
+        (dict(out_indices=[3]), 'is blocks meant'),
+        (dict(n_images=5), r'is selection=dict\(num_images=...\) meant'),
+        (dict(num_images=5), r'write selection=dict\(num_images=...\)'),
+        (dict(depth=50), 'write _delete_=True into this backbone'),
+        (dict(frozen_stages=1), 'the argument is of the one that it replaces'),
+        (dict(norm_eval=True), 'write _delete_=True'),
+        (dict(revison='main'), r'is pretrained=dict\(revision=...\) meant'),
+        (dict(num_draw=2), 'ASelecTDiT has no argument'),
+    ],
+)
+def test_the_backbone(tiny_dit, slip, message):
+    with pytest.raises(TypeError, match=message):
+        ASelecTDiT(tiny_dit, timestep=5, **slip)
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda m, f: FeatureExtractor(m, 50, block=3), "FeatureExtractor .*'block': is blocks"),
+        (lambda m, f: FeatureExtractor(m, 50, imagesize=32), 'is image_size meant'),
+        (lambda m, f: FeatureExtractor(m, 50, feature='key'), 'is features meant'),
+        (lambda m, f: FeatureExtractor(m, 50, n_images=4), r'is selection=dict\(num_images'),
+        (lambda m, f: FeaturesOnly(m, 50, features='key'), 'is feature meant'),
+        (lambda m, f: TransformersBackbone(m, 50, image_means=0), 'is image_mean meant'),
+        (lambda m, f: FrozenDiT.from_pretrained(m, block=3), 'from_pretrained .* is blocks'),
+        (lambda m, f: select_timestep(m, IMAGES, n_images=5), 'select_timestep .* num_images'),
+        (lambda m, f: select_timestep(m, IMAGES, features='key'), 'is feature meant'),
+        (lambda m, f: look_at(IMAGES, m, timestep=[5]), 'look_at .* is timesteps meant'),
+        (lambda m, f: save_features(f, 'out', m, pol='mean'), 'save_features .* is pool meant'),
+        (lambda m, f: FeatureExtractor(m, 50, nonsense=1), r"'nonsense'\. It takes pretrained"),
+    ],
+)
+def test_other_faces(tiny_dit, photos, tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        call(tiny_dit, photos)
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda m: ASelecTDiT('sd3.5', timestep=5), "'stabilityai/stable-diffusion-3.5-medium' or"),
+        (lambda m: FrozenDiT.from_pretrained('DiT-XL-2-215'), "Is 'facebook/DiT-XL-2-"),
+        (lambda m: ASelecTDiT(m, feature='q', timestep=5), "Is 'query' meant"),
+        (lambda m: ASelecTDiT(m, selection='papr'), "'papr'"),
+        (
+            lambda m: ASelecTDiT(m, selection=dict(criterion='FisherSkore')),
+            "Is 'FisherScore' meant",
+        ),
+        (lambda m: ASelecTDiT(m, selection=dict(num_image=3)), "Is 'num_images' meant"),
+        (lambda m: ASelecTDiT(m, timestep=5, noise=dict(sed=3)), "Is 'seed' meant"),
+        (lambda m: ASelecTDiT(dict(model=m, vea='x')), "Is 'vae' meant"),
+        (lambda m: ASelecTDiT(m, timestep=5, noise='fix'), "Is 'fixed' meant"),
+    ],
+)
+def test_values_that_are_names(tiny_dit, call, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        call(tiny_dit)
