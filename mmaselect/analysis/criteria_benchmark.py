@@ -21,7 +21,7 @@ from mmengine.registry import init_default_scope
 from scipy.stats import spearmanr
 
 from mmaselect.analysis.encoded import EncodedImages
-from mmaselect.analysis.figures import make_figure, panel_grid
+from mmaselect.analysis.figures import make_figure, panel_grid, styled
 from mmaselect.analysis.linear_probe import PROBE_VERSION, ProbeOptions
 from mmaselect.analysis.result_folder import ResultFolder
 from mmaselect.analysis.scores import score_timestep
@@ -411,6 +411,45 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(table, key=lambda row: row['mean_regret'])
 
 
+@styled
+def regret_figure(summary: Sequence[Mapping[str, Any]]) -> Figure:
+    """A bar for each criterion: its mean regret over cases, with its 95 % interval.
+
+    Args:
+        summary: As :func:`summarize` gives it. Controls (``always T``) are gray; a criterion that
+            was not scored in all cases says in how many it was.
+    """
+    height = 0.6 + 0.16 * len(summary)
+    figure, axes = make_figure(width=6.5, height=height)
+    axis = axes[0, 0]
+    cases = max(row['cases'] for row in summary)
+    means = np.array([row['mean_regret'] for row in summary])
+    # A mean rounds to two digits, as its ends do: never outside of them by more.
+    spans = [
+        [max(0.0, row['mean_regret'] - row['low']), max(0.0, row['high'] - row['mean_regret'])]
+        for row in summary
+    ]
+    colors = ['0.7' if row['criterion'].startswith('always') else PICK_COLORS[0] for row in summary]
+    axis.barh(
+        range(len(summary)), means, color=colors, xerr=np.transpose(spans), ecolor='0.2',
+        error_kw=dict(linewidth=0.8, capsize=1.5),
+    )  # fmt: skip
+    names = [
+        row['criterion'] + ('' if row['cases'] == cases else f' ({row["cases"]} cases)')
+        for row in summary
+    ]
+    axis.set_yticks(range(len(summary)), names)
+    for place, (mean, span) in enumerate(zip(means, spans, strict=True)):
+        axis.annotate(
+            f'{mean:.2f}', (mean + span[1], place), (3, 0), textcoords='offset points', va='center',
+            fontsize=6,
+        )  # fmt: skip
+    axis.invert_yaxis()
+    axis.margins(y=0.01)
+    axis.set_xlabel(f'mean regret over {cases} cases (points; 95 % interval)')
+    return figure
+
+
 def benchmark_figure(results: Sequence[BlockResult], criteria: Sequence[str]) -> Figure:
     """A panel for each case: the probe's curve of each block, its best, and the criteria's picks.
 
@@ -447,6 +486,8 @@ def benchmark_figure(results: Sequence[BlockResult], criteria: Sequence[str]) ->
         axis.set_xticks(range(len(mine[0].timesteps)), mine[0].timesteps, fontsize=5)
         axis.tick_params(axis='y', labelsize=5)
         axis.set_title(case, fontsize=7, loc='left')
+    figure.supxlabel('timestep', fontsize=8)
+    figure.supylabel('accuracy or mIoU of the probe (%)', fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower right', ncols=len(labels), fontsize=7)
     return figure

@@ -14,6 +14,7 @@ from mmaselect.analysis.criteria_benchmark import (
     benchmark_figure,
     benchmark_rows,
     load_cases,
+    regret_figure,
     run_case,
     summarize,
 )
@@ -146,7 +147,12 @@ def test_a_segmentation_case(tiny_dit, tmp_path):
     results = run_case(tiny, criteria, tmp_path / 'out')
     assert list(results[0].scores) == ['HighFrequencyRatio', 'views', 'dense', 'views, all pixels']
     assert 0 <= results[0].metric.min() <= results[0].metric.max() <= 100
-    assert benchmark_figure(results, ['views', 'dense']).axes
+    assert benchmark_figure(results, ['views', 'dense']).get_supxlabel() == 'timestep'
+    table = summarize(benchmark_rows(results))
+    (axis,) = regret_figure(table).axes
+    assert [bar.get_width() for bar in axis.patches] == [row['mean_regret'] for row in table]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == [row['criterion'] for row in table] and 'points' in axis.get_xlabel()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ Written to --out:
   CASE/timesteps/  what was measured, a file for each timestep
   rows.csv         a row for each case, block and criterion: pick, best, regret, rank correlation
   summary.csv      a row for each criterion, the best first; summary.md is the same as Markdown
+  regret.png       the mean regret of each criterion, with its interval
   curves.png       the probe's curve of every case, with the criteria's picks
 """
 
@@ -33,6 +34,7 @@ from mmaselect.analysis.criteria_benchmark import (
     benchmark_figure,
     benchmark_rows,
     load_cases,
+    regret_figure,
     run_case,
     summarize,
 )
@@ -86,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(out / 'summary.csv', summary)
     write_atomically(out / 'summary.md', markdown_table(summary))
     shown = [name for name in config.get('shown', []) if name in results[0].scores]
+    save_figure(regret_figure(summary), out / 'regret.png')
     save_figure(benchmark_figure(results, shown), out / 'curves.png')
     print(markdown_table(summary))
     interior = {(r['case'], r['block']) for r in rows if r['best'] >= 25}
