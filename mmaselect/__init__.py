@@ -13,7 +13,7 @@ from mmaselect.openmmlab import connect, is_installed
 from mmaselect.version import __version__
 
 if TYPE_CHECKING:
-    from mmaselect.apis import FeatureExtractor, list_criteria, select_timestep
+    from mmaselect.apis import FeatureExtractor, list_criteria, select, select_timestep
     from mmaselect.diffusion import FrozenDiT
     from mmaselect.model_zoo import list_models, model_info
     from mmaselect.models import ASelecTDiT
@@ -26,6 +26,7 @@ _PUBLIC = {
     'list_criteria': 'mmaselect.apis',
     'list_models': 'mmaselect.model_zoo',
     'model_info': 'mmaselect.model_zoo',
+    'select': 'mmaselect.apis',
     'select_timestep': 'mmaselect.apis',
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     'list_criteria',
     'list_models',
     'model_info',
+    'select',
     'select_timestep',
 ]
 

@@ -6,11 +6,11 @@ def stop_after(dit, passes):
     """Make the model stop as a signal stops a process, in the middle of a sweep."""
     features, calls = dit.features, []
 
-    def killed(*args):
+    def killed(*args, **kwargs):
         calls.append(1)
         if len(calls) > passes:
             raise KeyboardInterrupt
-        return features(*args)
+        return features(*args, **kwargs)
 
     dit.features = killed
     return calls

@@ -5,7 +5,7 @@ from mmaselect.apis.criteria import list_criteria
 from mmaselect.apis.feature_files import StoredFeatures, load_features, save_features
 from mmaselect.apis.features import FeatureExtractor, FeatureInfo
 from mmaselect.apis.huggingface import TransformersBackbone
-from mmaselect.apis.selection import select_timestep
+from mmaselect.apis.selection import select, select_timestep
 from mmaselect.apis.timm import FeaturesOnly
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     'list_criteria',
     'load_features',
     'save_features',
+    'select',
     'select_timestep',
 ]

@@ -162,6 +162,12 @@ def save_features(
     seed = seed_number('seed', seed)
     flag('overwrite', overwrite)
     flag('progress', progress)
+    if isinstance(blocks, str) or (isinstance(features, str) and features == 'auto'):
+        raise ValueError(
+            f'blocks={shorten(blocks)}, features={shorten(features)}: files are written of places '
+            f'that are named. Pick them first, by select(), and give blocks, features and timestep '
+            f'of its result'
+        )
     is_auto = isinstance(timestep, str) and timestep == 'auto'
     if not isinstance(timestep, SelectionResult) and not is_auto:
         if not is_whole_number(timestep):

@@ -85,7 +85,9 @@ class FeatureExtractor:
             each, at one transformer pass for each. A dict of ``steps``, which are any of these, and
             ``fusion`` says how maps of several become one: ``'concat'`` joins their channels,
             ``'mean'`` averages them.
-        blocks: Blocks to read; the family's default if None.
+        blocks: Blocks to read; the family's default if None. ``'auto'`` picks one on
+            ``calibration``, together with the timestep or at a fixed one; ``'auto:4'`` picks four,
+            ``'auto:<=30'`` one of the blocks up to 30.
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
@@ -140,7 +142,7 @@ class FeatureExtractor:
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
-        blocks: Sequence[int] | int | None = None,
+        blocks: Sequence[int] | int | str | None = None,
         features: str | Sequence[str] = 'query',
         dtype: str | torch.dtype = 'auto',
         device: str | torch.device | None = None,

@@ -27,8 +27,9 @@ class FrozenModule(nn.Module):
     Args:
         pretrained: As in :class:`~mmaselect.FeatureExtractor`.
         timestep: As in :class:`~mmaselect.FeatureExtractor`.
-        blocks: Blocks to read, one map each; the family's default if None.
-        feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
+        blocks: Blocks to read, one map each; the family's default if None. ``'auto'``: see
+            :class:`~mmaselect.FeatureExtractor`.
+        feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``, or ``'auto'``.
         dtype: Of the frozen weights; maps are float32.
         seed: Of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``timestep='auto'`` selects on.
@@ -43,7 +44,7 @@ class FrozenModule(nn.Module):
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
-        blocks: Sequence[int] | int | None,
+        blocks: Sequence[int] | int | str | None,
         feature: str,
         dtype: str | torch.dtype,
         seed: int,
@@ -64,7 +65,7 @@ class FrozenModule(nn.Module):
         ).follow(pick_device(device))
         self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)
-        self.keys = [(block, feature) for block in self.dit.blocks]
+        self.keys = list(self.dit.maps)
         self.feature_info = FeatureInfo(
             [self._reader.channels(key) for key in self.keys],
             self.dit.stride,

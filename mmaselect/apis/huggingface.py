@@ -84,7 +84,7 @@ class TransformersBackbone(FrozenModule):
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
-        out_indices: Sequence[int] | int | None = None,
+        out_indices: Sequence[int] | int | str | None = None,
         out_features: Sequence[str] | None = None,
         feature: str = 'query',
         image_mean: float | Sequence[float] | None = None,
@@ -181,8 +181,8 @@ def _output_class() -> type[BackboneOutput]:
 
 
 def _blocks(
-    out_indices: Sequence[int] | int | None, out_features: Sequence[str] | None
-) -> Sequence[int] | int | None:
+    out_indices: Sequence[int] | int | str | None, out_features: Sequence[str] | None
+) -> Sequence[int] | int | str | None:
     """Numbers of blocks, from either of the two ways to say them."""
     if out_features is None:
         return out_indices

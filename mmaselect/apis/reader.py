@@ -108,7 +108,7 @@ class Reader:
         self.selection_result: SelectionResult | None = None
         options = SelectionOptions.parse(selection)
         given = [dit.process.check_timestep(s) for s in self.plan.steps if isinstance(s, int)]
-        if not self.plan.is_automatic:
+        if not self.plan.is_automatic and dit.search is None:
             if calibration is not None or selection is not None:
                 raise ValueError(
                     f"calibration and selection are for timestep='auto', and timestep is "
@@ -118,12 +118,16 @@ class Reader:
             self._picked = given[0]
             return
         source = calibration_source(calibration, None, options.array_order, value_range)
+        if not self.plan.is_automatic:
+            options = options.replaced(timesteps=given[:1])
         if options.image_size is None and image_size is not None:
             options = options.replaced(image_size=image_size)
         sweep = Sweep.of_source(dit, source, options, SelectionCache(options.cache_dir))
         self.selection_result = sweep.run(progress=progress)
         announce_pick(sweep, self.selection_result)
-        self._picked = self.selection_result.timestep
+        if dit.search is not None:
+            dit.settle(self.selection_result.cells)
+        self._picked = self.selection_result.timestep if self.plan.is_automatic else given[0]
 
     @property
     def timestep(self) -> int:

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Timestep selection in one call."""
+"""Selection in one call."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mmaselect.report import save_report
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
 
 
-def select_timestep(
+def select(
     model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     images: Calibration,
     *,
     labels: Sequence[int] | None = None,
-    blocks: Sequence[int] | int | None = None,
+    blocks: Sequence[int] | int | str | None = None,
     feature: str | Sequence[str] = 'query',
     selection: SelectionOptions | Mapping[str, Any] | str | None = None,
     dtype: str | torch.dtype = 'auto',
@@ -37,7 +37,10 @@ def select_timestep(
     progress: bool = True,
     **options: Any,
 ) -> SelectionResult:
-    """Pick the timestep at which a diffusion transformer's features are best, without labels.
+    """Pick the timestep, and the place, at which a diffusion transformer's features are best.
+
+    No labels are needed. The place, a (block, feature), is picked where ``blocks`` or ``feature``
+    is ``'auto'``; ``cells`` of the result has it. ``select_timestep`` is an older name.
 
     Args:
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, a
@@ -47,8 +50,10 @@ def select_timestep(
             PIL images, ... as :class:`~mmaselect.FeatureExtractor` takes them), or a registered
             dataset's config.
         labels: One class label per image of a list, for label-aware criteria.
-        blocks: Blocks to score; the family's default if None.
-        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        blocks: Blocks to score; the family's default if None. ``'auto'`` picks one, ``'auto:4'``
+            four, ``'auto:<=30'`` one of the blocks up to 30.
+        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``;
+            ``'auto'`` picks one of these.
         selection: A preset (``'paper'``), or options, which ``options`` change.
         dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
@@ -65,9 +70,9 @@ def select_timestep(
 
     Example:
         >>> import numpy as np
-        >>> from mmaselect import select_timestep
+        >>> from mmaselect import select
         >>> images = [np.full((32, 32, 3), 40 * n, np.uint8) for n in range(4)]
-        >>> result = select_timestep(
+        >>> result = select(
         ...     'mmaselect://dit_cifar10', images, timesteps='0:1000:250', cache=False,
         ...     progress=False,
         ... )
@@ -100,7 +105,7 @@ def build_sweep(
     model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     images: Calibration,
     labels: Sequence[int] | None = None,
-    blocks: Sequence[int] | int | None = None,
+    blocks: Sequence[int] | int | str | None = None,
     feature: str | Sequence[str] = 'query',
     selection: SelectionOptions | Mapping[str, Any] | str | None = None,
     dtype: str | torch.dtype = 'auto',
@@ -109,7 +114,7 @@ def build_sweep(
     cache: bool = True,
     **options: Any,
 ) -> Sweep:
-    """The sweep of :func:`select_timestep`, which says what the arguments are."""
+    """The sweep of :func:`select`, which says what the arguments are."""
     flag('cache', cache)
     changes = {name: options.pop(name) for name in SelectionOptions.names() if name in options}
     check_flat_names(options, select_timestep)
@@ -146,6 +151,8 @@ def _with_options(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=[*stated, *added, rest])
 
 
-select_timestep.__signature__ = _with_options(  # type: ignore[attr-defined]
-    inspect.signature(select_timestep)
+select.__signature__ = _with_options(  # type: ignore[attr-defined]
+    inspect.signature(select)
 )
+#: The name of earlier versions.
+select_timestep = select

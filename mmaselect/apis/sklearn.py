@@ -37,7 +37,8 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         pretrained: Which model, as in :class:`~mmaselect.FeatureExtractor`.
         timestep: ``'auto'`` to select it in ``fit``, or a number; or a list of different ones, of
             which one may be ``'auto'``; or a dict of such ``steps`` and ``fusion``.
-        blocks: Blocks to read; the family's default if None. Their vectors are joined.
+        blocks: Blocks to read; the family's default if None. Their vectors are joined. ``'auto'``:
+            see :class:`~mmaselect.FeatureExtractor`.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         image_size: Side that images are scaled and cropped to; the model's own if None.
         selection: Options of :class:`~mmaselect.selection.SelectionOptions`, or ``'paper'``; the
@@ -66,7 +67,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource = 'mmaselect://dit_cifar10',
         timestep: Timesteps = 'auto',
-        blocks: Sequence[int] | int | None = None,
+        blocks: Sequence[int] | int | str | None = None,
         feature: str = 'query',
         image_size: int | None = None,
         selection: Mapping[str, Any] | str | None = None,

@@ -65,7 +65,7 @@ class FeaturesOnly(FrozenModule):
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
-        out_indices: Sequence[int] | int | None = None,
+        out_indices: Sequence[int] | int | str | None = None,
         feature: str = 'query',
         dtype: str | torch.dtype = 'auto',
         seed: int = 0,

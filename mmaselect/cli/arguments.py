@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmaselect.diffusion import ModelSource
@@ -42,16 +42,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     group.add_argument(
         '--blocks',
         nargs='+',
-        type=int,
+        type=block,
         metavar='N',
-        help="blocks to read; negative ones count from the end. Default: the family's",
+        help='blocks to read; negative ones count from the end; auto picks one on the images, '
+        "auto:4 four. Default: the family's",
     )
     group.add_argument(
         '--feature',
         nargs='+',
         default=['query'] if required else None,
         metavar='NAME',
-        help='query, key, value, attention or output; query_post and key_post in some families. '
+        help='query, key, value, attention or output; query_post and key_post in some families; '
+        'auto picks one. '
         'Default: query',
     )
     group.add_argument(
@@ -90,6 +92,26 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--batch-size', type=int, default=16, help='images per pass; default: 16')
     group.add_argument('--seed', type=int, default=0, help='of the noise; default: 0')
+
+
+def block(text: str) -> int | str:
+    """The number of a block, or a search such as ``auto`` or ``auto:4``."""
+    return text if text.startswith('auto') else int(text)
+
+
+def places(args: argparse.Namespace) -> dict[str, Any]:
+    """``blocks`` and ``feature`` as functions take them: a search stands alone.
+
+    Raises:
+        ValueError: If a search stands among names.
+    """
+    found = {'blocks': args.blocks, 'feature': args.feature}
+    for name, given in found.items():
+        if given and any(str(one).startswith('auto') for one in given):
+            if len(given) > 1:
+                raise ValueError(f'--{name} {given[0]} leaves the choice open: give it alone')
+            found[name] = given[0]
+    return found
 
 
 def model_source(args: argparse.Namespace) -> ModelSource:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser
+from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser, places
 from mmaselect.selection.option_flags import add_option_flags, given_options
 from mmaselect.terminal.tool import user_path
 
@@ -20,6 +20,9 @@ examples:
   # a finer grid around low noise, and another block
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --timesteps 0:300:10 --blocks 10
 
+  # block and feature are picked, too
+  mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --blocks auto --feature auto
+
   # the paper's own criterion, to compare with
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --selection paper
 
@@ -32,7 +35,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'select',
-        help='pick the timestep of a model on images of yours',
+        help='pick the timestep of a model, and its block and feature, on images of yours',
         description='Pick the timestep at which a diffusion transformer is to be read, from '
         'unlabeled images, and say how clear the pick is.',
         examples=EXAMPLES,
@@ -61,8 +64,7 @@ def run(args: argparse.Namespace) -> None:
     sweep = build_sweep(
         model_source(args),
         args.images,
-        blocks=args.blocks,
-        feature=args.feature,
+        **places(args),
         selection=options.pop('preset', None),
         dtype=args.dtype,
         device=args.device,

@@ -25,6 +25,7 @@ from mmaselect.diffusion.families import Family, Tap, family_of
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
 from mmaselect.diffusion.model_source import ModelSource
+from mmaselect.diffusion.place_search import SEARCHED, PlaceSearch
 from mmaselect.diffusion.placing import count_ranks, of_this_rank
 from mmaselect.diffusion.precision import auto_dtype, computed_in
 from mmaselect.diffusion.process import ForwardProcess
@@ -50,6 +51,12 @@ def _as_features(features: str | Sequence[str], family: Family) -> tuple[str, ..
         raise ValueError(
             f'features must be one or more of {", ".join(family.features)}, got {shorten(features)}'
         )
+    if isinstance(features, str) and features == 'auto':
+        # One head fits whatever is picked: all candidates have as many channels as the queries.
+        known = [name for name in SEARCHED if name in family.features]
+        block = family.default_block
+        width = family.channels(block, known[0])
+        return tuple(name for name in known if family.channels(block, name) == width)
     features = (features,) if isinstance(features, str) else tuple(features)
     for feature in features:
         if not isinstance(feature, str) or feature not in family.features:
@@ -91,10 +98,14 @@ class FrozenDiT(nn.Module):
         process: ForwardProcess,
         codec: Codec,
         condition: Mapping[str, Tensor],
-        blocks: Sequence[int] | None = None,
+        blocks: Sequence[int] | int | str | None = None,
         features: str | Sequence[str] = ('query',),
     ) -> None:
         super().__init__()
+        #: What a selection has to pick beside the timestep; None where blocks and features are
+        #: given, or picked already.
+        self.search = PlaceSearch.of(blocks, features, family.default_block)
+        self._picked: tuple[TapKey, ...] | None = None
         #: What it was loaded from.
         self.name: str | None = None
         self.family = family
@@ -113,7 +124,7 @@ class FrozenDiT(nn.Module):
     def from_pretrained(
         cls,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
-        blocks: Sequence[int] | int | None = None,
+        blocks: Sequence[int] | int | str | None = None,
         features: str | Sequence[str] = ('query',),
         dtype: str | torch.dtype = 'auto',
         condition: Any = None,
@@ -125,10 +136,13 @@ class FrozenDiT(nn.Module):
             pretrained: Hub id, local folder in diffusers' pipeline layout, or ``mmaselect://NAME``;
                 or a :class:`ModelSource`, or a dict of its fields, which say where other parts are.
             blocks: Blocks to read, negative ones counted from the end; the family's default block
-                if None. Only the blocks up to the deepest of them are built.
+                if None. Only the blocks up to the deepest of them are built. ``'auto'`` (or
+                ``'auto:4'`` for four, ``'auto:<=30'`` for block 30 at most) leaves them to a
+                selection: see :meth:`settle`.
             features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
                 the attention layer) and ``'output'`` (of the block); where a class has QK norm or
                 rotary embedding, also ``'query_post'`` and ``'key_post'``, which come after them.
+                ``'auto'`` leaves the choice of one to a selection.
             dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that
                 of the published weights, but fp32 on a CPU that has no units for bf16.
             condition: None for the empty condition; a class label or a prompt otherwise.
@@ -153,7 +167,7 @@ class FrozenDiT(nn.Module):
             logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
-        features = _as_features(features, family)
+        _as_features(features, family)
         with source.naming('scheduler'):
             process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
@@ -175,7 +189,7 @@ class FrozenDiT(nn.Module):
                 f'vae={str(description.vae)!r} gives latents of {codec.channels} channels, and '
                 f'{family.title} takes {family.in_channels}: it is the VAE of another model'
             )
-        dit = cls(transformer, family, process, codec, prepared, resolved, features)
+        dit = cls(transformer, family, process, codec, prepared, blocks, features)
         dit.name = source.name
         return dit
 
@@ -238,7 +252,33 @@ class FrozenDiT(nn.Module):
     @property
     def keys(self) -> tuple[TapKey, ...]:
         """(block, feature) of every map that :meth:`features` returns."""
+        if self._picked is not None:
+            return self._picked
         return tuple((b, f) for b in dict.fromkeys(self.blocks) for f in self.feature_names)
+
+    @property
+    def maps(self) -> tuple[TapKey, ...]:
+        """(block, feature) of each map in the order asked for; repeats are there as often."""
+        if self._picked is not None:
+            return self._picked
+        return tuple((b, f) for b in self.blocks for f in self.feature_names)
+
+    def settle(self, keys: Sequence[TapKey]) -> None:
+        """Read some of the (block, feature) that were searched, and free the blocks behind them.
+
+        Args:
+            keys: What a selection has picked.
+
+        Raises:
+            ValueError: If one of them is not among those that were searched.
+        """
+        if unknown := [key for key in keys if key not in self.keys]:
+            raise ValueError(f'{unknown} are not among the places that were searched')
+        built = max(self.blocks) + 1
+        self.search, self._picked = None, tuple(keys)
+        self.blocks = tuple(block for block, _ in keys)
+        self.feature_names = tuple(dict.fromkeys(feature for _, feature in keys))
+        self.family.drop_blocks(self.transformer, max(self.blocks) + 1, built)
 
     def channels(self, key: TapKey) -> int:
         """Channels of a feature map."""
@@ -335,13 +375,20 @@ class FrozenDiT(nn.Module):
             ) from error
 
     @torch.no_grad()
-    def features(self, latent: Tensor, timestep: int, noise: Tensor) -> dict[TapKey, Tensor]:
+    def features(
+        self,
+        latent: Tensor,
+        timestep: int,
+        noise: Tensor,
+        keys: Sequence[TapKey] | None = None,
+    ) -> dict[TapKey, Tensor]:
         """Feature maps of a noised latent, in one pass that ends at the deepest wanted one.
 
         Args:
             latent: Clean latent (B, C, H, W) from :meth:`encode`.
             timestep: 0 (clean) to T - 1 (noise), of the unshifted training schedule.
             noise: Standard normal, of the latent's shape.
+            keys: Some of :attr:`keys`; the pass ends at the deepest of them. All if None.
 
         Returns:
             dict: (block, feature) to a map (B, channels, h, w) in the transformer's dtype.
@@ -354,6 +401,7 @@ class FrozenDiT(nn.Module):
             raise ValueError(
                 f'noise {tuple(noise.shape)} and latent {tuple(latent.shape)} differ in shape'
             )
+        keys = self.keys if keys is None else tuple(keys)
         grid = self.family.grid(latent)
         level = self.process.at(timestep, num_tokens=grid[0] * grid[1])
         noisy = self.process.add_noise(latent.float(), noise.float(), level)
@@ -370,11 +418,11 @@ class FrozenDiT(nn.Module):
         with (
             self._without_autocast(where),
             self._naming_memory('reading', latent),
-            self._capture(grid) as caught,
+            self._capture(grid, keys) as caught,
             contextlib.suppress(_PassComplete),
         ):
             self.family.run(self.transformer, noisy.to(where, self.dtype), time, condition)
-        missing = [key for key in self.keys if key not in caught]
+        missing = [key for key in keys if key not in caught]
         if missing:
             raise RuntimeError(
                 f'{self.family.transformer_class} never produced {missing}. Its projections may '
@@ -383,15 +431,17 @@ class FrozenDiT(nn.Module):
                 f'(DIFFUSERS_ATTN_BACKEND=native is the one); or the installed diffusers has '
                 f'changed this class: please report it with the diffusers version.'
             )
-        return {key: self.family.to_map(caught[key], grid).to(home) for key in self.keys}
+        return {key: self.family.to_map(caught[key], grid).to(home) for key in keys}
 
     @contextlib.contextmanager
-    def _capture(self, grid: tuple[int, int]) -> Iterator[dict[TapKey, Tensor]]:
+    def _capture(
+        self, grid: tuple[int, int], keys: Sequence[TapKey]
+    ) -> Iterator[dict[TapKey, Tensor]]:
         caught: dict[TapKey, Tensor] = {}
 
         def catch(key: TapKey, tokens: Tensor) -> None:
             caught[key] = tokens
-            if len(caught) == len(self.keys):
+            if len(caught) == len(keys):
                 raise _PassComplete
 
         def reader(key: TapKey, tap: Tap) -> Callable[..., None]:
@@ -402,7 +452,7 @@ class FrozenDiT(nn.Module):
 
         with contextlib.ExitStack() as stack:
             attention = None
-            for key in self.keys:
+            for key in keys:
                 tap = self.family.tap(self.transformer, *key)
                 if tap.operand is None:
                     handle = tap.module.register_forward_hook(reader(key, tap))

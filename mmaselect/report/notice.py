@@ -25,12 +25,11 @@ def pick_notice(
         stored_at: Where the result is kept.
         found: Where the result was found, say ``'the checkpoint'``; None if it was selected now.
     """
-    blocks = ', '.join(map(str, dict.fromkeys(result.blocks)))
     cost = f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s'
     lines = [
         f'A-SelecT picked timestep {result} of {num_train_timesteps} '
         f'(sigma {result.noise_level:.3f})',
-        f'by {result.criterion} of {result.feature} in block {blocks}, {images_seen(result)}',
+        f'by {result.criterion} of {result.where}, {images_seen(result)}',
         f'selected now: {cost}' if found is None else f'found in {found}; it took {cost} then',
     ]
     lines += [f'UNDECIDED: {said}' for said in result.indecision]

@@ -87,9 +87,8 @@ def selection_figure(result: SelectionResult) -> Figure:
     axes[-1].set_xlabel('timestep (0 = clean)')
     _add_noise_levels(top, result.curve)
     _add_legend(figure, result)
-    blocks = ', '.join(map(str, dict.fromkeys(result.blocks)))
     figure.suptitle(
-        f'{result.feature} of block {blocks}, {images_seen(result)}, {result.seconds:.0f} s',
+        f'{result.where}, {images_seen(result)}, {result.seconds:.0f} s',
         fontsize=9,
         x=0.02,
         ha='left',

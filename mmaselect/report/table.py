@@ -17,7 +17,7 @@ def print_selection(result: SelectionResult, console: Console | None = None) -> 
         console: Where to print; stdout if None.
     """
     console = console or Console()
-    table = Table(title=f'{result.criterion} of {result.feature}, {images_seen(result)}')
+    table = Table(title=f'{result.criterion} of {result.where}, {images_seen(result)}')
     names = list(result.others)
     raced = len({point.images for point in result.curve.points}) > 1
     images = ('images',) if raced else ()
@@ -36,7 +36,7 @@ def print_selection(result: SelectionResult, console: Console | None = None) -> 
     for warning in result.warnings:
         console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
     console.print(
-        f'timestep {result}, sigma {result.noise_level:.3f}, '
+        f'timestep {result}, {result.where}, sigma {result.noise_level:.3f}, '
         f'{result.model_evaluations} model evaluations, {result.seconds:.1f} s',
         style='bold',
     )

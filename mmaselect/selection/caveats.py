@@ -33,6 +33,10 @@ KINDS: dict[str, tuple[str, str]] = {
         'Use more calibration images (num_images), or another block. If the timesteps that are '
         'named score alike on many images, any of them will do by this criterion.',
     ),
+    'place': (
+        'the place is undecided: ...',
+        'Use more calibration images (num_images), or name blocks and feature yourself.',
+    ),
     'few': (
         'there are ... images, and this criterion asks for ...',
         'Use more calibration images: they need no labels.',

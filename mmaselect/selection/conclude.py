@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmaselect.diffusion import TapKey
 from mmaselect.model_zoo import list_models, model_info
+from mmaselect.selection.arms import Places
 from mmaselect.selection.caveats import Caveat
 from mmaselect.selection.criteria.base import Criterion
 from mmaselect.selection.decision import MOST_IMAGES, Decision, decide, neighborhood
-from mmaselect.selection.race import RoundScores, on_one_scale, rounding
+from mmaselect.selection.place import Place, choose_place
+from mmaselect.selection.race import RoundScores, linearized_mean, on_one_scale, rounding
 from mmaselect.selection.result import Curve, CurvePoint, best_point, finalists
 from mmaselect.selection.scoring import StepScores
 
@@ -29,6 +31,7 @@ class Conclusion:
         warnings: What a careful reader should know.
         interval: Lowest and highest timestep of :func:`pick_interval`, for the deciding curve.
         decision: Whether the images decide the pick; None where that cannot be said.
+        read: The (block, feature) that are to be read: all, or the place that was picked.
     """
 
     curve: Curve
@@ -37,12 +40,13 @@ class Conclusion:
     warnings: list[Caveat]
     interval: tuple[int, int] | None = None
     decision: Decision | None = None
+    read: tuple[TapKey, ...] = ()
 
 
 def conclude(
     steps: Sequence[StepScores],
     criteria: Sequence[str],
-    taps: Sequence[TapKey],
+    taps: Sequence[TapKey] | Places,
     dtype: str,
     num_images: int | None = None,
     at_ends: Mapping[int, RoundScores] | None = None,
@@ -55,7 +59,7 @@ def conclude(
     Args:
         steps: Scores of each timestep, sorted by it.
         criteria: Names; the first one decides.
-        taps: The (block, feature) that were scored.
+        taps: The (block, feature) that were scored, or the places of which one is picked.
         dtype: Precision of the model, for messages.
         num_images: All that a timestep could have been scored on.
         at_ends: Of a race: see :func:`~mmaselect.selection.race.on_one_scale`.
@@ -66,25 +70,92 @@ def conclude(
     Raises:
         RuntimeError: If no timestep has finite features, or a criterion no finite score.
     """
+    places = taps if isinstance(taps, Places) else Places((tuple(taps),))
     warnings = warn_of_nonfinite_features(steps, dtype)
     deciding, *rest = criteria
     # Only who saw the most images can win; what others are drawn as depends on who does.
-    winner = build_curve(steps, deciding, taps, finalists).timestep
-    steps = on_one_scale(steps, at_ends or {}, winner)
-    curve = build_curve(steps, deciding, taps, finalists)
-    others = {name: build_curve(steps, name, taps) for name in rest}
+    winner, place = choose_winner(steps, deciding, places)
+    scaled = on_one_scale(steps, at_ends or {}, winner)
+    read = places.read(winner, deciding) if places.are_searched else places.groups[0]
+    group = set(read) if places.count is None else set(winner.taps)
+    mine = [step for step in scaled if group <= set(step.taps)]
+
+    def taps_of(step: StepScores) -> Sequence[TapKey]:
+        return read if places.count is None else places.read(step, deciding)
+
+    curve = build_curve(mine, deciding, taps_of, finalists)
+    others = {name: build_curve(mine, name, taps_of) for name in rest}
     warnings += warn_of_grid_end(curve, model)
     # Where somebody was dropped, or the race ended early, it has been seen that they differ.
     seen = {point.images for point in curve.points if point.score is not None}
     if len(seen) == 1 and seen <= {None, num_images}:
         warnings += warn_of_flat_curve(curve)
     warnings += warn_of_disagreement(curve, others, grid or curve.timesteps)
-    per_tap = [build_curve(steps, deciding, [tap]) for tap in taps]
-    last = [step for step in steps if step.images == curve.best.images]
-    decision = decide(last, deciding, taps, grid or curve.timesteps, enough)
+    if place is not None and not place.decided:
+        warnings += warn_of_place(place)
+    per_tap = curves_of_taps(scaled, deciding, places)
+    last = [step for step in mine if step.images == curve.best.images]
+    decision = decide(last, deciding, taps_of, grid or curve.timesteps, enough)
     warnings += warn_of_indecision(decision, curve)
-    interval = pick_interval(last, deciding, taps)
-    return Conclusion(curve, others, per_tap, warnings, interval, decision)
+    if place is not None and not place.decided and decision is not None:
+        decision = replace(decision, decided=False)
+    interval = pick_interval(last, deciding, read)
+    return Conclusion(curve, others, per_tap, warnings, interval, decision, tuple(read))
+
+
+def choose_winner(
+    steps: Sequence[StepScores], criterion: str, places: Places
+) -> tuple[StepScores, Place | None]:
+    """The timestep, and the place, that is picked from those that were scored on the most images.
+
+    Args:
+        steps: Scores of each timestep at each place.
+        criterion: The one that decides.
+        places: Where a timestep may be read.
+
+    Returns:
+        Its scores, and what was found of the place; None where no place is compared with others.
+
+    Raises:
+        RuntimeError: If there is no finite score.
+    """
+
+    def score(step: StepScores) -> float | None:
+        one = len(places.groups) == 1 and places.count is None
+        taps = places.groups[0] if one else places.read(step, criterion)
+        return step.mean(taps, criterion, 'score')
+
+    usable = [step for step in steps if score(step) is not None]
+    most = max((step.images or 0 for step in usable), default=0)
+    usable = [step for step in usable if (step.images or 0) == most]
+    if not usable:
+        raise RuntimeError(
+            f'{criterion} gave no finite score at any of {sorted({s.timestep for s in steps})}'
+        )
+    has_terms = all((tap, criterion) in step.per_image for step in usable for tap in step.taps)
+    if len(places.groups) == 1 or not has_terms:
+        best = max(usable, key=lambda step: (score(step), -step.timestep))
+        return best, None
+    # A group stands under its first (block, feature), with the mean of what images add to it.
+    named = {(step.taps[0], step.timestep): step for step in usable}
+    terms = {}
+    for cell, step in named.items():
+        mean, parts = linearized_mean(step, criterion, step.taps)
+        terms[cell] = np.stack([mean + parts, np.ones_like(parts)], 1)
+    place = choose_place(terms, places.published)
+    return named[(place.block, place.feature), place.timestep], place
+
+
+def curves_of_taps(steps: Sequence[StepScores], criterion: str, places: Places) -> list[Curve]:
+    """The curve of each (block, feature) by itself; of a search, of those with a finite score."""
+    if not places.are_searched:
+        return [build_curve(steps, criterion, [tap]) for tap in places.taps]
+    curves = []
+    for tap in places.taps:
+        own = [step for step in steps if tap in step.taps]
+        if any(step.is_finite for step in own):
+            curves.append(build_curve(own, criterion, [tap]))
+    return curves
 
 
 def pick_interval(
@@ -137,7 +208,7 @@ def pick_interval(
 def build_curve(
     steps: Sequence[StepScores],
     criterion: str,
-    taps: Sequence[TapKey],
+    taps: Sequence[TapKey] | Callable[[StepScores], Sequence[TapKey]],
     among: Callable[[Sequence[CurvePoint]], Sequence[CurvePoint]] = list,
 ) -> Curve:
     """A criterion's curve, the mean over some (block, feature), with its best timestep.
@@ -147,31 +218,35 @@ def build_curve(
     Args:
         steps: Scores of each timestep, on one scale.
         criterion: Name.
-        taps: The (block, feature) whose scores are averaged.
+        taps: The (block, feature) whose scores are averaged, or what gives them for a timestep.
         among: The points that can be the best.
 
     Raises:
         RuntimeError: If there is no finite score.
     """
-    points = tuple(
-        CurvePoint(
+
+    def point(step: StepScores) -> CurvePoint:
+        read = taps(step) if callable(taps) else taps
+        return CurvePoint(
             timestep=step.timestep,
             noise_level=step.noise_level,
             log_snr=step.log_snr,
-            score=step.mean(taps, criterion, 'score'),
-            std=step.mean(taps, criterion, 'std'),
+            score=step.mean(read, criterion, 'score'),
+            std=step.mean(read, criterion, 'std'),
             # Blocks of one image are not independent: their mean is the careful bound.
-            sem=step.mean(taps, criterion, 'sem'),
+            sem=step.mean(read, criterion, 'sem'),
             images=step.images,
         )
-        for step in steps
-    )
+
+    points = tuple(point(step) for step in steps)
     best = best_point(among(points))
     if best is None:
         raise RuntimeError(
             f'{criterion} gave no finite score at any of {[step.timestep for step in steps]}'
         )
-    block, feature = taps[0] if len(taps) == 1 else (None, None)
+    block, feature = None, None
+    if not callable(taps) and len(taps) == 1:
+        block, feature = taps[0]
     return Curve(criterion, best.timestep, points, block, feature)
 
 
@@ -181,10 +256,11 @@ def warn_of_nonfinite_features(steps: Sequence[StepScores], dtype: str) -> list[
     Raises:
         RuntimeError: If these are all.
     """
-    broken = sorted(step.timestep for step in steps if not step.is_finite)
+    finite = {step.timestep for step in steps if step.is_finite}
+    broken = sorted({step.timestep for step in steps} - finite)
     if not broken:
         return []
-    if len(broken) == len(steps):
+    if not finite:
         raise RuntimeError(
             f'no timestep gave finite features in {dtype}: use dtype="bf16" or "fp32"'
         )
@@ -237,6 +313,17 @@ def warn_of_indecision(decision: Decision | None, curve: Curve) -> list[Caveat]:
         f'({rivals[0]} to {rivals[-1]}) cannot be told from it on {images} images; {settled}'
     )
     return [Caveat.of('undecided', text)]
+
+
+def warn_of_place(place: Place) -> list[Caveat]:
+    """A warning that the published place was kept because the images cannot tell a better one."""
+    (block, feature), _ = place.contenders[0]
+    rivals = len({tap for tap, _ in place.contenders})
+    text = (
+        f'the place is undecided: {rivals} places cannot be told from {feature} of block {block}, '
+        f'which scores best; the published place, {place.feature} of block {place.block}, is kept'
+    )
+    return [Caveat.of('place', text)]
 
 
 def warn_of_images(num_images: int, distinct: int, criterion: Criterion) -> list[Caveat]:

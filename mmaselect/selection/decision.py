@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,7 @@ def neighborhood(pick: int, timesteps: Sequence[int], grid: Sequence[int]) -> se
 def decide(
     steps: Sequence[StepScores],
     criterion: str,
-    taps: Sequence[TapKey],
+    taps: Sequence[TapKey] | Callable[[StepScores], Sequence[TapKey]],
     grid: Sequence[int],
     enough: int = 0,
 ) -> Decision | None:
@@ -66,17 +66,21 @@ def decide(
     Args:
         steps: Scores of the timesteps that saw all images of the sweep.
         criterion: The one that decides.
-        taps: The (block, feature) whose scores are averaged.
+        taps: The (block, feature) whose scores are averaged, or what gives them for a timestep.
         grid: The coarse grid, sorted.
         enough: Images below which differences say nothing, and every pick is undecided.
 
     Returns:
         None for a criterion that does not say what each image adds.
     """
-    usable = [step for step in steps if step.mean(taps, criterion, 'score') is not None]
-    if any((tap, criterion) not in step.per_image for step in usable for tap in taps):
+
+    def taps_of(step: StepScores) -> Sequence[TapKey]:
+        return taps(step) if callable(taps) else taps
+
+    usable = [step for step in steps if step.mean(taps_of(step), criterion, 'score') is not None]
+    if any((tap, criterion) not in step.per_image for step in usable for tap in taps_of(step)):
         return None
-    found = compare(usable, criterion, taps)
+    found = compare(usable, criterion, taps_of)
     pick = found.timesteps[found.leader]
     bound = float(student.ppf(CONFIDENCE, found.count - 1)) if found.count > 1 else math.inf
     rivals = [

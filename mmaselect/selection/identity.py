@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.loading import dequantized
 from mmaselect.images import CalibrationSet
+from mmaselect.selection.arms import Places
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.ranks import check_agreement, from_rank_zero, gather_answers, rank_and_size
@@ -92,6 +93,7 @@ def sweep_settings(
         distinct_images=len({image for image, _ in hashes.values()}),
         image_size=calibration.image_size,
         **grid.settings(),
+        **Places.of(dit).settings(),
         criteria=options.criterion_configs,
         seed=options.seed,
         views=None if calibration.views is None else asdict(calibration.views),

@@ -37,9 +37,10 @@ class SweepProgress:
 
     Attributes:
         stage: The number of the one under way.
-        steps: The timesteps in it.
+        arms: The timesteps in it, each with the place where it is read: see
+            :mod:`mmaselect.selection.arms`.
         goal: Rounds that these have behind them at its end.
-        rounds: Timestep to the rounds that it had behind it when the stage began.
+        rounds: Arm to the rounds that it had behind it when the stage began.
         units: Pairs of a batch and a timestep that this rank has scored in the stage.
         refined: Whether the finer grid has been begun.
         at_ends: Number of images at the end of a round to the scores of those who raced then: see
@@ -49,9 +50,9 @@ class SweepProgress:
     """
 
     stage: int = 0
-    steps: list[int] = field(default_factory=list)
+    arms: list[tuple[int, int]] = field(default_factory=list)
     goal: int = 1
-    rounds: dict[int, int] = field(default_factory=dict)
+    rounds: dict[tuple[int, int], int] = field(default_factory=dict)
     units: int = 0
     refined: bool = False
     at_ends: dict[int, RoundScores] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class SweepProgress:
         """What all ranks must have in common."""
         return dict(
             stage=self.stage,
-            steps=list(self.steps),
+            arms=list(self.arms),
             goal=self.goal,
             rounds=dict(self.rounds),
             refined=self.refined,
@@ -107,7 +108,7 @@ class PartialSums:
             done = SweepProgress(**stored['done'])
             if stored.get('order') != self.order:
                 raise ValueError('its images were taken in another order')
-            meters.update({step: start() for step in done.rounds if step not in meters})
+            meters.update({step: start() for step, _ in done.rounds if step not in meters})
             for name, meter in _named(meters):
                 _restore(meter, stored['sums'][name])
         except FileNotFoundError:

@@ -15,7 +15,7 @@ them on one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,12 +70,34 @@ def contenders(
         taps: The (block, feature) whose scores are averaged.
         confidence: Of each comparison with the leader.
     """
-    usable = [step for step in steps if step.mean(taps, criterion, 'score') is not None]
+    left = contending(steps, criterion, lambda step: taps, confidence)
+    return [steps[place].timestep for place in left]
+
+
+def contending(
+    steps: Sequence[StepScores],
+    criterion: str,
+    taps_of: Callable[[StepScores], Sequence[TapKey]],
+    confidence: float,
+) -> list[int]:
+    """Positions of those that may still be the best: see :func:`contenders`.
+
+    Args:
+        steps: Scores of each timestep, or of each timestep at each place.
+        criterion: The one that decides.
+        taps_of: The (block, feature) of each whose scores are averaged.
+        confidence: Of each comparison with the leader.
+    """
+    usable = [
+        place
+        for place, step in enumerate(steps)
+        if step.mean(taps_of(step), criterion, 'score') is not None
+    ]
     if len(usable) < 2:
-        return [step.timestep for step in usable]
-    found = compare(usable, criterion, taps)
+        return usable
+    found = compare([steps[place] for place in usable], criterion, taps_of)
     behind = found.lag > student.ppf(confidence, found.count - 1) * found.error
-    return [step for step, out in zip(found.timesteps, behind, strict=True) if not out]
+    return [place for place, out in zip(usable, behind, strict=True) if not out]
 
 
 @dataclass(frozen=True)
@@ -97,20 +119,21 @@ class Comparison:
     count: int
 
 
-def compare(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey]) -> Comparison:
+def compare(
+    steps: Sequence[StepScores],
+    criterion: str,
+    taps_of: Callable[[StepScores], Sequence[TapKey]],
+) -> Comparison:
     """Compare timesteps with the one of them that scores best.
 
     Args:
         steps: Scores of each timestep, all finite.
         criterion: The one that decides.
-        taps: The (block, feature) whose scores are averaged.
+        taps_of: The (block, feature) of each whose scores are averaged.
     """
-    # (taps, steps, images, 2)
-    terms = np.stack(
-        [np.stack([step.per_image[tap, criterion] for step in steps]) for tap in taps]
-    ).astype(float)
-    ratio, parts = linearize(terms)
-    parts, scores = parts.mean(0), ratio.mean(0)
+    means = [linearized_mean(step, criterion, taps_of(step)) for step in steps]
+    scores = np.array([score for score, _ in means])
+    parts = np.stack([part for _, part in means])
     leader = int(scores.argmax())
     lag = scores[leader] - scores
     lag[lag <= rounding(scores)] = 0.0
@@ -119,6 +142,15 @@ def compare(steps: Sequence[StepScores], criterion: str, taps: Sequence[TapKey])
     if count > 1:
         error = (parts[leader] - parts).std(1, ddof=1) / np.sqrt(count)
     return Comparison([step.timestep for step in steps], leader, lag, error, count)
+
+
+def linearized_mean(
+    step: StepScores, criterion: str, taps: Sequence[TapKey]
+) -> tuple[float, np.ndarray]:
+    """The mean score over some (block, feature), and what each image adds to it, (N,)."""
+    terms = np.stack([step.per_image[tap, criterion] for tap in taps]).astype(float)
+    ratio, parts = linearize(terms)
+    return float(ratio.mean()), parts.mean(0)
 
 
 def rounding(scores: np.ndarray) -> float:
@@ -147,13 +179,15 @@ def linearize(terms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def round_scores(steps: Sequence[StepScores]) -> dict[int, dict[tuple[TapKey, str], float]]:
     """What :func:`on_one_scale` needs to know of a round."""
-    return {
-        step.timestep: {key: value['score'] for key, value in step.values.items()} for step in steps
-    }
+    found: dict[int, dict[tuple[TapKey, str], float]] = {}
+    for step in steps:
+        scores = {key: value['score'] for key, value in step.values.items()}
+        found.setdefault(step.timestep, {}).update(scores)
+    return found
 
 
 def on_one_scale(
-    steps: Sequence[StepScores], rounds: Mapping[int, RoundScores], winner: int
+    steps: Sequence[StepScores], rounds: Mapping[int, RoundScores], winner: StepScores
 ) -> list[StepScores]:
     """Scores of timesteps that saw fewer images, on the scale of the one that won.
 
@@ -162,27 +196,39 @@ def on_one_scale(
     sampling (Cochran, "Sampling Techniques", 1977, chapter 12), closer to the mean over all images
     than the mean over a few of them; for a criterion that compares images with one another it takes
     out what depends on their number. A winner of the finer grid was not in all rounds: there its
-    nearest neighbor among the finalists stands for it.
+    nearest neighbor among the finalists stands for it, one that is read at the same place if there
+    is one.
 
     Args:
-        steps: Scores of each timestep, with its number of images.
+        steps: Scores of each timestep, or of each timestep at each place, with its number of
+            images.
         rounds: Number of images to the scores of those who raced then.
-        winner: The timestep with the most images that scored best.
+        winner: The one with the most images that won.
     """
-    found = {step.timestep: step for step in steps}
-    end = found[winner]
     placed = []
     for step in steps:
         before = rounds.get(step.images or 0, {})
-        anchors = [t for t, other in found.items() if other.images == end.images and t in before]
-        if step.images == end.images or not anchors:
+        anchors = [
+            one
+            for one in steps
+            if one.images == winner.images
+            and one.values.keys() <= before.get(one.timestep, {}).keys()
+        ]
+        if step.images == winner.images or not anchors:
             placed.append(step)
             continue
-        anchor = min(anchors, key=lambda timestep: abs(timestep - winner))
-        after = found[anchor].values
+        near = min(
+            anchors,
+            key=lambda one: (
+                one.taps != step.taps,
+                abs(one.timestep - winner.timestep),
+                one.taps != winner.taps,
+            ),
+        )
         values = {}
-        for key, value in step.values.items():
-            shift = min(0.0, after[key]['score'] - before[anchor][key])
-            values[key] = {**value, 'score': value['score'] + shift}
+        for (tap, name), value in step.values.items():
+            key = (tap if tap in near.taps else near.taps[0], name)
+            shift = min(0.0, near.values[key]['score'] - before[near.timestep][key])
+            values[tap, name] = {**value, 'score': value['score'] + shift}
         placed.append(replace(step, values=values))
     return placed

@@ -100,8 +100,8 @@ class SelectionResult:
         noise_level: Its noise standard deviation.
         log_snr: Its log signal-to-noise ratio.
         criterion: Name of the criterion that picked.
-        feature: Feature that was scored.
-        blocks: Blocks that were scored (their scores are averaged).
+        feature: Feature that was scored, or picked.
+        blocks: Blocks that were scored (their scores are averaged), or picked.
         num_images: Calibration images used; in a race those that the last ones in it saw.
         seconds: Wall time of the sweep.
         model_evaluations: Transformer passes of one image each.
@@ -118,6 +118,8 @@ class SelectionResult:
             known: see :mod:`mmaselect.selection.decision`.
         rivals: Timesteps that the images cannot tell from the pick, the pick among them.
         images_needed: About how many images would decide an undecided pick; None if unknown.
+        cells: (block, feature) that are to be read: all that were scored, or the place that was
+            picked from them. Empty in results of versions that did not say it.
     """
 
     timestep: int
@@ -140,6 +142,7 @@ class SelectionResult:
     decided: bool | None = None
     rivals: list[int] = field(default_factory=list)
     images_needed: int | None = None
+    cells: list[tuple[int, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         """``75 (50 to 100)``: the pick and its interval, or ``75 (undecided, 0 to 350)``."""
@@ -147,6 +150,14 @@ class SelectionResult:
         if self.interval is not None:
             known.append(f'{self.interval[0]} to {self.interval[1]}')
         return f'{self.timestep} ({", ".join(known)})' if known else str(self.timestep)
+
+    @property
+    def where(self) -> str:
+        """Where images are to be read, such as ``attention of block 2``."""
+        if len({feature for _, feature in self.cells}) > 1:
+            return ', '.join(f'{feature} of block {block}' for block, feature in self.cells)
+        blocks = list(dict.fromkeys(self.blocks))
+        return f'{self.feature} of block{"s"[: len(blocks) > 1]} {", ".join(map(str, blocks))}'
 
     @property
     def indecision(self) -> list[str]:
@@ -194,6 +205,7 @@ class SelectionResult:
         others = {key: curve(key, part) for key, part in data.pop('others').items()}
         per_tap = [curve(name, part) for part in data.pop('per_tap')]
         interval = data.pop('interval', None)
+        cells = [(block, feature) for block, feature in data.pop('cells', ())]
         warnings = [Caveat.parse(stored) for stored in data.pop('warnings', ())]
         main = curve(name, dict(timestep=data['timestep'], curve=data.pop('curve')))
         return cls(
@@ -202,6 +214,7 @@ class SelectionResult:
             others=others,
             per_tap=per_tap,
             warnings=warnings,
+            cells=cells,
             interval=None if interval is None else tuple(interval),
         )
 
@@ -235,6 +248,8 @@ class SelectionResult:
         _check_numbers('seconds', self.seconds, float)
         for name, found, kind in (
             ('blocks', self.blocks, int),
+            ('cells', [block for block, _ in self.cells], int),
+            ('cells', [feature for _, feature in self.cells], str),
             ('warnings', [text for w in self.warnings for text in vars(w).values()], str),
             ('criterion', [self.criterion], str),
             ('feature', [self.feature], str),
@@ -249,7 +264,9 @@ class SelectionResult:
         if grid is None or not set(grid) <= set(steps) or steps != sorted(set(steps)):
             raise ValueError(f'the curve of {self.curve.criterion} has the timesteps {steps}')
         for curve in (self.curve, *self.others.values(), *self.per_tap):
-            _check_curve(curve, steps)
+            # Places that a search dropped are not on the finer grid.
+            searched = 'search' in self.settings and set(grid) <= set(curve.timesteps) <= set(steps)
+            _check_curve(curve, curve.timesteps if searched else steps)
         best = self.curve.best
         if self.timestep != best.timestep or self.noise_level != best.noise_level:
             raise ValueError(f'timestep {self.timestep!r} is not that of the curve')

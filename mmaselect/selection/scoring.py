@@ -177,7 +177,13 @@ def start_meters(
     return meters
 
 
-def score_step(dit: FrozenDiT, batch: EncodedBatch, timestep: int, meters: Meters) -> int:
+def score_step(
+    dit: FrozenDiT,
+    batch: EncodedBatch,
+    timestep: int,
+    meters: Meters,
+    taps: Sequence[TapKey] | None = None,
+) -> int:
     """Add a batch to the scores of one timestep: one transformer pass for each reading.
 
     Args:
@@ -185,16 +191,20 @@ def score_step(dit: FrozenDiT, batch: EncodedBatch, timestep: int, meters: Meter
         batch: Its images, with as many draws as the criteria want.
         timestep: 0 (clean) to T - 1 (noise).
         meters: From :func:`start_meters`; they are updated.
+        taps: Some of the model's (block, feature), which alone are read; all if None.
 
     Returns:
         int: Model evaluations: transformer passes of one image each.
     """
+    some: dict[str, Any] = {} if taps is None else dict(keys=taps)
     draws, views = (
-        [dit.features(reading.latent, timestep, reading.noise) for reading in readings]
+        [dit.features(reading.latent, timestep, reading.noise, **some) for reading in readings]
         for readings in (batch.draws, batch.views)
     )
     labels = None if batch.labels is None else batch.labels.to(dit.device)
     for (tap, _), meter in meters.items():
+        if taps is not None and tap not in taps:
+            continue
         extra: dict[str, Any] = {'labels': labels if meter.needs_labels else None}
         if meter.views:
             extra['where'] = batch.where
@@ -229,6 +239,11 @@ class StepScores:
     images: int | None = None
 
     @cached_property
+    def taps(self) -> tuple[TapKey, ...]:
+        """The (block, feature) that were scored."""
+        return tuple(dict.fromkeys(tap for tap, _ in self.values))
+
+    @cached_property
     def is_finite(self) -> bool:
         """Whether all features were."""
         return not any(value['nonfinite'] > 0 for value in self.values.values())
@@ -248,7 +263,12 @@ class StepScores:
 
 
 def read_meters(
-    meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int, images: int | None = None
+    meters: Meters,
+    dit: FrozenDiT,
+    timestep: int,
+    num_tokens: int,
+    images: int | None = None,
+    taps: Sequence[TapKey] | None = None,
 ) -> StepScores:
     """The scores of a timestep from the images that have been added, over all ranks.
 
@@ -258,10 +278,13 @@ def read_meters(
         timestep: 0 (clean) to T - 1 (noise).
         num_tokens: Image tokens of one image, which the noise level of some families depends on.
         images: How many have been added.
+        taps: Some of the (block, feature), which alone are looked at; all if None.
     """
     level = dit.process.at(timestep, num_tokens)
     values, per_image = {}, {}
     for key, meter in meters.items():
+        if taps is not None and key[0] not in taps:
+            continue
         found = dict(meter.compute())
         if (rows := found.pop('per_image', None)) is not None:
             per_image[key] = in_set_order(rows.cpu().numpy(), rank_and_size()[1])

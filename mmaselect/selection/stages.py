@@ -8,17 +8,19 @@ a round of the race. All ranks are in the same stage, and end it together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.images import CalibrationBatch, CalibrationSet
 from mmaselect.logs import warn
-from mmaselect.selection.conclude import build_curve
+from mmaselect.selection.arms import Arm, Places, taps_by_timestep
+from mmaselect.selection.conclude import choose_winner
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import PartialSums, SweepProgress, reset
-from mmaselect.selection.race import contenders, round_scores
+from mmaselect.selection.race import contending, round_scores
 from mmaselect.selection.ranks import from_rank_zero, gather_answers, rank_and_size
 from mmaselect.selection.scoring import (
     EncodedBatch,
@@ -33,6 +35,9 @@ from mmaselect.selection.scoring import (
     view_readings,
 )
 from mmaselect.terminal.progress import progress_bar
+
+#: Positions of images, and what is read of them at each timestep.
+Batch = tuple[list[int], dict[int, tuple[TapKey, ...]]]
 
 
 class Stages:
@@ -69,6 +74,7 @@ class Stages:
         self.criteria = options.criteria
         self.draws = max(criterion.draws for criterion in self.criteria.values())
         self.num_tokens = dit.num_tokens(calibration.image_size)
+        self.places = Places.of(dit)
         self.meters = {step: self._start_meters() for step in grid.coarse}
         self.done = self._resume()
         self._start = time.perf_counter() - self.done.seconds
@@ -98,16 +104,16 @@ class Stages:
                 return sum(shares)
 
     def scores(self) -> list[StepScores]:
-        """Scores of all timesteps, sorted, each on the images that it has seen."""
-        return [self._read(step) for step in sorted(self.meters)]
+        """Scores of all timesteps, sorted, at each place, on the images that they have seen."""
+        return [self._read(arm) for arm in sorted(self.done.rounds)]
 
     def _start_meters(self) -> Meters:
-        return start_meters(self.criteria, self.dit.keys, self.dit.device)
+        return start_meters(self.criteria, self.places.taps, self.dit.device)
 
     def _resume(self) -> SweepProgress:
         """Where a killed sweep was, its sums in the meters; or the beginning."""
-        steps = list(self.grid.coarse)
-        first = SweepProgress(steps=steps, rounds=dict.fromkeys(steps, 0))
+        arms = list(product(self.grid.coarse, range(len(self.places.groups))))
+        first = SweepProgress(arms=arms, rounds=dict.fromkeys(arms, 0))
 
         def load(tell: Callable[[str], None]) -> SweepProgress:
             tell('looking for the sums of a sweep that was stopped')
@@ -123,18 +129,23 @@ class Stages:
                 or done.units < sum(len(steps) for _, steps in self._work(done, number))
             ):
                 warn('ranks were stopped too far apart: the selection starts from its beginning')
-                reset(self.meters, steps)
+                reset(self.meters, self.grid.coarse)
                 return first
-        self.meters.update({s: self._start_meters() for s in latest.rounds if s not in self.meters})
+        self._add_meters(latest.rounds)
         mine = found[self.rank]
         return mine if mine.stage == latest.stage else replace(mine, **latest.plan, units=0)
 
-    def _work(self, done: SweepProgress, rank: int) -> Iterator[tuple[list[int], list[int]]]:
-        """A rank's batches in a stage, by positions of their images, and the timesteps of each."""
+    def _add_meters(self, arms: Iterable[Arm]) -> None:
+        for step in {step for step, _ in arms}.difference(self.meters):
+            self.meters[step] = self._start_meters()
+
+    def _work(self, done: SweepProgress, rank: int) -> Iterator[Batch]:
+        """A rank's batches in a stage, and what is read of each at which timesteps."""
         order, size = self.calibration.order, self.options.batch_size
         start = 0
         for number, end in enumerate(self.round_ends[: done.goal]):
-            steps = [step for step in done.steps if done.rounds[step] <= number]
+            arms = [arm for arm in done.arms if done.rounds[arm] <= number]
+            steps = taps_by_timestep(arms, self.places)
             share = [order[place] for place in range(start, end) if place % self.world_size == rank]
             if steps:
                 for first in range(0, len(share), size):
@@ -148,20 +159,24 @@ class Stages:
         before, unit = done.units, 0
         name = 'selecting timestep'
         if done.refined:
-            name += f': {len(done.steps)} around the best'
+            name += f': {len(done.arms)} around the best'
         elif done.stage:
-            name += f': {len(done.steps)} of {len(self.grid.coarse)} left'
+            total = len(self.grid.coarse) * len(self.places.groups)
+            name += f': {len(done.arms)} of {total} left'
         with progress_bar('images x timesteps', disable=not progress or self.rank > 0) as bar:
             total = sum(len(positions) * len(steps) for positions, steps in work)
             task = bar.add_task(name, total=total)
             for positions, steps in work:
                 encoded = None
-                for step in steps:
+                for step, taps in steps.items():
                     unit += 1
                     if unit > before:
                         tell(f'scoring timestep {step}, images {positions}')
                         encoded = encoded or self.encode(self.calibration.batch(positions))
-                        done.evaluations += score_step(self.dit, encoded, step, self.meters[step])
+                        some = None if taps == self.dit.keys else taps
+                        done.evaluations += score_step(
+                            self.dit, encoded, step, self.meters[step], some
+                        )
                         done.units = unit
                         done.seconds = self.seconds
                         if self.partial is not None:
@@ -178,19 +193,22 @@ class Stages:
         All ranks call it together.
         """
         done = self.done
-        done.rounds.update(dict.fromkeys(done.steps, done.goal))
-        scores = [self._read(step) for step in done.steps]
+        done.rounds.update(dict.fromkeys(done.arms, done.goal))
+        scores = [self._read(arm) for arm in done.arms]
         last, goal = len(self.round_ends), done.goal
         if goal < last:
-            ended = done.at_ends.setdefault(self.round_ends[goal - 1], {})
-            done.at_ends[self.round_ends[goal - 1]] = {**ended, **round_scores(scores)}
+            end = self.round_ends[goal - 1]
+            ended = dict(done.at_ends.get(end, {}))
+            for step, found in round_scores(scores).items():
+                ended[step] = {**ended.get(step, {}), **found}
+            done.at_ends[end] = ended
             left = from_rank_zero(self._contenders(scores))
         else:
-            left = [step.timestep for step in scores if step.is_finite]
+            left = [arm for arm, one in zip(done.arms, scores, strict=True) if one.is_finite]
         if not left:
             # Everybody who led has features that overflow on an image: back to all the others.
-            out = [step for step in sorted(self.meters) if step not in done.steps]
-            left = [step for step in out if self._read(step).is_finite]
+            out = [arm for arm in sorted(done.rounds) if arm not in done.arms]
+            left = [arm for arm in out if self._read(arm).is_finite]
             goal = last
             if not left:
                 return False
@@ -201,29 +219,40 @@ class Stages:
                 return False
             done.refined = True
             leaders = from_rank_zero(self._leaders(scores))
-            finer = self.grid.around(leaders)
+            finer = [
+                (step, place)
+                for place in sorted({place for _, place in leaders})
+                for step in self.grid.around([step for step, other in leaders if other == place])
+            ]
             if not finer:
                 return False
-            self.meters.update({step: self._start_meters() for step in finer})
+            self._add_meters(finer)
             done.rounds.update(dict.fromkeys(finer, 0))
             left = sorted([*leaders, *finer])
-        done.stage, done.steps, done.goal, done.units = done.stage + 1, left, goal, 0
+        done.stage, done.arms, done.goal, done.units = done.stage + 1, left, goal, 0
         return True
 
-    def _contenders(self, scores: Sequence[StepScores]) -> list[int]:
-        return contenders(scores, self.deciding, self.dit.keys, self.options.confidence)
+    def _taps_of(self, step: StepScores) -> tuple[TapKey, ...]:
+        return self.places.read(step, self.deciding)
 
-    def _leaders(self, scores: Sequence[StepScores]) -> list[int]:
+    def _contenders(self, scores: Sequence[StepScores]) -> list[Arm]:
+        """Of the arms of the stage, those that may be the best."""
+        left = contending(scores, self.deciding, self._taps_of, self.options.confidence)
+        return [self.done.arms[place] for place in left]
+
+    def _leaders(self, scores: Sequence[StepScores]) -> list[Arm]:
         """Who may be the best; one alone by a criterion that does not say what images add."""
-        keys = self.dit.keys
-        if all((tap, self.deciding) in step.per_image for step in scores for tap in keys):
+        if all((tap, self.deciding) in one.per_image for one in scores for tap in one.taps):
             return self._contenders(scores)
-        return [build_curve(scores, self.deciding, keys).timestep]
+        winner, _ = choose_winner(scores, self.deciding, self.places)
+        return [arm for arm, one in zip(self.done.arms, scores, strict=True) if one is winner]
 
-    def _read(self, step: int) -> StepScores:
-        """Scores of a timestep on the images that it has seen, over all ranks."""
-        images = self.round_ends[self.done.rounds[step] - 1]
-        return read_meters(self.meters[step], self.dit, step, self.num_tokens, images)
+    def _read(self, arm: Arm) -> StepScores:
+        """Scores of a timestep at a place on the images that it has seen, over all ranks."""
+        step, place = arm
+        images = self.round_ends[self.done.rounds[arm] - 1]
+        taps = self.places.groups[place]
+        return read_meters(self.meters[step], self.dit, step, self.num_tokens, images, taps)
 
     def encode(self, batch: CalibrationBatch) -> EncodedBatch:
         """Latents and noise of a batch: of the images if a criterion reads them, of their views."""

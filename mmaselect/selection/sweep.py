@@ -31,7 +31,9 @@ class Sweep:
 
     Args:
         dit: The frozen model; its blocks and features are all scored, and the deciding curve is
-            the mean over them.
+            the mean over them. Where it leaves blocks or features open (``'auto'``), the place is
+            picked with the timestep: ``cells`` of the result has it, and
+            :meth:`~mmaselect.diffusion.FrozenDiT.settle` takes it.
         calibration: The images: their number and size are those of the set, whatever the options
             say.
         options: How the timestep is selected: :class:`~mmaselect.selection.SelectionOptions`, or
@@ -170,7 +172,7 @@ class Sweep:
         found = conclude(
             steps,
             list(self.options.criteria),
-            self.dit.keys,
+            stages.places,
             str(self.dit.dtype),
             len(self.calibration),
             stages.done.at_ends,
@@ -178,14 +180,15 @@ class Sweep:
             self.dit.name,
             next(iter(self.options.criteria.values())).race_from or 0,
         )
-        decision = found.decision
+        decision, searched = found.decision, stages.places.are_searched
         return SelectionResult(
             timestep=found.curve.timestep,
             noise_level=found.curve.best.noise_level,
             log_snr=found.curve.best.log_snr,
             criterion=stages.deciding,
-            feature=','.join(self.dit.feature_names),
-            blocks=list(self.dit.blocks),
+            feature=','.join(dict.fromkeys(feature for _, feature in found.read)),
+            blocks=[block for block, _ in found.read] if searched else list(self.dit.blocks),
+            cells=list(found.read),
             num_images=found.curve.best.images or len(self.calibration),
             seconds=0.0,
             model_evaluations=0,

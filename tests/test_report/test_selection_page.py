@@ -18,8 +18,10 @@ from mmaselect.selection.conclude import (
     warn_of_images,
     warn_of_indecision,
     warn_of_nonfinite_features,
+    warn_of_place,
 )
 from mmaselect.selection.decision import Decision
+from mmaselect.selection.place import Place
 from mmaselect.selection.scoring import StepScores
 
 
@@ -46,7 +48,7 @@ def test_page_has_everything(tmp_path):
     html = path.read_text(encoding='utf-8')
     assert path.name == 'selection.html'
     for part in (
-        't = 100', '0 to 100, were the images', 'DiTTransformer2DModel', 'block\n      3</dd>',
+        't = 100', '0 to 100, were the images', 'DiTTransformer2DModel', 'query of block 3</dd>',
         '512 model evaluations, 1.2 s', 'Other disagrees: it would pick timestep 300',
         'Compare the curves. The first', 'title="a &#34;cat&#34;.png"', 'Other&lt;i&gt;',
         '1 of the 64 that were used',
@@ -81,6 +83,7 @@ def test_every_kind_of_warning_is_one_that_is_made():
         *warn_of_grid_end(curve('Mine', [0.1, 0.4, 0.5])),
         *warn_of_flat_curve(curve('Mine', [0.1, 0.1000001, 0.1])),
         *warn_of_indecision(Decision(False, (0, 300), 900), curve('Mine', [0.1, 0.4, 0.5, 0.4])),
+        *warn_of_place(Place(3, 'query', 0, 1.0, (((4, 'key'), 50), ((3, 'query'), 0)), False)),
         *warn_of_images(3, 2, PaperHFR())[::-1],
         *make_result().warnings,
     ]

@@ -111,13 +111,13 @@ def test_equals_stay_and_what_is_not_finite_goes():
 def test_who_was_dropped_keeps_the_distance_on_common_images():
     early = [make_step(0, [2.0, 4.0]), make_step(100, [1.0, 2.0])]
     late = [make_step(0, [2.0, 4.0, 9.0, 9.0]), early[1]]
-    placed = on_one_scale(late, {2: round_scores(early)}, 0)
+    placed = on_one_scale(late, {2: round_scores(early)}, late[0])
     # The winner rose: nobody is drawn above what it scored.
     assert [step.values[TAPS[0], 'A']['score'] for step in placed] == [6.0, 1.5]
     found = conclude(late, ['A'], TAPS, 'torch.float32', 4, {2: round_scores(early)})
     assert found.curve.scores == [6.0, 1.5]
     fallen = [make_step(0, [2.0, 4.0, 1.0, 1.0]), early[1]]
-    placed = on_one_scale(fallen, {2: round_scores(early)}, 0)
+    placed = on_one_scale(fallen, {2: round_scores(early)}, fallen[0])
     assert [step.values[TAPS[0], 'A']['score'] for step in placed] == [2.0, 0.5]
     assert [point.images for point in found.curve.points] == [4, 2]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmaselect.checks import is_sequence, is_whole_number, shorten
 from mmaselect.diffusion.codec import Codec
 from mmaselect.diffusion.loading import PipelineSource
+from mmaselect.diffusion.place_search import BlockSearch
 from mmaselect.diffusion.process import ForwardProcess, build_process
 from mmaselect.diffusion.single_file import OriginalLayout
 
@@ -268,6 +269,20 @@ class Family(ABC):
             index -= length
         return getattr(transformer, last)[index]
 
+    def drop_blocks(self, transformer: nn.Module, start: int, stop: int) -> None:
+        """Free blocks that are never run: the pass ends before them.
+
+        Args:
+            transformer: The frozen transformer.
+            start: The first of them.
+            stop: Behind the last of them that was built.
+        """
+        dropped = {id(self.block(transformer, index)) for index in range(start, stop)}
+        for stack in [m for m in transformer.modules() if isinstance(m, nn.ModuleList)]:
+            for place, block in enumerate(stack):
+                if id(block) in dropped:
+                    stack[place] = nn.Identity()  # some families count their blocks
+
     @abstractmethod
     def tap(self, transformer: nn.Module, index: int, feature: str) -> Tap:
         """Where ``feature`` of block ``index`` comes out."""
@@ -286,14 +301,18 @@ class Family(ABC):
             )
         return tokens.transpose(1, 2).unflatten(2, grid)
 
-    def resolve_blocks(self, blocks: Sequence[int] | int | None) -> tuple[int, ...]:
+    def resolve_blocks(self, blocks: Sequence[int] | int | str | None) -> tuple[int, ...]:
         """Block indices as given by a user, negative ones counted from the end, as 0..L-1.
+
+        Of a search (``'auto'``): all blocks that may be picked.
 
         Raises:
             ValueError: If an index is out of range.
         """
         if blocks is None:
             return (self.default_block,)
+        if isinstance(blocks, str):
+            return BlockSearch.parse(blocks).candidates(self.num_blocks, self.title)
         if not is_whole_number(blocks) and not is_sequence(blocks):
             raise ValueError(
                 f'blocks must be one whole number or several, got {shorten(blocks)}: this '

@@ -1,0 +1,101 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Blocks and features that a user leaves open: ``'auto'``, ``'auto:4'``, ``'auto:<=30'``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmaselect.checks import shorten
+
+#: Features that a search reads; those after norm and rotary embedding are read by name alone.
+SEARCHED = ('query', 'key', 'value', 'attention', 'output')
+
+_FORM = re.compile(r'auto(?::([0-9]{1,4}))?(?::<=([0-9]{1,5}))?')
+
+
+@dataclass(frozen=True)
+class BlockSearch:
+    """What ``blocks='auto...'`` asks for.
+
+    Attributes:
+        count: Maps that are wanted, each of another block.
+        last: The deepest block that may be picked; None for the last one.
+    """
+
+    count: int = 1
+    last: int | None = None
+
+    @classmethod
+    def parse(cls, spec: str) -> BlockSearch:
+        """A search as a user writes it.
+
+        Raises:
+            ValueError: If the text is no search.
+
+        Example:
+            >>> BlockSearch.parse('auto:4:<=30')
+            BlockSearch(count=4, last=30)
+        """
+        form = _FORM.fullmatch(spec)
+        if form is None or form[1] == '0':
+            raise ValueError(
+                f"blocks must be block numbers, 'auto', 'auto:4' for the four maps that a head "
+                f"wants, or 'auto:<=30' for block 30 at most, got {shorten(spec)}"
+            )
+        return cls(int(form[1] or 1), None if form[2] is None else int(form[2]))
+
+    def candidates(self, num_blocks: int, title: str) -> tuple[int, ...]:
+        """Blocks that must be built.
+
+        Args:
+            num_blocks: Blocks of the whole model.
+            title: Of the model's family, for messages.
+
+        Raises:
+            ValueError: If the model has fewer blocks than are wanted.
+        """
+        last = num_blocks - 1 if self.last is None else self.last
+        if last >= num_blocks:
+            raise ValueError(
+                f'block {last} is out of range: this {title} has {num_blocks} blocks, 0 to '
+                f'{num_blocks - 1}'
+            )
+        if self.count > last + 1:
+            raise ValueError(f'{self.count} blocks are wanted of {last + 1}: ask for fewer')
+        return tuple(range(last + 1))
+
+
+@dataclass(frozen=True)
+class PlaceSearch:
+    """Which of the built (block, feature) are read is picked with the timestep.
+
+    Attributes:
+        count: Maps that are wanted: 1, or more where blocks are searched.
+        blocks: Whether the blocks are searched.
+        features: Whether the feature is searched.
+        published: The place that the model's authors read: the family's default block and query.
+    """
+
+    count: int
+    blocks: bool
+    features: bool
+    published: tuple[int, str]
+
+    @classmethod
+    def of(
+        cls, blocks: Any, features: str | Sequence[str], default_block: int
+    ) -> PlaceSearch | None:
+        """The search that arguments ask for; None where they name what is read."""
+        block_search = BlockSearch.parse(blocks) if isinstance(blocks, str) else None
+        searches_features = isinstance(features, str) and features == 'auto'
+        if block_search is None and not searches_features:
+            return None
+        feature = 'query'
+        if not searches_features:
+            feature = features if isinstance(features, str) else next(iter(features))
+        count = 1 if block_search is None else block_search.count
+        published = (default_block, feature)
+        return cls(count, block_search is not None, searches_features, published)
