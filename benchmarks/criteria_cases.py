@@ -108,6 +108,7 @@ criteria = [
             'InstanceRetrieval': dict(type='InstanceRetrieval'),
             'ViewAlignment': dict(type='ViewAlignment'),
             'ViewAlignment 0.01': dict(type='ViewAlignment', ridge=0.01),
+            'InstanceSensitivity 0.1': dict(type='InstanceSensitivity', ridge=0.1),
             'InstanceSensitivity': dict(type='InstanceSensitivity'),
             'InstanceSensitivity 0.01': dict(type='InstanceSensitivity', ridge=0.01),
             'InstanceDiscrimination': dict(type='InstanceDiscrimination'),

@@ -35,6 +35,7 @@ from mmaselect.images.labeled import LabeledImages
 from mmaselect.images.views import ViewOptions
 from mmaselect.openmmlab.dataset_images import build_dataset
 from mmaselect.selection import InstanceSensitivity
+from mmaselect.selection.criteria.view_pairs import SENSITIVITY_RIDGE
 from mmaselect.selection.race import contenders
 from mmaselect.selection.scoring import StepScores, build_criteria, score_step, start_meters
 
@@ -78,7 +79,7 @@ class Pool:
         return np.stack([values, np.ones_like(values)], -1)
 
 
-def sensitivities(rows: Tensor, ridge: float = 0.1) -> Tensor:
+def sensitivities(rows: Tensor, ridge: float = SENSITIVITY_RIDGE) -> Tensor:
     """``InstanceSensitivity`` of each image, for many timesteps at once; it is checked against it.
 
     Args:

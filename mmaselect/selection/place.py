@@ -18,7 +18,11 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from mmaselect.diffusion import TapKey
-from mmaselect.selection.criteria.view_pairs import standardized_match, whiten_pairs
+from mmaselect.selection.criteria.view_pairs import (
+    SENSITIVITY_RIDGE,
+    standardized_match,
+    whiten_pairs,
+)
 from mmaselect.selection.race import linearize
 
 #: A (block, feature) at a timestep.
@@ -114,7 +118,7 @@ def choose_place(
     return Place(block, feature, timestep, score, contenders, decided)
 
 
-def joined_score(descriptors: Sequence[Tensor], ridge: float = 0.1) -> float:
+def joined_score(descriptors: Sequence[Tensor], ridge: float = SENSITIVITY_RIDGE) -> float:
     """Sensitivity (d') of several features of one pass, joined.
 
     Each feature is scaled to one mean variance first: that of the channels of a diffusion
@@ -138,7 +142,10 @@ def joined_score(descriptors: Sequence[Tensor], ridge: float = 0.1) -> float:
 
 
 def choose_features(
-    descriptors: Mapping[TapKey, Tensor], first: TapKey, count: int, ridge: float = 0.1
+    descriptors: Mapping[TapKey, Tensor],
+    first: TapKey,
+    count: int,
+    ridge: float = SENSITIVITY_RIDGE,
 ) -> list[TapKey]:
     """Pick several features of one pass that are good together.
 
