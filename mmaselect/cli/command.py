@@ -7,7 +7,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mmaselect.cli import data, features, init, look, models, predict, probe, select, toolbox
+from mmaselect.cli import (
+    data,
+    features,
+    init,
+    look,
+    models,
+    predict,
+    probe,
+    select,
+    toolbox,
+    verify,
+)
 from mmaselect.terminal.tool import DEBUG_FLAG, add_debug, in_one_line
 from mmaselect.untrusted import only_weights
 from mmaselect.version import __version__
@@ -41,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (models, select, probe, look, features, data, init, predict):
+    for module in (models, select, probe, look, features, data, init, predict, verify):
         command = module.add_parser(commands)
         add_debug(command)
         command.set_defaults(run=module.run)
