@@ -7,7 +7,7 @@ arguments that are swapped. A mutant is caught if a test fails that passes witho
 
     python tests/mutations.py --count 30                       # the daily tests
     python tests/mutations.py --count 30 --marks ""            # all tests
-    python tests/mutations.py --count 30 --before ../old       # both, and those of an older tree
+    python tests/mutations.py --count 30 --before ../old       # the rest in an older tree, too
     python tests/mutations.py --count 30 --list                # the mutants alone
 """
 
@@ -35,13 +35,14 @@ DAILY = 'not thorough'
 #: Test files that reach a room through a tool or a config, without naming what is in it.
 REACHED_BY = {
     'analysis': ['test_analysis_tools', 'test_criteria_benchmark'],
-    'cli': ['test_cli'],
+    'apis': ['test_apis', 'test_feature_files'],
+    'cli': ['test_cli', 'test_select'],
     'datasets': ['test_configs'],
     'engine': ['test_toolbox_features', 'test_stop_and_resume'],
     'launch': ['test_train_test', 'test_stop_and_resume'],
     'leaderboard': ['test_leaderboard', 'test_leaderboard_tool'],
+    'models': ['test_aselect_dit'],
     'openmmlab': ['test_checkpoints', 'test_train_test'],
-    'pages': ['test_selection_page', 'test_look'],
     'pretraining': ['test_pieces', 'test_pretrain_dit'],
     'report': ['test_selection_page', 'test_look'],
 }
@@ -67,11 +68,6 @@ class Mutant:
     kind: str
     old: str
     new: str
-
-    @property
-    def room(self) -> str:
-        """The first folder below the package, or the file's own name."""
-        return Path(self.path).parts[1].removesuffix('.py')
 
     def __str__(self) -> str:
         old, new = (
@@ -157,7 +153,7 @@ def mutants_of(tree: Path, path: Path) -> Iterator[Mutant]:
 
 
 def draw(tree: Path, count: int, seed: int, also_in: Path | None = None) -> list[Mutant]:
-    """Mutants of a tree, in turn from each room, each of another file where there are enough.
+    """Mutants of a tree, in turn from each folder, each of another file where there are enough.
 
     Args:
         tree: The repository.
@@ -170,7 +166,7 @@ def draw(tree: Path, count: int, seed: int, also_in: Path | None = None) -> list
     for path in sorted((tree / 'mmaselect').rglob('*.py')):
         parts = path.relative_to(tree / 'mmaselect').parts
         if parts[0] != '.mim' and path.stem not in ('__init__', '__main__'):
-            rooms.setdefault(parts[0] if len(parts) > 1 else '', []).append(path)
+            rooms.setdefault('/'.join(parts[:-1]), []).append(path)
     for files in rooms.values():
         chance.shuffle(files)
     drawn: list[Mutant] = []
@@ -206,9 +202,9 @@ def tests_for(tree: Path, file: Path, limit: int) -> list[Path]:
         score += 100 * (path.stem == f'test_{file.stem}') + 50 * (
             path.stem in REACHED_BY.get(room, [])
         )
-        if score:
+        same = f'test_{room}' in path.parts
+        if score or (same and room != 'diffusion'):
             # Of equals, that of the same room, and the shorter one.
-            same = path.parent.name == f'test_{room}'
             ranks[path] = (score, same, -path.stat().st_size)
     return sorted(ranks, key=ranks.__getitem__, reverse=True)[:limit]
 
@@ -306,7 +302,7 @@ def main() -> int:
     trees = {'now': (ROOT, args.marks)}
     if args.before:
         trees['before'] = (args.before.resolve(), '')
-    caught: dict[str, list[int]] = {name: [] for name in trees}
+    survived, lost = [], []
     with tempfile.TemporaryDirectory() as folder:
         copies = {name: working_copy(tree, Path(folder, name)) for name, (tree, _) in trees.items()}
         for number, mutant in numbered:
@@ -315,12 +311,12 @@ def main() -> int:
                 start = time.time()
                 by = hunt(mutant, copies[name], marks, args.limit, args.seconds)
                 print(f'     {name:6} {time.time() - start:4.0f} s  {by or "SURVIVED"}', flush=True)
-                if by:
-                    caught[name].append(number)
-    for name, numbers in caught.items():
-        print(f'{name}: {len(numbers)} of {len(numbered)} caught')
-    lost = sorted(set(caught.get('before', ())) - set(caught['now']))
-    print(f'lost: {lost}')
+                if name == 'now' and by:
+                    break  # an older tree cannot have lost it
+                (survived if name == 'now' else lost if by else []).append(number)
+    print(f'{len(numbered) - len(survived)} of {len(numbered)} caught; survived: {survived}')
+    if args.before:
+        print(f'caught by the older tree alone: {lost}')
     return min(1, len(lost))
 
 
