@@ -74,6 +74,8 @@ class PixelGate(nn.Module):
             )
         if not inputs.numel():
             raise ValueError(f'the batch is empty: its shape is {tuple(inputs.shape)}')
+        if self.scale.device != inputs.device:
+            self.to(inputs.device)
         images = inputs.float() * self.scale + self.shift
         # Tracers (FLOPs counters) bring random numbers.
         if not torch.jit.is_tracing():

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from fake_cuda import FakeCuda
 
 from mmaselect.diffusion import FrozenDiT, frozen_dit
 from mmaselect.diffusion.placing import of_this_rank
@@ -101,3 +102,24 @@ def test_a_checkpoint_of_another_precision_loads_with_a_line(tiny_dit, caplog):
         with caplog.at_level('INFO', 'mmaselect'):
             ASelecTDiT(tiny_dit, blocks=[2], timestep=50, dtype=dtype).load_state_dict(state)
         assert ('in another precision than bfloat16' in caplog.text) == said
+
+
+@pytest.mark.parametrize('moved', ['transformer alone', 'nothing'])
+def test_the_rest_follows_the_images_onto_a_gpu(placed, moved):
+    model = ASelecTDiT(
+        placed if moved == 'transformer alone' else placed['model'],
+        blocks=[2], timestep=50, noise='fixed',
+    ).eval()  # fmt: skip
+    with FakeCuda() as device:
+        if moved == 'transformer alone':  # as accelerate or bitsandbytes puts it there
+            model.dit.transformer.to('cuda')
+        images = torch.zeros(2, 3, 32, 32, device='cuda')
+        model.gate._check = lambda images: None  # the first batch is looked at
+        model._finite_watch.check = lambda *_: None
+        (found,) = model(images)
+        assert found.device.type == 'cuda' and found.shape == (2, 16, 8, 8)
+        assert next(model.dit.codec.parameters()).is_cuda
+        assert model.dit.transformer.device.type == 'cuda'
+        device.forget()
+        model(images)
+        assert not device.copies
