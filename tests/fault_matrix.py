@@ -1037,6 +1037,67 @@ for _name, _value in (
     add('arguments', f'selection.{_name}={_value!r}', _selection(**{_name: _value}))
 
 
+# -- names that are nearly right -------------------------------------------------------------------
+for _name, _meant in (
+    ('block', 'is blocks meant'),
+    ('calibraton', 'is calibration meant'),
+    ('features', 'is feature meant'),
+    ('out_indices', 'is blocks meant'),
+    ('n_images', 'selection=dict(num_images=...)'),
+    ('revison', 'pretrained=dict(revision=...)'),
+    ('depth', '_delete_=True'),
+    ('frozen_stages', '_delete_=True'),
+    ('norm_eval', '_delete_=True'),
+):
+    add('names', f'{_name} of the backbone', _backbone(**{_name: 3}), _meant)
+
+
+# -- what the data_preprocessor does to pixels -----------------------------------------------------
+def _preprocessed(
+    backbone: dict[str, Any], pixels: float = 1.0, **preprocessor: Any
+) -> Callable[[Workshop], None]:
+    """Features of a model with a data_preprocessor are those of the pixels of the files."""
+
+    def attempt(shop: Workshop) -> None:
+        from mmengine.model import BaseModel
+
+        class Model(BaseModel):
+            def forward(self, inputs: Any, data_samples: Any = None, mode: str = '') -> Any:
+                return self.backbone(inputs)
+
+        files = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 255]
+        model = Model(dict(type='ImgDataPreprocessor', **preprocessor))
+        model.backbone = ASelecTDiT(shop.pixels, blocks=[2], timestep=50, **backbone)
+        model.eval()
+        found = model.test_step(dict(inputs=[one * pixels for one in files]))[0]
+        plain = ASelecTDiT(shop.pixels, blocks=[2], timestep=50).eval()
+        expected = plain(files[0][None].flip(1) / 127.5 - 1)[0]
+        expect(torch.allclose(found, expected, atol=1e-3), 'other features')
+
+    return attempt
+
+
+_IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+for _what, _given, _does, _word in (
+    ('ImageNet, as toolboxes have it', {}, dict(_IMAGENET, bgr_to_rgb=True), ''),
+    ('0 and 255', {}, dict(mean=[0] * 3, std=[255] * 3, bgr_to_rgb=True), ''),
+    ('no normalization', {}, dict(bgr_to_rgb=True), ''),
+    ('BGR that is said', dict(channel_order='bgr'), dict(_IMAGENET), ''),
+    ('BGR that is not said', {}, dict(_IMAGENET), 'channel_order'),
+    ('another mean', dict(input_mean=127.5), dict(_IMAGENET, bgr_to_rgb=True), '123.675'),
+    ('another std', dict(input_std=127.5), dict(_IMAGENET, bgr_to_rgb=True), '58.395'),
+    ('another order', dict(channel_order='bgr'), dict(_IMAGENET, bgr_to_rgb=True), "'rgb'"),
+):
+    _words = [_word] if _word else []
+    add('preprocessors', _what, _preprocessed(_given, **_does), *_words)
+add(
+    'preprocessors',
+    'pixels 300 times as large',
+    _preprocessed({}, 300.0, **_IMAGENET, bgr_to_rgb=True),
+    'pixels span',
+)
+
+
 # -- model folders ---------------------------------------------------------------------------------
 def _model(change: Callable[[Path], Any], **options: Any) -> Callable[[Workshop], None]:
     def attempt(shop: Workshop) -> None:
