@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmaselect.diffusion import FrozenDiT, TapKey
-from mmaselect.selection.place import late_blocks
 from mmaselect.selection.scoring import StepScores
 
 #: A timestep, and the number of a place in :attr:`Places.groups`.
@@ -32,11 +31,7 @@ class Places:
 
     @classmethod
     def of(cls, dit: FrozenDiT) -> Places:
-        """The places of a model: one, of all that it reads, unless blocks or features are searched.
-
-        Raises:
-            ValueError: If the blocks that may be picked are fewer than are wanted.
-        """
+        """The places of a model: one, of all that it reads, unless a search was asked for."""
         search, keys = dit.search, dit.keys
         if search is None:
             return cls((keys,))
@@ -44,18 +39,9 @@ class Places:
             # Of some blocks, one feature is picked for all.
             groups = [tuple(key for key in keys if key[1] == name) for name in dit.feature_names]
             return cls(tuple(groups), None, (dit.blocks[0], search.published[1]))
-        late = set(late_blocks(dit.num_blocks))
-        cells = tuple(key for key in keys if key[0] in late)
-        blocks = {block for block, _ in cells}
-        if len(blocks) < search.count:
-            raise ValueError(
-                f'{search.count} blocks are wanted, and {len(blocks)} may be picked (the first '
-                f'third of the {dit.num_blocks} blocks is left out): ask for fewer, or for a '
-                f'deeper last block'
-            )
         if search.count > 1:
-            return cls((cells,), search.count)
-        return cls(tuple((cell,) for cell in cells), None, search.published)
+            return cls((keys,), search.count)
+        return cls(tuple((cell,) for cell in keys), None, search.published)
 
     @property
     def are_searched(self) -> bool:

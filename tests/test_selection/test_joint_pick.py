@@ -29,7 +29,7 @@ from mmaselect.selection.criteria import PerImageCriterion
 GRID = [0, 100, 300, 600, 900]
 FEATURES = ('query', 'key', 'value', 'attention', 'output')
 #: The tiny model has six blocks, and its middle one is the fourth.
-LATE = [(block, name) for block in (2, 3, 4, 5) for name in FEATURES]
+CELLS = [(block, name) for block in range(6) for name in FEATURES]
 
 
 @CRITERIA.register_module()
@@ -91,27 +91,27 @@ def test_places_that_are_searched(tiny_dit):
         return Places.of(FrozenDiT.from_pretrained(tiny_dit, blocks=blocks, features=features))
 
     joint = places('auto', 'auto')
-    assert joint.groups == tuple((cell,) for cell in LATE) and joint.published == (3, 'query')
-    assert places('auto:<=3', 'key').groups == (((2, 'key'),), ((3, 'key'),))
+    assert joint.groups == tuple((cell,) for cell in CELLS) and joint.published == (3, 'query')
+    assert places('auto:<=1', 'key').groups == (((0, 'key'),), ((1, 'key'),))
     one_feature = places([1, 3], 'auto')
     assert len(one_feature.groups) == 5 and one_feature.groups[0] == ((1, 'query'), (3, 'query'))
-    assert places('auto:2', 'query').groups == (tuple((block, 'query') for block in (2, 3, 4, 5)),)
+    assert places('auto:2', 'query').groups == (tuple((block, 'query') for block in range(6)),)
     plain = places([1, 3], ['query', 'key'])
     assert not plain.are_searched and plain.settings() == {} and len(plain.groups[0]) == 4
-    with pytest.raises(ValueError, match='5 blocks are wanted, and 4 may be picked'):
-        places('auto:5', 'query')
+    with pytest.raises(ValueError, match='7 blocks are wanted of 6'):
+        places('auto:7', 'query')
 
 
 # -- the pick -------------------------------------------------------------------------------------
 def test_the_pick_is_the_best_cell_of_a_plain_loop(tiny_dit, photos, full):
-    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[2, 3, 4, 5], features=FEATURES)
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=list(range(6)), features=FEATURES)
     images = CalibrationSet(ImageFolder(photos), 32, num_images=20)
     plain = Sweep(dit, images, {**OPTIONS, 'method': 'full'}).run(progress=False)
     best = max(plain.per_tap, key=lambda curve: curve.best.score)
     assert full.cells == [(best.block, best.feature)] and full.timestep == best.timestep
     assert (full.blocks, full.feature) == ([best.block], best.feature)
     assert full.curve.scores == pytest.approx(best.scores, rel=1e-6)
-    assert len(full.per_tap) == len(LATE)
+    assert len(full.per_tap) == len(CELLS)
     assert full.model_evaluations == 20 * len(GRID)
     full.check()
 
@@ -171,7 +171,7 @@ def test_the_published_place_stays_where_images_cannot_tell(tiny_dit, photos):
     )
     assert result.cells == [(3, 'query')] and result.decided is False
     (said,) = [warning.text for warning in result.warnings if warning.code == 'place']
-    assert said.startswith('the place is undecided: 20 places cannot be told from')
+    assert said.startswith('the place is undecided: 30 places cannot be told from')
     assert 'the published place, query of block 3, is kept' in said
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmaselect.selection import InstanceSensitivity
-from mmaselect.selection.place import choose_features, choose_place, joined_score, late_blocks
+from mmaselect.selection.place import choose_features, choose_place, joined_score
 
 MIDDLE, LATE = (2, 'query'), (4, 'attention')
 
@@ -25,12 +25,6 @@ def make_terms(means, noise=0.1, images=64, shared=1.0):
 
 def centered(values):
     return values - values.mean()
-
-
-def test_the_first_third_is_left_out():
-    assert late_blocks(24) == list(range(8, 24))
-    assert late_blocks(5) == [2, 3, 4]
-    assert [len(late_blocks(n)) for n in (1, 2, 3, 4)] == [1, 1, 2, 2]
 
 
 def test_the_best_cell_of_all_is_picked():
