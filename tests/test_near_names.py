@@ -57,7 +57,10 @@ def test_the_backbone(tiny_dit, slip, message):
         (lambda m, f: FeaturesOnly(m, 50, features='key'), 'is feature meant'),
         (lambda m, f: TransformersBackbone(m, 50, image_means=0), 'is image_mean meant'),
         (lambda m, f: FrozenDiT.from_pretrained(m, block=3), 'from_pretrained .* is blocks'),
-        (lambda m, f: select_timestep(m, IMAGES, n_images=5), 'select_timestep .* num_images'),
+        (
+            lambda m, f: select_timestep(m, IMAGES, n_images=5),
+            r"^select .*'n_images': is num_images meant",
+        ),
         (lambda m, f: select_timestep(m, IMAGES, features='key'), 'is feature meant'),
         (lambda m, f: look_at(IMAGES, m, timestep=[5]), 'look_at .* is timesteps meant'),
         (lambda m, f: save_features(f, 'out', m, pol='mean'), 'save_features .* is pool meant'),
