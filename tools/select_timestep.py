@@ -11,6 +11,7 @@ from mmengine.config import ConfigDict, DictAction
 from mmengine.dist import infer_launcher, init_dist, is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
+from mmaselect.cli.arguments import block, places
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.launch.config import load_config, type_name
 from mmaselect.launch.distributed import leave_process_group
@@ -48,7 +49,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'config, else work_dirs/CONFIG_NAME',
     )
     parser.add_argument(
-        '--blocks', nargs='+', type=int, help='blocks to score; negative ones count from the end'
+        '--blocks',
+        nargs='+',
+        type=block,
+        help='blocks to score; negative ones count from the end; auto picks one, auto:4 four',
     )
     parser.add_argument(
         '--feature', help="query, key, value, attention or output; default: the config's"
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = find_backbone(config.model, args.config)
     backbone.timestep = 'auto'
     if args.blocks:
-        backbone.blocks = args.blocks
+        backbone.blocks = places(args)['blocks']
     if args.feature:
         backbone.feature = args.feature
     overrides = given_options(args)

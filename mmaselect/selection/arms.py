@@ -20,9 +20,9 @@ class Places:
 
     Attributes:
         groups: Each is some (block, feature) that are read together; their scores are averaged.
-        count: How many of a group are read in the end, those of other blocks that score best; all
-            of them if None.
-        published: The (block, feature) that the model's authors read, where a place is searched.
+        count: How many of a group are read in the end, those that score best; all of them if None.
+        published: The first (block, feature) of the group that the model's authors read, where a
+            place is searched.
     """
 
     groups: tuple[tuple[TapKey, ...], ...]
@@ -40,7 +40,11 @@ class Places:
             groups = [tuple(key for key in keys if key[1] == name) for name in dit.feature_names]
             return cls(tuple(groups), None, (dit.blocks[0], search.published[1]))
         if search.count > 1:
-            return cls((keys,), search.count)
+            # One feature for all maps: heads and checkpoints know one.
+            by_name = [
+                tuple(key for key in keys if key[1] == name) for name in dit.feature_names
+            ]
+            return cls(tuple(by_name), search.count, (keys[0][0], search.published[1]))
         return cls(tuple((cell,) for cell in keys), None, search.published)
 
     @property
@@ -62,10 +66,8 @@ class Places:
         """
         if self.count is None or not step.is_finite:
             return step.taps
-        best: dict[int, TapKey] = {}
-        for tap in sorted(step.taps, key=lambda tap: -step.values[tap, criterion]['score']):
-            best.setdefault(tap[0], tap)
-        return tuple(sorted(list(best.values())[: self.count]))
+        best = sorted(step.taps, key=lambda tap: -step.values[tap, criterion]['score'])
+        return tuple(sorted(best[: self.count]))
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, for its key; nothing where no place is searched."""

@@ -92,7 +92,7 @@ def conclude(
         warnings += warn_of_flat_curve(curve)
     warnings += warn_of_disagreement(curve, others, grid or curve.timesteps)
     if place is not None and not place.decided:
-        warnings += warn_of_place(place)
+        warnings += warn_of_place(place, all(len(group) == 1 for group in places.groups))
     per_tap = curves_of_taps(scaled, deciding, places)
     last = [step for step in mine if step.images == curve.best.images]
     decision = decide(last, deciding, taps_of, grid or curve.timesteps, enough)
@@ -140,7 +140,7 @@ def choose_winner(
     named = {(step.taps[0], step.timestep): step for step in usable}
     terms = {}
     for cell, step in named.items():
-        mean, parts = linearized_mean(step, criterion, step.taps)
+        mean, parts = linearized_mean(step, criterion, places.read(step, criterion))
         terms[cell] = np.stack([mean + parts, np.ones_like(parts)], 1)
     place = choose_place(terms, places.published)
     return named[(place.block, place.feature), place.timestep], place
@@ -315,13 +315,19 @@ def warn_of_indecision(decision: Decision | None, curve: Curve) -> list[Caveat]:
     return [Caveat.of('undecided', text)]
 
 
-def warn_of_place(place: Place) -> list[Caveat]:
-    """A warning that the published place was kept because the images cannot tell a better one."""
+def warn_of_place(place: Place, of_blocks: bool = True) -> list[Caveat]:
+    """A warning that the published place was kept because the images cannot tell a better one.
+
+    Args:
+        place: What was found.
+        of_blocks: Whether blocks were compared, and not features alone.
+    """
     (block, feature), _ = place.contenders[0]
     rivals = len({tap for tap, _ in place.contenders})
     text = (
-        f'the place is undecided: {rivals} places cannot be told from {feature} of block {block}, '
-        f'which scores best; the published place, {place.feature} of block {place.block}, is kept'
+        f'the place is undecided: {rivals} places cannot be told from {feature}'
+        f'{f" of block {block}" if of_blocks else ""}, which scores best; the published place, '
+        f'{place.feature}{f" of block {place.block}" if of_blocks else ""}, is kept'
     )
     return [Caveat.of('place', text)]
 

@@ -14,7 +14,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
-from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
 from mmaselect.diffusion.pixel_gate import ORDERS, PixelGate
@@ -22,7 +22,12 @@ from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.sources import build_image_source
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.logs import log
-from mmaselect.models.backbones.checkpoint_guard import CheckpointGuard
+from mmaselect.models.backbones.checkpoint_guard import (
+    CheckpointGuard,
+    keys_read,
+    nothing_read_yet,
+    says_what_was_read,
+)
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
 from mmaselect.models.backbones.pick import Pick
@@ -102,7 +107,10 @@ class ASelecTDiT(BaseModule, Adopts):
             ``cache_dir``, ``token``, ``local_files_only``. See ``docs/checkpoints.md``.
         blocks: Indices of the transformer blocks to read, one feature map each; negative ones count
             from the end, repeats are allowed. The family's default (a middle block) if None.
-        feature: What to read in a block. Defaults to ``'query'``.
+            ``'auto'`` picks one together with the timestep, ``'auto:4'`` picks four, and
+            ``'auto:<=30'`` one of the blocks up to 30; checkpoints bring the pick.
+        feature: What to read in a block. Defaults to ``'query'``; ``'auto'`` picks one of the first
+            five with the timestep.
 
             - ``'query'``, ``'key'``, ``'value'``: as the attention's projections give them.
             - ``'attention'``: output of the attention layer.
@@ -180,7 +188,7 @@ class ASelecTDiT(BaseModule, Adopts):
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
-        blocks: Sequence[int] | int | None = None,
+        blocks: Sequence[int] | int | str | None = None,
         feature: str = 'query',
         timestep: str | int | Sequence[str | int] | Mapping[str, Any] = 'auto',
         selection: Mapping[str, Any] | str | None = None,
@@ -228,7 +236,6 @@ class ASelecTDiT(BaseModule, Adopts):
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
         self.pretrained = str(self.source.model)
-        self.feature = feature
         self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
         self._given_pixels = (input_mean, input_std, channel_order)
@@ -240,19 +247,16 @@ class ASelecTDiT(BaseModule, Adopts):
                 self.source, blocks=blocks, features=feature, dtype=dtype, condition=condition
             )
         )
-        if compile or isinstance(compile, Mapping):
-            try:
-                self.dit.compile_blocks(**compile_options)
-            except Exception as error:  # torch.compile looks at each option in a way of its own
-                raise ValueError(
-                    f'compile={shorten(compile_options)} is nothing torch.compile takes: {error}'
-                ) from error
-        self.blocks = self.dit.blocks
-        #: The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it.
-        self.out_indices = tuple(self.blocks)
-        self.out_channels = [
-            plan.channels(self.dit.channels((block, feature))) for block in self.blocks
-        ]
+        is_compiled = bool(compile) or isinstance(compile, Mapping)
+        self._compile_options = compile_options if is_compiled else None
+        if cache_options is not None and self.dit.search is not None:
+            raise ValueError(
+                f'cache={shorten(cache)} keeps what is read at a place that is named, and '
+                f'blocks={shorten(blocks)}, feature={feature!r} leave it to the selection. Select '
+                f'first (tools/select_timestep.py), and name blocks and feature'
+            )
+        self._compile()
+        self.out_channels = [plan.channels(self._width())] * self._count_maps()
         self.stride = self.dit.stride
 
         mean, std, order = self._given_pixels
@@ -265,15 +269,14 @@ class ASelecTDiT(BaseModule, Adopts):
             'and input_std',
             is_sure=mean is not None and std is not None,
         )
-        self.pick = Pick(self, plan, self.dit.process)
+        self.pick = Pick(self, plan, self.dit.process, lambda: self.dit.search is not None)
         if plan.count > 1:
             log(
                 f'each image is read at {plan.count} timesteps '
                 f'({", ".join(map(str, plan.steps))}; fusion {plan.fusion!r}): '
                 f'{plan.count} transformer passes, {self.out_channels[0]} channels a map'
             )
-        self._guard = CheckpointGuard.of(self.dit, feature, self.pretrained)
-        for name, tensor in self._guard.buffers().items():
+        for name, tensor in self._checked_tensors().items():
             self.register_buffer(name, tensor)
         self._fresh_noise = FreshNoise(self.noise.draws)
         self._fixed_noise = FixedNoise(self.noise.seed, self.noise.draws)
@@ -283,6 +286,67 @@ class ASelecTDiT(BaseModule, Adopts):
             self.cache = FrozenCache(
                 self.dit, feature, cache_options, (self.noise.seed, self.noise.draws)
             )
+
+    # -- the place --------------------------------------------------------------------------------
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks that are read, one map each; of a search, before its pick, the candidates."""
+        return self.dit.blocks
+
+    @property
+    def feature(self) -> str:
+        """Name of the feature that is read, or ``'auto'`` before it is picked."""
+        search = self.dit.search
+        return 'auto' if search is not None and search.features else self.dit.feature_names[0]
+
+    @property
+    def out_indices(self) -> tuple[int, ...]:
+        """The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it."""
+        return self.blocks
+
+    def _count_maps(self) -> int:
+        search = self.dit.search
+        return len(self.dit.blocks) if search is None or not search.blocks else search.count
+
+    def _width(self) -> int:
+        """Channels of a map, whichever is picked.
+
+        Raises:
+            ValueError: If those that may be picked differ.
+        """
+        widths = {self.dit.channels(key) for key in self.dit.keys}
+        if len(widths) > 1:
+            raise ValueError(
+                f'blocks and features that may be read differ in channels ({sorted(widths)}), and '
+                f'a head has to know them: name blocks and feature'
+            )
+        return widths.pop()
+
+    def _compile(self) -> None:
+        if self._compile_options is None or self.dit.search is not None:
+            return  # every block is read while the place is searched
+        try:
+            self.dit.compile_blocks(**self._compile_options)
+        except Exception as error:  # torch.compile looks at each option in a way of its own
+            raise ValueError(
+                f'compile={shorten(self._compile_options)} is nothing torch.compile takes: {error}'
+            ) from error
+
+    def _guard(self) -> CheckpointGuard:
+        return CheckpointGuard.of(self.dit, self.feature, self.pretrained)
+
+    def _checked_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint says of the frozen model; of a search, before its pick, nothing yet."""
+        if self.dit.search is None:
+            return self._guard().buffers()
+        return nothing_read_yet(self._count_maps())
+
+    def settle_place(self, keys: Sequence[TapKey]) -> None:
+        """Read at a place that was picked from now on, and free the blocks behind it."""
+        self.dit.settle(keys)
+        self._compile()
+        for name, tensor in self._checked_tensors().items():
+            getattr(self, name).copy_(tensor)
 
     # -- the frozen part --------------------------------------------------------------------------
     @property
@@ -393,6 +457,8 @@ class ASelecTDiT(BaseModule, Adopts):
             overrides: Entries of ``selection`` that replace the config's.
         """
         options = self.selection.replaced(**overrides)
+        if not self.is_automatic and self.dit.search is not None:  # the place alone is picked
+            options = options.replaced(timesteps=[self.pick.timestep])
         source = build_image_source(self.calibration, options.array_order)
         return Sweep.of_source(self.dit, source, options, SelectionCache(options.cache_dir))
 
@@ -400,6 +466,8 @@ class ASelecTDiT(BaseModule, Adopts):
         """Sweep (or find the stored result), and read at the winner from now on."""
         sweep = self.build_sweep()
         result = sweep.run(progress=progress)
+        if self.dit.search is not None:
+            self.settle_place(result.cells)
         self.timestep = result.timestep
         self.pick.result = result
         if is_main_process():
@@ -421,6 +489,12 @@ class ASelecTDiT(BaseModule, Adopts):
         """Feature maps of a batch; see the class for shapes."""
         self._check_order()
         picked = self.timestep
+        if self.dit.search is not None:
+            raise RuntimeError(
+                'this ASelecTDiT has no place yet: blocks and feature are picked by '
+                'init_weights(), which training calls, or come with a checkpoint. Load a checkpoint that was '
+                'trained with this backbone, call init_weights(), or name blocks and feature'
+            )
         self._fresh_noise.begin()
         noise = self._fresh_noise if self.noise.is_fresh(self.training) else self._fixed_noise
         images = self.gate(inputs)
@@ -434,18 +508,40 @@ class ASelecTDiT(BaseModule, Adopts):
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
-        self._guard.check(state_dict, prefix)
+        self._take_place(state_dict, prefix)
+        if self.dit.search is None and says_what_was_read(state_dict, prefix):
+            self._guard().check(state_dict, prefix)
         with self.pick.loading(state_dict, prefix):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _take_place(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Read where the heads of a checkpoint were trained, if the config leaves it open."""
+        if self.dit.search is None or not says_what_was_read(state_dict, prefix):
+            return
+        keys = keys_read(state_dict[prefix + 'read_from'], tuple(self.dit.family.features))
+        if len(keys) != self._count_maps() or not set(keys) <= set(self.dit.keys):
+            raise ValueError(
+                f'the checkpoint was trained on {keys}, which are not {self._count_maps()} of the '
+                f'places that this config may pick from. Set blocks and feature to these'
+            )
+        self.settle_place(keys)
+        log(f'{self.feature} of blocks {list(self.blocks)}: the place comes from the checkpoint')
+
     def __repr__(self) -> str:
         return f'{self._get_name()}({self.extra_repr()})'
+
+    def _blocks_in_words(self) -> str:
+        search = self.dit.search
+        if search is None or not search.blocks:
+            return str(list(self.blocks))
+        return 'auto' if search.count == 1 else f'auto:{search.count}'
 
     def extra_repr(self) -> str:
         count = sum(parameter.numel() for parameter in self.dit.transformer.parameters())
         return (
             f'pretrained={self.pretrained!r}, frozen={self.dit.family.transformer_class}, '
-            f'blocks={list(self.blocks)} of {self.dit.num_blocks}, feature={self.feature!r}, '
+            f'blocks={self._blocks_in_words()} of {self.dit.num_blocks}, '
+            f'feature={self.feature!r}, '
             f'timestep={self.pick}, parameters={count / 1e6:.1f}M, '
             f'dtype={str(self.dit.dtype).removeprefix("torch.")}, stride={self.stride}'
         )

@@ -7,14 +7,14 @@ does hold are two small tensors: a few of the frozen weights, and what was read 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmaselect.diffusion import FrozenDiT, sample_values
+from mmaselect.diffusion import FrozenDiT, TapKey, sample_values
 from mmaselect.logs import log
 
 #: Values of the frozen weights kept in a checkpoint, to tell it from one made with another model.
@@ -61,6 +61,43 @@ def _is_whole(value: Any) -> bool:
         and not value.is_floating_point()
         and not value.is_complex()
     )
+
+
+def nothing_read_yet(count: int) -> dict[str, Tensor]:
+    """The two tensors of a model whose place has not been picked yet.
+
+    Args:
+        count: Maps that it will give.
+    """
+    return {
+        'frozen_signature': torch.full((SIGNATURE_SIZE,), torch.nan),
+        'read_from': torch.full((1 + count,), -1),
+    }
+
+
+def says_what_was_read(state_dict: Mapping[str, Any], prefix: str) -> bool:
+    """Whether a checkpoint is of a model that had a place; one without the tensors is, too."""
+    read_from = state_dict.get(prefix + 'read_from')
+    return not (isinstance(read_from, Tensor) and bool((read_from == -1).all()))
+
+
+def keys_read(read_from: Any, features: Sequence[str]) -> list[TapKey]:
+    """(block, feature) of each map, from what a checkpoint says.
+
+    Args:
+        read_from: As in :class:`CheckpointGuard`.
+        features: Names of the features that the model's family gives.
+
+    Raises:
+        ValueError: If it is nothing that this package writes.
+    """
+    known = _is_whole(read_from) and read_from.ndim == 1 and len(read_from) >= 2
+    if not known or not 0 <= int(read_from[0]) < len(features):
+        raise ValueError(
+            f'the checkpoint is damaged, or was edited: read_from is {read_from!r}. Use another one'
+        )
+    feature, *blocks = read_from.tolist()
+    return [(block, features[feature]) for block in blocks]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class Pick:
         backbone: Whose pick it is; the buffers are registered there.
         plan: What the config says.
         process: Knows which timesteps there are.
+        is_place_open: Whether blocks or feature are still to be picked, with the timestep or at a
+            given one.
 
     Attributes:
         result: Curve and pick, where this process selected or a checkpoint carried them.
@@ -48,8 +50,15 @@ class Pick:
             known before; None to find out.
     """
 
-    def __init__(self, backbone: nn.Module, plan: TimestepPlan, process: ForwardProcess) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        plan: TimestepPlan,
+        process: ForwardProcess,
+        is_place_open: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.plan, self.process = plan, process
+        self._is_place_open = is_place_open
         self.result: SelectionResult | None = None
         self.thumbnails: list[Thumbnail] = []
         self.expects_checkpoint: bool | None = None
@@ -93,7 +102,7 @@ class Pick:
 
     def is_needed(self) -> bool:
         """Whether ``init_weights`` is to select: nothing is picked, and no checkpoint will tell."""
-        if self.found is not None:
+        if self.found is not None and not self._is_place_open():
             return False
         expects = self.expects_checkpoint
         self._awaits_checkpoint = self.plan.source == 'checkpoint' and (
@@ -103,9 +112,10 @@ class Pick:
 
     def is_overdue(self) -> bool:
         """Whether ``init_weights`` left it to a checkpoint, and that brought none."""
-        overdue = self._awaits_checkpoint and self.found is None
+        is_open = self.found is None or self._is_place_open()
+        overdue = self._awaits_checkpoint and is_open
         if overdue:
-            log('no checkpoint brought a timestep, so one is selected now')
+            log('no checkpoint brought what is to be selected, so it is selected now')
         self._awaits_checkpoint = False
         return overdue
 
