@@ -101,6 +101,7 @@ def test_a_model_that_has_picked_nothing_can_be_stored_and_read(build):
     state = build().state_dict()
     model = build()
     model.load_state_dict(state)
+    model.load_state_dict({}, strict=False)
     assert model.dit.search is not None
     model.init_weights()
     assert model.dit.search is None

@@ -492,8 +492,9 @@ class ASelecTDiT(BaseModule, Adopts):
         if self.dit.search is not None:
             raise RuntimeError(
                 'this ASelecTDiT has no place yet: blocks and feature are picked by '
-                'init_weights(), which training calls, or come with a checkpoint. Load a checkpoint that was '
-                'trained with this backbone, call init_weights(), or name blocks and feature'
+                'init_weights(), which training calls, or come with a checkpoint. Load a '
+                'checkpoint that was trained with this backbone, call init_weights(), or name '
+                'blocks and feature'
             )
         self._fresh_noise.begin()
         noise = self._fresh_noise if self.noise.is_fresh(self.training) else self._fixed_noise
@@ -516,9 +517,12 @@ class ASelecTDiT(BaseModule, Adopts):
 
     def _take_place(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Read where the heads of a checkpoint were trained, if the config leaves it open."""
-        if self.dit.search is None or not says_what_was_read(state_dict, prefix):
+        read_from = state_dict.get(prefix + 'read_from')
+        if self.dit.search is None or read_from is None:
             return
-        keys = keys_read(state_dict[prefix + 'read_from'], tuple(self.dit.family.features))
+        if not says_what_was_read(state_dict, prefix):
+            return
+        keys = keys_read(read_from, tuple(self.dit.family.features))
         if len(keys) != self._count_maps() or not set(keys) <= set(self.dit.keys):
             raise ValueError(
                 f'the checkpoint was trained on {keys}, which are not {self._count_maps()} of the '

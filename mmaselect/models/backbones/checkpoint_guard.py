@@ -78,7 +78,8 @@ def nothing_read_yet(count: int) -> dict[str, Tensor]:
 def says_what_was_read(state_dict: Mapping[str, Any], prefix: str) -> bool:
     """Whether a checkpoint is of a model that had a place; one without the tensors is, too."""
     read_from = state_dict.get(prefix + 'read_from')
-    return not (isinstance(read_from, Tensor) and bool((read_from == -1).all()))
+    is_empty = not isinstance(read_from, Tensor) or not read_from.numel()
+    return is_empty or not bool((read_from == -1).all())
 
 
 def keys_read(read_from: Any, features: Sequence[str]) -> list[TapKey]:

@@ -115,7 +115,8 @@ class Pick:
         is_open = self.found is None or self._is_place_open()
         overdue = self._awaits_checkpoint and is_open
         if overdue:
-            log('no checkpoint brought what is to be selected, so it is selected now')
+            missing = 'a timestep' if self.found is None else 'a place'
+            log(f'no checkpoint brought {missing}, so one is selected now')
         self._awaits_checkpoint = False
         return overdue
 
