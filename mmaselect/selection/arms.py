@@ -41,9 +41,7 @@ class Places:
             return cls(tuple(groups), None, (dit.blocks[0], search.published[1]))
         if search.count > 1:
             # One feature for all maps: heads and checkpoints know one.
-            by_name = [
-                tuple(key for key in keys if key[1] == name) for name in dit.feature_names
-            ]
+            by_name = [tuple(key for key in keys if key[1] == name) for name in dit.feature_names]
             return cls(tuple(by_name), search.count, (keys[0][0], search.published[1]))
         return cls(tuple((cell,) for cell in keys), None, search.published)
 

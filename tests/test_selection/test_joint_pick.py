@@ -157,7 +157,7 @@ def test_several_blocks_are_those_that_score_best_at_one_timestep(tiny_dit, phot
     at = GRID.index(result.timestep)
     scores = {(c.block, c.feature): c.points[at].score for c in full.per_tap}
     best = {
-        name: sorted(((scores[block, name], block) for block in (2, 3, 4, 5)), reverse=True)[:2]
+        name: sorted(((scores[block, name], block) for block in range(6)), reverse=True)[:2]
         for name in FEATURES
     }
     means = {name: np.mean([score for score, _ in pairs]) for name, pairs in best.items()}
