@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -33,17 +34,28 @@ def selection_figure(result: SelectionResult) -> Figure:
 
     The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
     every other criterion has a panel of its own below, in its own units. The upper edge has the
-    noise levels. A timestep that a race dropped is hollow, with a bar of two standard errors. A
-    legend says so.
+    noise levels. Where a place was searched, maps of all scores over block and timestep stand
+    below, with the pick as a star. A timestep that a race dropped is hollow, with a bar of two
+    standard errors. A legend says so.
     """
     panels = 1 + len(result.others)
-    figure = Figure(figsize=(7.2, 3.0 + 1.5 * (panels - 1)), dpi=150, layout='constrained')
+    features = list(dict.fromkeys(curve.feature for curve in result.per_tap))
+    maps = len(features) if 'search' in result.settings else 0
+    height = 3.0 + 1.5 * (panels - 1) + 1.3 * maps
+    figure = Figure(figsize=(7.2, height), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(
-        panels, 1, sharex=True, squeeze=False, height_ratios=[2.2] + [1] * (panels - 1)
+        panels + maps,
+        1,
+        sharex=True,
+        squeeze=False,
+        height_ratios=[2.2] + [1] * (panels - 1) + [0.9] * maps,
     )[:, 0]
+    axes, map_axes = axes[:panels], axes[panels:]
+    if maps:
+        _draw_maps(figure, list(map_axes), result, features)
     top = axes[0]
-    for tap in result.per_tap if len(result.per_tap) > 1 else ():
+    for tap in result.per_tap if len(result.per_tap) > 1 and not maps else ():
         tap_steps, tap_scores, _ = _series(tap)
         top.plot(tap_steps, tap_scores, color=COLORS[0], alpha=0.3, linewidth=0.9)
         last = int(np.flatnonzero(np.isfinite(tap_scores))[-1])
@@ -84,7 +96,7 @@ def selection_figure(result: SelectionResult) -> Figure:
         axis.margins(x=0.03, y=0.16)
     for axis in axes[1:]:
         axis.spines['top'].set_visible(False)
-    axes[-1].set_xlabel('timestep (0 = clean)')
+    (map_axes if maps else axes)[-1].set_xlabel('timestep (0 = clean)')
     _add_noise_levels(top, result.curve)
     _add_legend(figure, result)
     figure.suptitle(
@@ -94,6 +106,47 @@ def selection_figure(result: SelectionResult) -> Figure:
         ha='left',
     )
     return figure
+
+
+def _draw_maps(
+    figure: Figure, axes: Sequence[Axes], result: SelectionResult, features: Sequence[str | None]
+) -> None:
+    """For each feature the scores over block and timestep in one color scale, and the pick."""
+    scores = np.concatenate([curve.scores for curve in result.per_tap])
+    low, high = np.nanquantile(scores, [0.05, 1.0])
+    mesh = None
+    for axis, feature in zip(axes, features, strict=True):
+        curves = sorted(
+            (curve for curve in result.per_tap if curve.feature == feature),
+            key=lambda curve: curve.block or 0,
+        )
+        steps = sorted({step for curve in curves for step in curve.timesteps})
+        found = [dict(zip(curve.timesteps, curve.scores, strict=True)) for curve in curves]
+        values = np.array([[one.get(step, np.nan) for step in steps] for one in found])
+        blocks = [curve.block or 0 for curve in curves]
+        mesh = axis.pcolormesh(
+            steps,
+            range(len(blocks)),
+            values,
+            shading='nearest',
+            vmin=low,
+            vmax=high,
+            cmap='viridis',
+        )
+        shown = range(0, len(blocks), max(1, len(blocks) // 6))
+        axis.set_yticks(list(shown), [str(blocks[row]) for row in shown])
+        axis.set_ylabel(f'{feature}\nblock', fontsize=7)
+        axis.tick_params(labelsize=6)
+        for block, name in result.cells:
+            if name == feature and block in blocks:
+                axis.plot(
+                    [result.timestep], [blocks.index(block)], marker='*', markersize=10,
+                    color='white', markeredgecolor=COLORS[1],
+                )  # fmt: skip
+    if mesh is not None:
+        bar = figure.colorbar(mesh, ax=list(axes), pad=0.01, aspect=30)
+        bar.set_label(result.criterion, fontsize=7)
+        bar.ax.tick_params(labelsize=6)
 
 
 def _add_legend(figure: Figure, result: SelectionResult) -> None:
@@ -111,7 +164,7 @@ def _add_legend(figure: Figure, result: SelectionResult) -> None:
     if result.interval is not None:
         band = Patch(color=color, alpha=0.1)
         entries.append((band, 'picks for other images, 95 %'))
-    if len(result.per_tap) > 1:
+    if len(result.per_tap) > 1 and 'search' not in result.settings:
         entries.append((Line2D([], [], color=color, alpha=0.3, linewidth=0.9), 'a block'))
     figure.legend(
         *zip(*entries, strict=True), loc='outside lower center', ncols=len(entries), fontsize=6.5,

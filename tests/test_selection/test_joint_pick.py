@@ -16,6 +16,7 @@ from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.place_search import BlockSearch
 from mmaselect.registry import CRITERIA
 from mmaselect.report import selection_page
+from mmaselect.report.plot import selection_figure
 from mmaselect.selection import (
     CalibrationSet,
     ImageFolder,
@@ -302,6 +303,15 @@ def test_the_command(tiny_dit, photos, tmp_path, capsys):
 def test_files_of_features_are_of_named_places(tiny_dit, photos, tmp_path):
     with pytest.raises(ValueError, match='files are written of places that are named'):
         save_features(photos, tmp_path / 'out', tiny_dit, timestep=50, blocks='auto')
+
+
+def test_the_figure_has_a_map_for_each_feature(full):
+    figure = selection_figure(full)
+    maps = [axis for axis in figure.axes if axis.get_ylabel().endswith('\nblock')]
+    assert [axis.get_ylabel().partition('\n')[0] for axis in maps] == list(FEATURES)
+    (stars,) = [axis for axis in maps if axis.lines]
+    assert stars.get_ylabel().startswith(full.feature)
+    assert stars.lines[0].get_xydata().tolist() == [[full.timestep, full.blocks[0]]]
 
 
 def test_json_has_the_place(full, tmp_path):

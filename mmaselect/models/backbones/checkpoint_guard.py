@@ -78,8 +78,9 @@ def nothing_read_yet(count: int) -> dict[str, Tensor]:
 def says_what_was_read(state_dict: Mapping[str, Any], prefix: str) -> bool:
     """Whether a checkpoint is of a model that had a place; one without the tensors is, too."""
     read_from = state_dict.get(prefix + 'read_from')
-    is_empty = not isinstance(read_from, Tensor) or not read_from.numel()
-    return is_empty or bool(read_from.ne(-1).any())
+    if not isinstance(read_from, Tensor) or not read_from.numel():
+        return True
+    return bool(read_from.ne(-1).any())
 
 
 def keys_read(read_from: Any, features: Sequence[str]) -> list[TapKey]:
