@@ -27,7 +27,8 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 # Processes, not threads, share the cores: a small model on many threads only waits for itself.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST = $(THREADS) $(BIN)/python -m pytest -n $(WORKERS)
+# Each worker begins with one half of the files, whose fixtures it makes once, and takes over what another leaves.
+PYTEST = $(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install venv demo test test-all coverage lint types docs clean
