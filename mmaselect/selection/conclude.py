@@ -205,6 +205,14 @@ def pick_interval(
     return int(low), int(high)
 
 
+def _images_seen(step: StepScores, tap: TapKey, criterion: str) -> int | None:
+    """Images that a criterion saw; in a race, the others see those of the first round only."""
+    counted = step.values[tap, criterion].get('count')
+    if step.images is None or counted is None or not step.is_finite:
+        return step.images
+    return min(step.images, int(counted))
+
+
 def build_curve(
     steps: Sequence[StepScores],
     criterion: str,
@@ -235,7 +243,7 @@ def build_curve(
             std=step.mean(read, criterion, 'std'),
             # Blocks of one image are not independent: their mean is the careful bound.
             sem=step.mean(read, criterion, 'sem'),
-            images=step.images,
+            images=_images_seen(step, read[0], criterion),
         )
 
     points = tuple(point(step) for step in steps)
@@ -389,15 +397,15 @@ def warn_of_disagreement(
             f'{curve.timestep}',
         )
         for name, other in others.items()
-        if other.timestep not in near and _is_clear(other, curve.timestep)
+        if other.timestep not in near and _is_clear(other, curve)
     ]
 
 
-def _is_clear(curve: Curve, timestep: int) -> bool:
-    """Whether a curve's pick is better than a timestep, as far as its images tell."""
+def _is_clear(curve: Curve, deciding: Curve) -> bool:
+    """Whether a curve's pick is better than the deciding one's, as far as its images tell."""
     best = curve.best
-    point = next(point for point in curve.points if point.timestep == timestep)
-    if best.images == point.images or best.sem is None:
+    point = next(point for point in curve.points if point.timestep == deciding.timestep)
+    if best.images == point.images == deciding.best.images or best.sem is None:
         return True
     if best.score is None or point.score is None:
         return True

@@ -183,6 +183,7 @@ def score_step(
     timestep: int,
     meters: Meters,
     taps: Sequence[TapKey] | None = None,
+    names: Sequence[str] | None = None,
 ) -> int:
     """Add a batch to the scores of one timestep: one transformer pass for each reading.
 
@@ -192,25 +193,33 @@ def score_step(
         timestep: 0 (clean) to T - 1 (noise).
         meters: From :func:`start_meters`; they are updated.
         taps: Some of the model's (block, feature), which alone are read; all if None.
+        names: Some of the criteria, which alone are updated; all if None.
 
     Returns:
         int: Model evaluations: transformer passes of one image each.
     """
     some: dict[str, Any] = {} if taps is None else dict(keys=taps)
+    used = {
+        (tap, name): meter
+        for (tap, name), meter in meters.items()
+        if (taps is None or tap in taps) and (names is None or name in names)
+    }
+    wanted = (
+        batch.draws[: max(meter.draws for meter in used.values())],
+        batch.views[: max(meter.views for meter in used.values())],
+    )
     draws, views = (
         [dit.features(reading.latent, timestep, reading.noise, **some) for reading in readings]
-        for readings in (batch.draws, batch.views)
+        for readings in wanted
     )
     labels = None if batch.labels is None else batch.labels.to(dit.device)
-    for (tap, _), meter in meters.items():
-        if taps is not None and tap not in taps:
-            continue
+    for (tap, _), meter in used.items():
         extra: dict[str, Any] = {'labels': labels if meter.needs_labels else None}
         if meter.views:
             extra['where'] = batch.where
         maps = views[: meter.views] if meter.views else draws[: meter.draws]
         meter.update(*(drawn[tap] for drawn in maps), **extra)
-    return len(batch.indices) * (len(batch.draws) + len(batch.views))
+    return len(batch.indices) * (len(draws) + len(views))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from mmaselect.selection.scoring import (
 from mmaselect.terminal.progress import progress_bar
 
 #: Positions of images, and what is read of them at each timestep.
-Batch = tuple[list[int], dict[int, tuple[TapKey, ...]]]
+Batch = tuple[list[int], dict[int, tuple[TapKey, ...]], list[str] | None]
 
 
 class Stages:
@@ -78,6 +78,23 @@ class Stages:
         self.meters = {step: self._start_meters() for step in grid.coarse}
         self.done = self._resume()
         self._start = time.perf_counter() - self.done.seconds
+
+    @property
+    def _lasting(self) -> list[str]:
+        """Criteria that are scored beyond the first round of a race.
+
+        That is the one that decides, with those that need no pass in addition to its own, and those
+        that cannot say anything of a few images. Others are drawn from the first round: the same
+        images at all timesteps.
+        """
+        first = self.criteria[self.deciding]
+        return [
+            name
+            for name, criterion in self.criteria.items()
+            if criterion.race_from is None
+            or criterion.race_from > self.round_ends[0]
+            or (criterion.draws <= first.draws and criterion.views <= first.views)
+        ]
 
     @property
     def deciding(self) -> str:
@@ -126,7 +143,7 @@ class Stages:
         for number, done in enumerate(found):
             if done.stage != latest.stage and (
                 done.stage != latest.stage - 1
-                or done.units < sum(len(steps) for _, steps in self._work(done, number))
+                or done.units < sum(len(steps) for _, steps, _ in self._work(done, number))
             ):
                 warn('ranks were stopped too far apart: the selection starts from its beginning')
                 reset(self.meters, self.grid.coarse)
@@ -149,7 +166,7 @@ class Stages:
             share = [order[place] for place in range(start, end) if place % self.world_size == rank]
             if steps:
                 for first in range(0, len(share), size):
-                    yield share[first : first + size], steps
+                    yield share[first : first + size], steps, None if number == 0 else self._lasting
             start = end
 
     def _score_share(self, progress: bool, tell: Callable[[str], None]) -> int:
@@ -164,9 +181,9 @@ class Stages:
             total = len(self.grid.coarse) * len(self.places.groups)
             name += f': {len(done.arms)} of {total} left'
         with progress_bar('images x timesteps', disable=not progress or self.rank > 0) as bar:
-            total = sum(len(positions) * len(steps) for positions, steps in work)
+            total = sum(len(positions) * len(steps) for positions, steps, _ in work)
             task = bar.add_task(name, total=total)
-            for positions, steps in work:
+            for positions, steps, names in work:
                 encoded = None
                 for step, taps in steps.items():
                     unit += 1
@@ -175,7 +192,7 @@ class Stages:
                         encoded = encoded or self.encode(self.calibration.batch(positions))
                         some = None if taps == self.dit.keys else taps
                         done.evaluations += score_step(
-                            self.dit, encoded, step, self.meters[step], some
+                            self.dit, encoded, step, self.meters[step], some, names
                         )
                         done.units = unit
                         done.seconds = self.seconds

@@ -187,6 +187,32 @@ def test_a_race_runs_the_passes_that_it_tells_of(tiny_dit, photos, raced):
     assert {**result.to_dict(), 'seconds': 0} == {**raced.to_dict(), 'seconds': 0}
 
 
+@CRITERIA.register_module()
+class SpreadOfTwoDraws(PerImageCriterion):
+    draws = 2
+    race_from = 4
+
+    def per_image(self, one, other):
+        return (one - other).float().flatten(2).std(2).mean(1)
+
+
+def test_others_that_need_passes_of_their_own_see_the_first_round_only(tiny_dit, photos):
+    result = make_sweep(tiny_dit, photos, others=['SpreadOfTwoDraws']).run(progress=False)
+    assert {point.images for point in result.others['SpreadOfTwoDraws'].points} == {4}
+    # One draw for each image that the race took, and a second one for the first four.
+    raced = sum(images_of(result).values())
+    assert result.model_evaluations == raced + 4 * len(GRID)
+    # One that says nothing of so few images sees all that the race takes.
+    result = make_sweep(tiny_dit, photos, others=['CrossSpectrumHFR']).run(progress=False)
+    assert result.model_evaluations == 2 * raced
+
+
+def test_others_without_passes_of_their_own_see_what_the_race_takes(tiny_dit, photos):
+    result = make_sweep(tiny_dit, photos, others=['HighFrequencyRatio']).run(progress=False)
+    other = result.others['HighFrequencyRatio']
+    assert images_of(result) == {point.timestep: point.images for point in other.points}
+
+
 def test_a_sure_race_is_the_full_sweep(tiny_dit, photos):
     sure = make_sweep(tiny_dit, photos, confidence=1 - 1e-15).run(progress=False)
     full = make_sweep(tiny_dit, photos, method='full').run(progress=False)
