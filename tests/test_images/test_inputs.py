@@ -75,7 +75,7 @@ def test_who_says_the_range_is_left_alone(tiny_dit, quiet):
 
 
 def test_calibration_images_too(tiny_dit):
-    images = [UNIT, UNIT.flip(1)]
+    images = [UNIT, UNIT.flip(1), UNIT.flip(2), UNIT.flip(1, 2)]
     options = dict(timesteps=[0, 500], cache=False, progress=False, blocks=[2], device='cpu')
     with pytest.warns(UserWarning, match=r'say value_range'):
         select_timestep(tiny_dit, images, **options)
