@@ -30,6 +30,8 @@ from mmaselect.terminal.progress import progress_bar
 
 #: Weaker than those of the criteria study: what is best at 1 may not be at 100.
 PROBE = ProbeOptions(strengths=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0))
+#: Of the line at the label-free pick; no curve has it.
+PICK_COLOR = '#8a8f98'
 #: Share of the images that are tested on where the folder has no split.
 TEST_SHARE = 1 / 3
 
@@ -249,7 +251,7 @@ def probe_figure(found: FolderProbe) -> Figure:
         )
     axis.axvline(
         found.selection.timestep,
-        color=COLORS[1],
+        color=PICK_COLOR,
         ls='--',
         lw=1,
         label=f'label-free pick, t = {found.selection.timestep}',
