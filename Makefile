@@ -19,7 +19,6 @@ VENV ?= .venv
 endif
 PIP_ARGS ?=
 WORKERS ?= 2
-DEMO ?= configs/demo/aselect_dit-tiny_fcn_demo.py
 DEMO_DIR ?= work_dirs/demo
 
 BIN := $(VENV)/bin
@@ -34,7 +33,7 @@ PYTEST = $(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 .PHONY: help install venv demo test test-all coverage lint types docs clean
 
 help:
-	@echo "make demo      train a small segmentor on a timestep that is picked automatically (minutes, CPU)"
+	@echo "make demo      show what the pick is worth, on digits in noise (minutes, CPU)"
 	@echo "make test      run the daily tests (minutes)"
 	@echo "make test-all  run all tests, those marked thorough included"
 	@echo "make coverage  run all tests and say which lines they reach"
@@ -72,7 +71,7 @@ $(DOCS_INSTALLED): requirements/docs.txt | venv
 install: $(INSTALLED)
 
 demo: install
-	$(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR)
+	$(THREADS) $(BIN)/python tools/demo.py --work-dir $(DEMO_DIR)
 
 test: install
 	$(PYTEST) -m "not thorough" $(PYTEST_ARGS)

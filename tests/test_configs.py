@@ -324,4 +324,5 @@ def test_short_names():
     short = CONFIGS / 'aselect_dit_ade20k.py'
     assert Config.fromfile(short).pretty_text == Config.fromfile(long).pretty_text
     others = [path for path in FILES if not NAME.match(path.stem)]
-    assert others == [short, CONFIGS / 'demo' / 'aselect_dit-tiny_fcn_demo.py']
+    demos = [CONFIGS / 'demo' / f'aselect_dit-{name}_fcn_demo.py' for name in ('digits', 'tiny')]
+    assert others == [short, *demos]

@@ -8,6 +8,7 @@ check_toolboxes()  # before MMEngine is imported: its absence deserves advice
 from mmaselect.datasets.camvid import CamVidDataset  # noqa: E402
 from mmaselect.datasets.holdout import hold_out, hold_out_indices  # noqa: E402
 from mmaselect.datasets.nabirds import NABirds  # noqa: E402
+from mmaselect.datasets.noisy_digits import NoisyDigitsDataset  # noqa: E402
 from mmaselect.datasets.photo_collage import PhotoCollageDataset  # noqa: E402
 from mmaselect.datasets.seeded import PlaceSampler, SeededDataset  # noqa: E402
 from mmaselect.datasets.stanford_dogs import StanfordDogs  # noqa: E402
@@ -15,6 +16,7 @@ from mmaselect.datasets.stanford_dogs import StanfordDogs  # noqa: E402
 __all__ = [
     'CamVidDataset',
     'NABirds',
+    'NoisyDigitsDataset',
     'PhotoCollageDataset',
     'PlaceSampler',
     'SeededDataset',
