@@ -138,9 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print('1 of 2: the queries of the middle block, at t = 0 (no noise is added) ...', flush=True)
     usual = train(args.config, folder / 'usual', [*USUAL, *args.cfg_options])
     print(f'        mIoU {usual:.1f}')
-    print(
-        '2 of 2: block, feature and timestep are picked without labels, then read ...', flush=True
-    )
+    print('2 of 2: block, feature and timestep are picked without labels ...', flush=True)
     picked = train(args.config, folder / 'picked', args.cfg_options)
     result = SelectionResult.load(folder / 'picked' / 'selection.json')
     place = f'block {result.blocks[0]}, {result.feature}, t = {result.timestep}'

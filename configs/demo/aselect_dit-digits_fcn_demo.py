@@ -24,11 +24,9 @@ model = dict(
         feature='auto',
         timestep='auto',
         # The canvases are in memory, as BGR, which is what MMSegmentation's images are.
-        selection=dict(array_order='bgr', image_size=56, num_images=64, timesteps='0:500:50'),
-        calibration=train_set,
-        # Each canvas passes the frozen part once; later iterations read its features.
-        noise='fixed',
-        cache='features',
+        selection=dict(array_order='bgr', num_images=256, timesteps='0:500:50'),
+        # Single digits, at the size that the model was trained at; their labels are not used.
+        calibration=dict(train_set, side=1),
     ),
     decode_head=dict(
         type='FCNHead',

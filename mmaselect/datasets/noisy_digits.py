@@ -27,7 +27,7 @@ PALETTE = [
 
 @DATASETS.register_module()
 class NoisyDigitsDataset(BaseSegDataset):
-    """Four handwritten digits on a canvas, in Gaussian noise: which digit is where?
+    """Handwritten digits on a canvas, in Gaussian noise: which digit is where?
 
     The digits are scikit-learn's 1,797, enlarged from 8x8 pixels. Nothing is downloaded and nothing
     written. A network that was trained on clean digits meets noise here that it does not expect
@@ -40,6 +40,7 @@ class NoisyDigitsDataset(BaseSegDataset):
     Args:
         split: ``'train'`` or ``'val'``. Defaults to ``'train'``.
         num_canvases: Number of canvases, at least 1. Defaults to 400.
+        side: Digits along each side of a canvas. Defaults to 2.
         noise: Standard deviation of the noise, for pixels in [-1, 1]. Defaults to 0.4.
         seed: Seed of the canvases. Defaults to 0.
         **kwargs: Further arguments of :class:`mmseg.datasets.BaseSegDataset`.
@@ -59,19 +60,20 @@ class NoisyDigitsDataset(BaseSegDataset):
         self,
         split: str = 'train',
         num_canvases: int = 400,
+        side: int = 2,
         noise: float = 0.4,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
         choice('NoisyDigitsDataset: split', split, self.SPLITS)
-        if num_canvases < 1:
-            raise ValueError(
-                f'NoisyDigitsDataset: num_canvases is {num_canvases}; it must be at least 1.'
-            )
+        for name, value in (('num_canvases', num_canvases), ('side', side)):
+            if value < 1:
+                raise ValueError(f'NoisyDigitsDataset: {name} is {value}; it must be at least 1.')
         if not 0 <= noise <= 2:
             raise ValueError(f'NoisyDigitsDataset: noise is {noise}; it must be from 0 to 2.')
         self.split = split
         self.num_canvases = num_canvases
+        self.side = side
         self.noise = noise
         self.seed = seed
         super().__init__(**kwargs)
@@ -88,13 +90,13 @@ class NoisyDigitsDataset(BaseSegDataset):
         data_list = []
         for number in range(self.num_canvases):
             rng = np.random.default_rng([self.seed, self.SPLITS.index(self.split), number])
-            canvas = np.zeros((2 * CELL, 2 * CELL), np.float32)
+            canvas = np.zeros((self.side * CELL, self.side * CELL), np.float32)
             labels = np.full(canvas.shape, IGNORED, np.uint8)
-            for cell in range(4):
+            for cell in range(self.side**2):
                 index = rng.integers(len(images))
                 ink = cv2.resize(images[index], (DIGIT, DIGIT), interpolation=cv2.INTER_CUBIC)
                 top, left = rng.integers(CELL - DIGIT + 1, size=2) + CELL * np.array(
-                    divmod(cell, 2)
+                    divmod(cell, self.side)
                 )
                 place = slice(top, top + DIGIT), slice(left, left + DIGIT)
                 canvas[place] = ink.clip(0, 1)

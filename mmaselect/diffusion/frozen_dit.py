@@ -104,7 +104,7 @@ class FrozenDiT(nn.Module):
         super().__init__()
         #: What a selection has to pick beside the timestep; None where blocks and features are
         #: given, or picked already.
-        self.search = PlaceSearch.of(blocks, features, family.default_block)
+        self.search = PlaceSearch.of(blocks, features, family.published_block)
         self._picked: tuple[TapKey, ...] | None = None
         #: What it was loaded from.
         self.name: str | None = None

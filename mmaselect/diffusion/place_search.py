@@ -76,19 +76,26 @@ class PlaceSearch:
         count: Maps that are wanted: 1, or more where blocks are searched.
         blocks: Whether the blocks are searched.
         features: Whether the feature is searched.
-        published: The place that the model's authors read: the family's default block and query.
+        published: The place that a paper reads in this family, which stays where images cannot tell
+            a better one; None where there is no such place.
     """
 
     count: int
     blocks: bool
     features: bool
-    published: tuple[int, str]
+    published: tuple[int, str] | None
 
     @classmethod
     def of(
-        cls, blocks: Any, features: str | Sequence[str], default_block: int
+        cls, blocks: Any, features: str | Sequence[str], published_block: int | None
     ) -> PlaceSearch | None:
-        """The search that arguments ask for; None where they name what is read."""
+        """The search that arguments ask for; None where they name what is read.
+
+        Args:
+            blocks: As :meth:`FrozenDiT.from_pretrained` takes them.
+            features: As it takes them.
+            published_block: The block whose queries a paper reads in this family, if there is one.
+        """
         block_search = BlockSearch.parse(blocks) if isinstance(blocks, str) else None
         searches_features = isinstance(features, str) and features == 'auto'
         if block_search is None and not searches_features:
@@ -97,5 +104,7 @@ class PlaceSearch:
         if not searches_features:
             feature = features if isinstance(features, str) else next(iter(features))
         count = 1 if block_search is None else block_search.count
-        published = (default_block, feature)
+        published = None
+        if published_block is not None and feature == 'query':
+            published = (published_block, feature)
         return cls(count, block_search is not None, searches_features, published)

@@ -21,8 +21,8 @@ class Places:
     Attributes:
         groups: Each is some (block, feature) that are read together; their scores are averaged.
         count: How many of a group are read in the end, those that score best; all of them if None.
-        published: The first (block, feature) of the group that the model's authors read, where a
-            place is searched.
+        published: The first (block, feature) of the group that a paper reads in this family, where
+            a place is searched and there is such a place.
     """
 
     groups: tuple[tuple[TapKey, ...], ...]
@@ -35,15 +35,18 @@ class Places:
         search, keys = dit.search, dit.keys
         if search is None:
             return cls((keys,))
+        published = search.published
         if not search.blocks:
             # Of some blocks, one feature is picked for all.
             groups = [tuple(key for key in keys if key[1] == name) for name in dit.feature_names]
-            return cls(tuple(groups), None, (dit.blocks[0], search.published[1]))
+            first = None if published is None else (dit.blocks[0], published[1])
+            return cls(tuple(groups), None, first)
         if search.count > 1:
             # One feature for all maps: heads and checkpoints know one.
             by_name = [tuple(key for key in keys if key[1] == name) for name in dit.feature_names]
-            return cls(tuple(by_name), search.count, (keys[0][0], search.published[1]))
-        return cls(tuple((cell,) for cell in keys), None, search.published)
+            first = None if published is None else (keys[0][0], published[1])
+            return cls(tuple(by_name), search.count, first)
+        return cls(tuple((cell,) for cell in keys), None, published)
 
     @property
     def are_searched(self) -> bool:

@@ -63,6 +63,7 @@ def test_same_every_time_and_independent_of_the_number():
     [
         (dict(split='test'), 'split must be one of train, val'),
         (dict(num_canvases=0), 'num_canvases is 0; it must be at least 1'),
+        (dict(side=0), 'side is 0; it must be at least 1'),
         (dict(noise=-1), 'noise is -1; it must be from 0 to 2'),
     ],
 )

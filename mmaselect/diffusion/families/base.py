@@ -153,6 +153,11 @@ class Family(ABC):
         """The block that is read where the user names none: the middle one."""
         return self.num_blocks // 2
 
+    @property
+    def published_block(self) -> int | None:
+        """The block whose queries a paper reads in this family; None where there is no such."""
+        return None
+
     def channels(self, block: int, feature: str) -> int:
         """Channels of a feature map; the width, unless heads are grouped (K and V)."""
         return self.width

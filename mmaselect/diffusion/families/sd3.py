@@ -107,6 +107,10 @@ class SD3Family(TextFamily):
         """The paper's: 9 of SD3-medium's 24, and the same relative depth elsewhere."""
         return round(9 / 24 * self.num_blocks)
 
+    @property
+    def published_block(self) -> int:
+        return self.default_block
+
     def check_grid(self, grid: tuple[int, int], stride: int) -> None:
         limit = int(self.config['pos_embed_max_size'])
         if max(grid) > limit:
