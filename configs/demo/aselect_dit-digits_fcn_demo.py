@@ -3,7 +3,7 @@
 # package, read where A-SelecT's score is highest. Needs nothing but pip packages, and minutes on
 # two CPU cores. `tools/demo.py` compares it with the usual place at t = 0.
 _base_ = ['../_base_/default_runtime_seg.py']
-train_set = dict(type='mmaselect.NoisyDigitsDataset', split='train', num_canvases=400)
+train_set = dict(type='mmaselect.NoisyDigitsDataset', split='train', num_canvases=1500)
 pipeline = [dict(type='LoadImageFromNDArray'), dict(type='PackSegInputs')]
 test_pipeline = pipeline  # the name under which mmseg.apis looks for it
 model = dict(
