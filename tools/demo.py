@@ -113,9 +113,10 @@ def save_page(folder: Path, rows: Sequence[tuple[str, float, Path]], pick: str) 
     ]
     for name, score, place in rows:
         found = predictions(place, images)
+        # Where there is no label, what a model says does not count.
         tiles = [
-            painted(labels.astype(int), palette, image)
-            for labels, image in zip(found, images, strict=True)
+            painted(np.where(item['gt_seg_map'] == 255, 255, labels), palette, item['img'])
+            for labels, item in zip(found, items, strict=True)
         ]
         columns.append((f'{name}: mIoU {score:.1f}', tiles))
     page = render(
