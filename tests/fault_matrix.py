@@ -828,19 +828,23 @@ for _name, _value, _words in (
         *_words,
     )
 for _name, _value in (
-    ('gray', np.zeros((8, 8), np.uint8)),
-    ('one channel', np.zeros((8, 8, 1), np.uint8)),
-    ('transparent', np.zeros((8, 8, 4), np.uint8)),
-    ('not contiguous', np.zeros((16, 16, 3), np.uint8)[::2, ::-2]),
-    ('read-only', np.frombuffer(bytes(192), np.uint8).reshape(8, 8, 3)),
-    ('a palette of Pillow', Image.new('P', (8, 8))),
-    ('16 bits', np.zeros((8, 8), np.uint16)),
+    ('gray', lambda n: np.full((8, 8), n, np.uint8)),
+    ('one channel', lambda n: np.full((8, 8, 1), n, np.uint8)),
+    ('transparent', lambda n: np.full((8, 8, 4), [n, n, n, 255], np.uint8)),
+    ('not contiguous', lambda n: np.full((16, 16, 3), n, np.uint8)[::2, ::-2]),
+    ('read-only', lambda n: np.frombuffer(bytes([n] * 192), np.uint8).reshape(8, 8, 3)),
+    ('a palette of Pillow', lambda n: Image.new('RGB', (8, 8), (n, 0, 0)).convert('P')),
+    ('16 bits', lambda n: np.full((8, 8), 256 * n, np.uint16)),
 ):
-    add('images in memory', _name, lambda s, v=_value: s.select([v] * 3, cache=False))
+    add(
+        'images in memory',
+        _name,
+        lambda s, v=_value: s.select([v(n) for n in (0, 99, 200)], cache=False),
+    )
 add(
     'images in memory',
     'of different sizes',
-    lambda s: s.select([np.zeros((n, 2 * n, 3), np.uint8) for n in (5, 40, 77)], cache=False),
+    lambda s: s.select([np.full((n, 2 * n, 3), n, np.uint8) for n in (5, 40, 77)], cache=False),
 )
 add(
     'images in memory',
@@ -849,7 +853,11 @@ add(
     'one image',
     'list',
 )
-add('images in memory', 'one batch array', lambda s: s.select(np.zeros((4, 8, 8, 3), np.uint8)))
+add(
+    'images in memory',
+    'one batch array',
+    lambda s: s.select(np.arange(4 * 192, dtype=np.uint8).reshape(4, 8, 8, 3)),
+)
 add(
     'images in memory',
     'labels of another number',

@@ -130,7 +130,14 @@ def test_the_walk_passes(line):
     assert readers(line) == []
 
 
-TOOLS = [p for p in SOURCES if p.is_relative_to(ROOT / 'tools') and '__main__' in p.read_text()]
+#: Scripts that import nothing of the package read no weights.
+TOOLS = [
+    path
+    for path in SOURCES
+    if path.is_relative_to(ROOT / 'tools')
+    and '__main__' in path.read_text()
+    and 'from mmaselect' in path.read_text()
+]
 
 
 @pytest.mark.parametrize('path', TOOLS, ids=lambda path: path.stem)

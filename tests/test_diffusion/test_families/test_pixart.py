@@ -116,7 +116,7 @@ def test_without_what_cleans_prompts_none_is_embedded(saved, monkeypatch, packag
     """The pipeline would only log that it leaves the markup in."""
     folder = saved(TestPixArtSigma)
     monkeypatch.setattr(text, f'is_{package}_available', lambda: False)
-    with pytest.raises(ImportError, match=r'PixArt cleans its prompts with .*mmaselect\[text\]'):
+    with pytest.raises(ImportError, match=r'PixArt cleans its prompts with .*\[text\]'):
         FrozenDiT.from_pretrained(folder, condition='not embedded before')
 
 

@@ -14,7 +14,12 @@ CONFIGS = [
 
 
 def test_every_reference_config_is_there():
-    assert len(CONFIGS) == 6
+    assert len(CONFIGS) >= 6
+    assert {(path.parent.name, path.stem.split('_')[1]) for path in CONFIGS} == {
+        (task, model)
+        for task in ('classification', 'segmentation')
+        for model in ('flux1-dev', 'sd3-medium', 'sd35-medium')
+    }
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)

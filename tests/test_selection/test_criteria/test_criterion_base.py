@@ -208,7 +208,7 @@ def test_score_of_the_wrong_shape_is_an_error():
 
 
 def test_users_criterion_can_be_registered_and_built():
-    CRITERIA.register_module(name='TestBrightness', module=Brightness)
+    CRITERIA.register_module(name='TestBrightness')(Brightness)
     try:
         criterion = CRITERIA.build({'type': 'mmaselect.TestBrightness'})
         assert isinstance(criterion, Criterion)
