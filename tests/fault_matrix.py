@@ -812,7 +812,7 @@ for _name, _value, _words in (
     ('channels first', np.zeros((3, 8, 8), np.uint8), ('channels come last',)),
     ('five channels', np.zeros((8, 8, 5), np.uint8), ('RGB', '5 channels')),
     ('two channels', np.zeros((8, 8, 2), np.uint8), ('RGB',)),
-    ('floats', np.zeros((8, 8, 3)), ('float64', '0 to 255')),
+    ('floats', np.full((8, 8, 3), 255.0), ('image 0', 'floats', '0 to 1')),
     ('booleans', np.zeros((8, 8, 3), bool), ('bool', 'scale')),
     ('signed bytes', np.zeros((8, 8, 3), np.int8), ('int8',)),
     ('no rows', np.zeros((0, 8, 3), np.uint8), ('(0, 8, 3)',)),

@@ -59,7 +59,13 @@ def list_images(images: Any) -> list[ImageLike]:
     if isinstance(images, (bytes, bytearray, Image.Image)):
         return [images]
     if is_sequence(images):
-        return [image for one in images for image in list_images(one)]
+        found: list[ImageLike] = []
+        for index, one in enumerate(images):
+            try:
+                found += list_images(one)
+            except ValueError as error:
+                raise ValueError(f'image {index}: {error}') from None
+        return found
     raise ValueError(
         f'an image must be a path, bytes of a file, a PIL image, an array or a tensor; got '
         f'{shorten(images)}'

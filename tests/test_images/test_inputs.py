@@ -131,3 +131,8 @@ def test_forms_of_scikit_learn(tiny_dit):
     ):
         with pytest.raises(ValueError, match=message):
             features.transform(table)
+
+
+def test_what_is_no_image_is_named_by_its_place():
+    with pytest.raises(ValueError, match=r'^image 1: an image must be a path, .*got None'):
+        list_images([PHOTO, None])
