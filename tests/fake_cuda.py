@@ -3,14 +3,14 @@
 
 Tensors on the device have a shape, a dtype and a size in memory, but no values
 (:class:`torch._subclasses.FakeTensorMode`). Everything on the CPU is computed as always. So a test
-sees, without a GPU: tensors of two devices in one operation, values that the host reads (PyTorch
-raises there), copies between host and device that wait, dtypes, and the peak of memory.
+sees, without a GPU: tensors of two devices in one operation (PyTorch raises), values that the host
+reads, copies between host and device that it waits for, dtypes, and the peak of memory.
 
     with FakeCuda() as device:
         dit.to('cuda')
         device.forget()
         dit.features(latent, 300, noise)
-    assert not device.copies and device.peak < 8 * 2**30
+    assert not device.waits and device.peak < 8 * 2**30
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-#: What PyTorch raises where the host would wait for a value.
-WAITS = (
+#: What PyTorch raises where the host would read a value, and there is none to go on with.
+READS = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,
 )
@@ -41,8 +41,9 @@ class FusedAttention(TorchFunctionMode):
             trained = torch.is_grad_enabled() and query.requires_grad
             if query.device.type == 'cuda' and not mixed and not trained:
                 assert query.dtype == key.dtype == value.dtype, (query.dtype, key.dtype)
-                shape = (*query.shape[:-1], value.shape[-1])
-                return value.new_empty(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2)
+                # Tokens before heads, in memory.
+                *first, heads, tokens = query.shape[:-1]
+                return value.new_empty(*first, tokens, heads, value.shape[-1]).transpose(-2, -3)
         return func(*args, **kwargs)
 
 
@@ -54,8 +55,10 @@ class FakeCuda(TorchDispatchMode):
     """The device, while it is entered.
 
     Attributes:
-        copies: Copies between host and device for which the host waits: (operation, the last lines
-            of code on the way to it). Those that are ``non_blocking`` are not among them.
+        waits: What the host waits for: copies between host and device, unless they are
+            ``non_blocking``, and floats that it reads, which are 0 here; each as (operation, the
+            last lines of code on the way to it). What else it reads, or a shape that depends on
+            values, is an error (``READS``).
         held: Bytes of tensors on the device.
         peak: The most that it was since :meth:`forget`.
     """
@@ -63,7 +66,7 @@ class FakeCuda(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.fakes = FakeTensorMode()
-        self.copies = []
+        self.waits = []
         self.held = self.peak = 0
         self._sizes = {}
         self._entered = None
@@ -82,9 +85,18 @@ class FakeCuda(TorchDispatchMode):
         self._entered.__exit__(*error)
 
     def forget(self):
-        """Forget copies, and measure the peak from here."""
-        self.copies.clear()
+        """Forget waits, and measure the peak from here."""
+        self.waits.clear()
         self.peak = self.held
+
+    @contextlib.contextmanager
+    def noting_reads(self):
+        """One of ``READS`` that is raised within is among ``waits``, too."""
+        try:
+            yield
+        except READS as error:
+            self.waits.append((str(error), _where(traceback.extract_tb(error.__traceback__))))
+            raise
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -94,6 +106,9 @@ class FakeCuda(TorchDispatchMode):
         if not named and not any(isinstance(each, FakeTensor) for each in tensors):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_floating_point():
+            self.waits.append((func.name(), _where()))
+            return 0.0
         args, kwargs = tree_map_only(torch.Tensor, self._as_fake, (args, kwargs))
         result = func(*args, **kwargs)
         made = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
@@ -102,7 +117,7 @@ class FakeCuda(TorchDispatchMode):
         kinds = {each.device.type for each in tensors if each.ndim or is_copy}
         kinds = (kinds | {each.device.type for each in made}) - {'meta'}
         if len(kinds) > 1 and not kwargs.get('non_blocking'):
-            self.copies.append((func.name(), _where()))
+            self.waits.append((func.name(), _where()))
         for each in made:
             if each.device.type == 'cuda':
                 self._hold(each.untyped_storage())
@@ -137,11 +152,15 @@ def _autocast_without_a_device():
         torch.cuda.is_bf16_supported = has_bf16
 
 
-def _where():
+#: Code that only hands on what others do.
+_PASSED_THROUGH = ('/torch/', __file__, 'mmaselect/diffusion/attention.py')
+
+
+def _where(frames=None):
     """The last lines of code on the way here, without PyTorch's own."""
-    frames = [
+    lines = [
         f'{frame.filename.rpartition("site-packages/")[2]}:{frame.lineno}'
-        for frame in traceback.extract_stack()
-        if '/torch/' not in frame.filename and frame.filename != __file__
+        for frame in frames or traceback.extract_stack()
+        if not any(part in frame.filename for part in _PASSED_THROUGH)
     ]
-    return frames[-3:]
+    return lines[-3:]

@@ -111,6 +111,9 @@ class Family(ABC):
     stacks: ClassVar[tuple[tuple[str, str], ...]] = (('num_layers', 'transformer_blocks'),)
     #: What ``from_single_file`` of the class converts; None where it converts nothing.
     original_layout: ClassVar[OriginalLayout | None] = None
+    #: File of diffusers whose code makes the host wait for the device in each pass, and why; empty
+    #: where nothing does.
+    waits_in: ClassVar[str] = ''
     #: Models that the tests build and compare; ``list_models()`` names them.
     published: ClassVar[tuple[Published, ...]] = ()
 

@@ -53,6 +53,7 @@ class ChromaFamily(FluxFamily):
     pipeline_class = 'ChromaPipeline'
     min_diffusers = '0.35'
     condition_options: ClassVar = {'max_sequence_length': 512}
+    waits_in = 'transformer_chroma.py: makes the guidance of 0 on the CPU'
     original_layout = OriginalLayout('double_blocks', 'single_blocks', width=3072)
     published = (Published('lodestones/Chroma1-HD', _CONFIG, 16, 'flow', 'apache-2.0'),)
 

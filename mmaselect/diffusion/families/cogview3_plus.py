@@ -28,6 +28,7 @@ class CogView3PlusFamily(CogView4Family):
     transformer_class = 'CogView3PlusTransformer2DModel'
     title = 'CogView3-Plus'
     pipeline_class = 'CogView3PlusPipeline'
+    waits_in = ''
     published = (
         Published(
             'THUDM/CogView3-Plus-3B', _CONFIG, 16, 'DDPM, scaled linear, SNR / 4', 'apache-2.0'

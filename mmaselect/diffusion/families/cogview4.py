@@ -62,6 +62,7 @@ class CogView4Family(TextFamily):
     title = 'CogView4'
     pipeline_class = 'CogView4Pipeline'
     features = FEATURES + POST_FEATURES
+    waits_in = 'models/embeddings.py: makes rotary positions on the CPU'
     published = (Published('THUDM/CogView4-6B', _CONFIG, 16, 'flow, shift by size', 'apache-2.0'),)
 
     def build_process(self, source: PipelineSource) -> ForwardProcess:

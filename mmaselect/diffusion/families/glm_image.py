@@ -33,6 +33,7 @@ class GlmImageFamily(CogView4Family):
     title = 'GLM-Image'
     pipeline_class = 'GlmImagePipeline'
     min_diffusers = '0.37'
+    waits_in = 'transformer_glm_image.py: drops prior tokens by a mask'
     published = (Published('zai-org/GLM-Image', _CONFIG, 16, 'flow, shift by size', 'mit'),)
 
     def codec(self, source: PipelineSource, dtype: torch.dtype) -> Codec:

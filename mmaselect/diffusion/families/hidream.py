@@ -90,6 +90,7 @@ class HiDreamFamily(TextFamily):
     )
     features = FEATURES + POST_FEATURES
     condition_options: ClassVar[dict[str, Any]] = {'llama': ''}
+    waits_in = 'transformer_hidream_image.py: counts the tokens of each expert'
     published = (
         Published('HiDream-ai/HiDream-I1-Full', _CONFIG, 16, 'flow, shift 3', 'mit'),
         Published('HiDream-ai/HiDream-I1-Dev', _CONFIG, 16, 'flow, shift 6', 'mit'),

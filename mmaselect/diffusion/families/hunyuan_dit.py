@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Lengths of the two prompts, and the image size that is named as the original, in its pipeline.
 _TOKENS = {0: 77, 1: 256}
-_ORIGINAL_SIZE = (1024, 1024)
+_ORIGINAL_SIDE = 1024
 # Its rotary positions are stretched to the grid of a 512-pixel image.
 _BASE_SIZE = 512 // 8
 
@@ -150,8 +150,7 @@ class HunyuanDiTFamily(TextFamily):
             text_embedding_mask_t5=condition['text_embedding_mask_t5'],
             # Original size, target size, top left corner of the crop.
             image_meta_size=torch.cat(
-                [size.new_tensor([_ORIGINAL_SIZE]).expand(batch, 2), size, torch.zeros_like(size)],
-                dim=1,
+                [torch.full_like(size, _ORIGINAL_SIDE), size, torch.zeros_like(size)], dim=1
             ),
             style=torch.zeros(batch, dtype=torch.long, device=latent.device),
             image_rotary_emb=self.rotary_embedding(self.grid(latent), latent.device),

@@ -46,6 +46,7 @@ class HunyuanImageFamily(TextFamily):
     min_diffusers = '0.36'
     stacks = TWO_STACKS
     features = FEATURES + POST_FEATURES
+    waits_in = 'transformer_hunyuanimage.py: sorts the tokens of a prompt by its mask'
     published = (
         Published(
             'hunyuanvideo-community/HunyuanImage-2.1-Diffusers',

@@ -47,6 +47,7 @@ class Kandinsky5Family(KandinskyFamily):
     title = 'Kandinsky 5'
     pipeline_class = 'Kandinsky5T2IPipeline'
     min_diffusers = '0.36'
+    waits_in = 'transformer_kandinsky.py: keeps the frequencies of the time on the CPU'
     published = (
         Published(
             'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers', _LITE, 16, 'flow, shift 5', 'mit'

@@ -72,5 +72,5 @@ class LongCatImageFamily(FluxFamily):
             encoder_hidden_states=embeds,
             timestep=model_time.to(latent.dtype) / 1000,
             txt_ids=torch.stack([torch.zeros_like(places), places, places], dim=1),
-            img_ids=image + image.new_tensor([1, _TEXT, _TEXT]),
+            img_ids=torch.cat([image[:, :1] + 1, image[:, 1:] + _TEXT], dim=1),
         )

@@ -46,6 +46,7 @@ class Lumina2Family(TextFamily):
     pipeline_class = 'Lumina2Pipeline'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'layers'),)
+    waits_in = 'transformer_lumina2.py: reads the lengths of prompts'
     original_layout = OriginalLayout('layers', width=2304)
     published = (
         Published('Alpha-VLLM/Lumina-Image-2.0', _CONFIG, 16, 'flow, shift 6', 'apache-2.0'),

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
@@ -26,6 +28,17 @@ _CONFIG = {
     'num_attention_heads': 32,
     'num_kv_heads': 8,
 }
+
+
+@functools.lru_cache(maxsize=8)
+def _positions(
+    head_width: int, linear: float, ntk: float, grid: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Rotary positions (h, w, channels of a head / 2), complex; diffusers makes them on the CPU."""
+    table = get_2d_rotary_pos_embed_lumina(
+        head_width, _POSITIONS, _POSITIONS, linear_factor=linear, ntk_factor=ntk
+    )
+    return table[: grid[0], : grid[1]].contiguous().to(device)
 
 
 @register_family
@@ -88,17 +101,15 @@ class LuminaNextFamily(TextFamily):
         # To this model 0 is noise and 1 is the image. Positions are stretched to the size of the
         # image, except where there is no noise at all: there their frequencies are.
         time = 1 - model_time / 1000
-        noisy = bool(time[0] < 1)
+        noisy, clean = (
+            _positions(self.head_width, *factors, self.grid(latent), latent.device)
+            for factors in ((scale, 1.0), (1.0, scale))
+        )
         transformer(
             latent,
             timestep=time,
-            image_rotary_emb=get_2d_rotary_pos_embed_lumina(
-                self.head_width,
-                _POSITIONS,
-                _POSITIONS,
-                linear_factor=scale if noisy else 1.0,
-                ntk_factor=1.0 if noisy else scale,
-            ),
+            # Which of the two is a question to the device, for whose answer nobody waits.
+            image_rotary_emb=torch.where(time[0] < 1, noisy, clean),
             cross_attention_kwargs={'base_sequence_length': (base // 16) ** 2},
             **condition,
         )

@@ -55,6 +55,7 @@ class NucleusImageFamily(TextFamily):
     pipeline_class = 'NucleusMoEImagePipeline'
     min_diffusers = '0.39'
     features = FEATURES + POST_FEATURES
+    waits_in = 'transformer_nucleusmoe_image.py: makes positions on the CPU'
     published = (Published('NucleusAI/Nucleus-Image', _CONFIG, 16, 'flow', 'see its page'),)
 
     @property

@@ -52,6 +52,7 @@ class OmniGenFamily(TextFamily):
     min_diffusers = '0.33'
     features = FEATURES + POST_FEATURES
     stacks = (('num_layers', 'layers'),)
+    waits_in = 'transformer_omnigen.py: reads how long the sequence is'
     published = (Published('Shitao/OmniGen-v1-diffusers', _CONFIG, 16, 'flow', 'mit'),)
 
     @property

@@ -35,5 +35,6 @@ def image_size(latent: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
     Returns:
         Tensor: (B, 2), (height, width), in the latent's dtype, as the pipelines hand it on.
     """
-    size = condition[_KEY].new_tensor([latent.shape[-2:]]) * condition[_KEY][:, None]
+    # Not a tensor of the two sides, whose copy to the device would be waited for.
+    size = torch.stack([condition[_KEY] * side for side in latent.shape[-2:]], dim=1)
     return size.to(latent.dtype)

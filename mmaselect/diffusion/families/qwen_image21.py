@@ -67,6 +67,7 @@ class QwenImage21Family(TextFamily):
     pipeline_class = 'QwenImage21Pipeline'
     min_diffusers = '0.42'
     features = FEATURES + POST_FEATURES
+    waits_in = 'transformer_qwenimage21.py: repeats tokens by lengths on the device'
     original_layout = OriginalLayout('transformer_blocks')
     published = (
         Published('Qwen/Qwen-Image-2.1', _CONFIG, 16, 'flow, shift by size', 'qwen-research'),

@@ -21,6 +21,7 @@ from typing import ClassVar
 import diffusers
 import pytest
 import torch
+from fake_cuda import READS, FakeCuda
 from packaging.version import Version
 
 from mmaselect.diffusion import FrozenDiT, PipelineSource, draw_noise, family_of, parse_dtype
@@ -292,22 +293,29 @@ class FamilyProof(FeatureProof):
 
     #: Names of the ModuleLists that hold the blocks that are counted.
     stacks = ('transformer_blocks',)
-    #: What in a pass waits for the device, and cannot be helped here.
-    waits_for = ''
 
-    def test_a_pass_never_waits_for_a_device(self, load, waits):
-        """No value is read, and nothing is copied over, on the way to the features."""
-        if self.waits_for:
-            pytest.skip(f'diffusers: {self.waits_for}')
-        dit = load(blocks=self.chosen_blocks)
-        latent, noise, _, _ = self.noisy(dit, self.sizes[1])
-        dit.to('meta')
-        latent, noise = latent.to('meta'), noise.to('meta')
-        dit.features(latent, self.timestep, noise)  # what is copied once, is copied
-        with waits:
-            maps = dit.features(latent, self.timestep, noise)
-        assert maps[self.num_blocks - 1, 'query'].is_meta
-        assert not waits.found
+    def test_a_pass_on_a_gpu(self, load):
+        """Nothing is left behind, nothing is waited for, and autocast changes no dtype."""
+        dit = load(blocks=self.chosen_blocks, features=load().family.features, dtype='bf16')
+        with FakeCuda() as device:
+            dit.to('cuda')
+            latent = dit.encode(torch.zeros(2, 3, *self.sizes[1], device='cuda'))
+            assert (latent.device.type, latent.dtype) == ('cuda', torch.float32)
+            noise = torch.randn_like(latent)
+            with contextlib.suppress(*READS):
+                for _ in range(2):  # what is copied once, is copied in the first pass
+                    device.forget()
+                    with torch.autocast('cuda', torch.float16), device.noting_reads():
+                        maps = dit.features(latent, self.timestep, noise)
+                assert maps.keys() == set(dit.keys)
+                assert {each.dtype for each in maps.values()} == {torch.bfloat16}
+                assert {each.device.type for each in maps.values()} == {'cuda'}
+        places = [lines[-1] for _, lines in device.waits]
+        if dit.family.waits_in:
+            file = dit.family.waits_in.partition(':')[0]
+            assert places and all(file in place for place in places), places
+        else:
+            assert not device.waits, device.waits
 
     def test_each_feature_alone_equals_all_together(self, load):
         """Each ends its pass elsewhere."""

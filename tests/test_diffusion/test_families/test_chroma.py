@@ -20,7 +20,6 @@ DOUBLE, SINGLE = 2, 3
 class TestChroma(FamilyProof):
     """Blocks 0, 1: two streams; 2, 3, 4: one. All five find their rows of one modulation table."""
 
-    waits_for = 'makes a guidance of 0 on the CPU'
     num_blocks = DOUBLE + SINGLE
     stride = 8
     stacks = ('transformer_blocks', 'single_transformer_blocks')

@@ -86,7 +86,6 @@ class CogView4:
 
 
 class TestCogView4(CogView4, FamilyProof):
-    waits_for = 'makes its positions on the CPU'
     pass
 
 

@@ -78,7 +78,6 @@ class ErnieImage:
 
 
 class TestErnieImage(ErnieImage, FamilyProof):
-    waits_for = 'its positions cannot be made on the meta device'
     stacks = ('layers',)
 
 

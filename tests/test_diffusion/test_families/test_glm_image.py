@@ -27,7 +27,6 @@ TEXT, CODES = 32, 16
 class TestGlmImage(FamilyProof):
     """What its pipeline's guidance takes for no prompt at all."""
 
-    waits_for = 'drops prior tokens by a mask'
     num_blocks = 4
     stride = 16
     sizes = ((128, 128), (64, 96), (96, 32))

@@ -75,7 +75,6 @@ def leave_llama_out(folder):
 
 
 class HiDream:
-    waits_for = 'counts the tokens of each expert on the CPU'
     num_blocks = DOUBLE + SINGLE
     stride = 8
     # Of as many pixels as the pipeline makes; those that are not square are filled up.

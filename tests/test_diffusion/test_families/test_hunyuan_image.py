@@ -91,7 +91,6 @@ class HunyuanImage:
 
 
 class TestHunyuanImage(HunyuanImage, FamilyProof):
-    waits_for = 'sorts the tokens of a prompt by its mask'
     pass
 
 

@@ -100,7 +100,6 @@ class Ideogram4:
 class TestIdeogram4(Ideogram4, FamilyProof):
     """The empty prompt: what the template puts around it."""
 
-    waits_for = 'sets autocast, of which the meta device has none'
     stacks = ('layers',)
     #: Of `<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n`, letter by letter.
     prompt_length = 1 + 5 + 1 + 1 + 1 + 10

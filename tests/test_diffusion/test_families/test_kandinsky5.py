@@ -99,8 +99,6 @@ class Kandinsky5:
 class TestKandinsky5(Kandinsky5, FamilyProof):
     """The empty prompt."""
 
-    waits_for = 'keeps the frequencies of the time on the CPU'
-
 
 class TestKandinsky5WithAPrompt(Kandinsky5, FeatureProof):
     """Cleaned of entities and blanks."""

@@ -72,7 +72,6 @@ class TestLumina2(Lumina2, FamilyProof):
     The pipeline calls the transformer a second time for that; the second call is what is recorded.
     """
 
-    waits_for = 'reads the lengths of prompts'
     stacks = ('layers',)
     prompt = 'a bird'
     call_options: ClassVar = {'guidance_scale': 4.0, 'negative_prompt': ''}

@@ -69,8 +69,6 @@ class LuminaNext:
 
 
 class TestLuminaNext(LuminaNext, RootedProof):
-    waits_for = 'makes its positions on the CPU'
-
     def test_keys_and_values_have_fewer_channels(self, load):
         dit = load(blocks=0, features=load().family.features)
         channels = {feature: dit.channels((0, feature)) for feature in dit.family.features}

@@ -24,7 +24,6 @@ TEXT, HEAD, HEADS = 16, 16, 4
 
 
 class NucleusImage:
-    waits_for = 'keeps its positions on the CPU'
     num_blocks = 5
     stride = 16
     sizes = ((128, 128), (64, 96), (96, 32))

@@ -88,8 +88,6 @@ class OmniGen(FeatureProof):
 class TestOmniGen(OmniGen, FamilyProof):
     """The empty prompt, which is padded to the length of the negative one."""
 
-    waits_for = 'looks up how long the sequence is'
-
 
 class TestOmniGenWithAPrompt(OmniGen):
     """One that is longer than the negative prompt, so without padding."""

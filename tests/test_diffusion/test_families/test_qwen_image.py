@@ -26,7 +26,6 @@ TEXT = 16
 
 
 class TestQwenImage(FamilyProof):
-    waits_for = 'keeps its positions on the CPU'
     num_blocks = 4
     stride = 16
     sizes = ((128, 128), (64, 96), (96, 32))

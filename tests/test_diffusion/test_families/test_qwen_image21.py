@@ -24,7 +24,6 @@ TEXT = 16
 
 
 class QwenImage21:
-    waits_for = 'reads the places of image tokens on the CPU'
     num_blocks = 4
     stride = 16
     sizes = ((128, 128), (64, 96), (96, 32))
