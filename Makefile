@@ -85,6 +85,7 @@ coverage: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/dev/prose.py
 	$(BIN)/mypy
 
 types: install

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """How a pass grows: images, tokens, blocks, draws; and compiled blocks.
 
-Each row is a ratio of seconds, and beside it that of the FLOPs, its floor or ceiling. Seconds are
+Each row is a ratio of seconds, and next to it that of the FLOPs, its floor or ceiling. Seconds are
 CPU seconds of the process (wall-clock on a GPU), medians of rounds in which both take turns.
 """
 

@@ -58,11 +58,11 @@ class Model:
     """A published model: its config, and what goes into it.
 
     Attributes:
-        name: What it is called.
+        name: Name in the table.
         transformer: Class in diffusers.
-        config: Of the transformer, as on the model's page.
+        config: Config of the transformer, as on the model's page.
         scheduler: Class of its scheduler.
-        latent_channels: Of its VAE.
+        latent_channels: Latent channels of its VAE.
         condition: Shape of each of its conditions.
         block: That which our configs read.
         size: Side of an image, in pixels.
@@ -107,12 +107,12 @@ class Cost:
     """FLOPs of one image, and what a cache keeps of it.
 
     Attributes:
-        encoder: Of the VAE's encoder.
-        read: Of the transformer up to the query of the block that is read.
-        whole: Of the whole transformer.
-        heads: Of each head, forward.
-        latent_bytes: Of the latent in float32.
-        map_bytes: Of one feature map in 16 bits.
+        encoder: Encoder of the VAE's encoder.
+        read: Read of the transformer up to the query of the block that is read.
+        whole: FLOPs of the whole transformer.
+        heads: Heads of each head, forward.
+        latent_bytes: Latent bytes of the latent in float32.
+        map_bytes: Map bytes of one feature map in 16 bits.
     """
 
     encoder: int

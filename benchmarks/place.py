@@ -78,7 +78,7 @@ def collect(
     model, _, kind = name.rpartition('_')
     if model not in models or kind not in CORRUPTIONS:
         raise ValueError(
-            f'{name!r} is no case: give MODEL_CORRUPTION, with a model of {sorted(models)} and '
+            f'{name!r} is not a case: give MODEL_CORRUPTION, with a model of {sorted(models)} and '
             f'a corruption of {sorted(CORRUPTIONS)}'
         )
     pretrained, data = models[model]

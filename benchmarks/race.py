@@ -107,7 +107,7 @@ def sensitivities(rows: Tensor, ridge: float = SENSITIVITY_RIDGE) -> Tensor:
 
 
 def check_sensitivities(pool: Pool) -> None:
-    """See that the shortcut above gives what the criterion gives."""
+    """Check that the shortcut above gives what the criterion gives."""
     for timestep in pool.timesteps[::10]:
         rows = torch.from_numpy(
             pool.arrays[f'InstanceSensitivity/{pool.blocks[-1]}/{timestep}'][:48]

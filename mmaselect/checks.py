@@ -31,7 +31,7 @@ def shorten(value: object, limit: int = 120) -> str:
 
 
 def is_whole_number(value: object) -> bool:
-    """Whether a value is an integer of Python or NumPy; True and False are none."""
+    """Whether a value is an integer of Python or NumPy; True and False do not count."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -45,7 +45,7 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
         high: Largest one; None for no limit.
 
     Raises:
-        ValueError: If it is none, or out of range.
+        ValueError: If it is not a whole number, or out of range.
 
     Example:
         >>> import numpy as np
@@ -63,7 +63,7 @@ def whole_number(name: str, value: Any, low: int, high: int | None = None) -> in
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite real number; True and False are none."""
+    """Whether a value is a finite real number; True and False do not count."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
@@ -121,7 +121,7 @@ def check_path(name: str, value: Any) -> str | Path:
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a list, a tuple, an array or the like; text and bytes are none."""
+    """Whether a value is a list, a tuple, an array or the like; text and bytes do not count."""
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         return False
     return isinstance(value, Sequence) or getattr(value, 'ndim', None) == 1
@@ -200,7 +200,7 @@ def keywords(name: str, value: Any, allowed: Collection[str] | None = None) -> d
         allowed: The keys that there are; any if None.
 
     Raises:
-        ValueError: If it is no dict, or has other keys.
+        ValueError: If it is not a dict, or has other keys.
     """
     if value is None:
         return {}
@@ -233,7 +233,7 @@ def warn_moved(names: Collection[str], argument: str, form: Any) -> None:
 def gathered(
     argument: str, value: Any, key: str, names: Mapping[str, str], flat: dict[str, Any]
 ) -> Any:
-    """The value of an argument that is a dict now, with entries that stood beside it in the past.
+    """The value of an argument that is a dict now, with entries that stood next to it in the past.
 
     Args:
         argument: The argument.

@@ -93,7 +93,7 @@ def acquired(file: Path, busy: str) -> FileLock:
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; on leaving without an error it takes that place.
+    """A path next to ``path`` to write to; on leaving without an error it takes that place.
 
     Readers see the old file or the whole new one. Processes that write the same file do not
     disturb each other: each has a path of its own, and the last one to finish stays. What a killed

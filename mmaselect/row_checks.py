@@ -22,7 +22,7 @@ def row_check(name: str, row: Tensor, owner: bytes) -> int:
     """CRC-32 of a row, with its name, precision, shape and owner.
 
     Args:
-        name: Of the tensor.
+        name: Name of the tensor.
         row: One entry of it, on the CPU.
         owner: What the row belongs to: the key of an image, say. A row at another place fails.
     """

@@ -1,8 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The one place where pickled files are read: tensors and plain values, never code.
 
-Safetensors and JSON hold no code and need no guard. Files that ``torch.save`` wrote do, whoever
-reads them: our code through :func:`load_tensors`, and libraries (MMEngine, accelerate) within
+Safetensors and JSON hold no code and need no guard. Files that ``torch.save`` wrote do, whichever
+code reads them: our code through :func:`load_tensors`, and libraries (MMEngine, accelerate) within
 :func:`only_weights`. A test walks the sources and refuses any other way.
 
 Knows no torch before a file is read, so that ``--help`` is there at once.

@@ -405,7 +405,7 @@ def run(targets: dict[str, Target], count: int, seed: int) -> Outcome:
     Args:
         targets: What is called, by its group.
         count: Calls, all groups together.
-        seed: Of the arguments.
+        seed: Seed of the arguments.
     """
     signal.signal(signal.SIGALRM, _too_long)
     rng = random.Random(seed)

@@ -16,7 +16,7 @@ def dom_of(page, tmp_path, fragment='', script=''):
     Args:
         page: HTML file.
         tmp_path: Where the browser may write.
-        fragment: Of the address, after ``#``.
+        fragment: Fragment of the address, after ``#``.
         script: JavaScript that runs last, as a user who clicks would.
     """
     browser = next(filter(None, map(shutil.which, NAMES)), None)

@@ -26,9 +26,9 @@ def save_coco_digits(
     Args:
         folder: Where to write.
         images: Number of images of each part.
-        side: Of the canvases, in pixels.
+        side: Side of the canvases, in pixels.
         digits: Which ones; the classes, in this order.
-        seed: Of everything.
+        seed: Seed of everything.
     """
     from pycocotools import mask as coco_mask
     from sklearn.datasets import load_digits

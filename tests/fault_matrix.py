@@ -133,7 +133,7 @@ class Workshop:
         return Path(shutil.copytree(self.latents if latent else self.pixels, self.here / 'model'))
 
     def says(self, *words: str) -> None:
-        """See that the log has these words."""
+        """Check that the log has these words."""
         text = self.log.getvalue()
         for word in words:
             expect(word in text, f'the log lacks {word!r}: {text[-300:]!r}')
@@ -144,7 +144,7 @@ class Fault:
     """Something that goes wrong.
 
     Attributes:
-        group: Of what it concerns.
+        group: Group that it belongs to.
         name: What it is.
         attempt: Makes it go wrong, does what a user does, and checks the result.
         words: A refusal must contain each; none if it must be survived.
@@ -294,7 +294,7 @@ add(
 )
 add(
     'stored selections',
-    'a score that is no number',
+    'a score that is not a number',
     _stored(_edit_curve(lambda points: points[0].update(score='high'))),
 )
 add(
@@ -722,7 +722,7 @@ for _name, _file, _make in (
     ('a sub-folder', 'z/y/x.png', _in_a_sub_folder),
     ('Unicode in the name', 'zä日本.png', _in_a_sub_folder),
     ('a line break in the name', 'z\nz.png', _in_a_sub_folder),
-    ('a name that is no UTF-8', os.fsdecode(b'z\xff.png'), _in_a_sub_folder),
+    ('a name that is not a UTF-8', os.fsdecode(b'z\xff.png'), _in_a_sub_folder),
     ('percent and braces in the name', 'z%s{0}.png', _in_a_sub_folder),
     (
         'one pixel',
@@ -752,7 +752,7 @@ for _name, _file, _make in (
     add('images', _name, _among(_file, _make))
 for _name, _content in (
     ('empty', b''),
-    ('text', b'this is no image'),
+    ('text', b'this is not an image'),
     ('HTML', b'<html>404</html>'),
     ('cut in half', lambda data: data[: len(data) // 2]),
     ('header alone', lambda d: d[:20]),

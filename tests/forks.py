@@ -65,7 +65,7 @@ def run_script(path: Path, *arguments: object, log: Path, code: int = 0, **envir
 
     Args:
         path: The script.
-        arguments: Of its command line.
+        arguments: Arguments of its command line.
         log: A file that takes what it prints.
         code: The exit code that is expected.
         environment: Variables of its environment.

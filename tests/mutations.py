@@ -158,7 +158,7 @@ def draw(tree: Path, count: int, seed: int, also_in: Path | None = None) -> list
     Args:
         tree: The repository.
         count: How many.
-        seed: Of the draw.
+        seed: Seed of the draw.
         also_in: Another tree that must hold the same lines.
     """
     chance = random.Random(seed)
@@ -254,7 +254,7 @@ def hunt(
     Args:
         mutant: What to change.
         tree: A copy that may be changed.
-        marks: Of pytest.
+        marks: Marks of pytest.
         limit: Test files to run.
         seconds: That they may take.
         without: Tests that fail without a mutant.

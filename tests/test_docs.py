@@ -69,7 +69,7 @@ PROSE = ROOT / 'tools' / 'dev' / 'prose.py'
     [
         ('        seed: Of the noise.', '        seed: Seed of the noise.'),
         ("f'{path} is no pipeline folder'", "f'{path} is not a pipeline folder'"),
-        ('if there are none', 'there are no images'),
+        ('a file that is none', 'there are none'),
         ('scored beside it', 'scored next to it'),
         ('See that a file can be read.', 'Check that a file can be read.'),
         ('it goes on where it was', 'it resumes'),
@@ -84,3 +84,10 @@ def test_linter_for_words(bad, good, tmp_path):
             [sys.executable, PROSE, tmp_path / name], capture_output=True, text=True, check=False
         )
         assert done.returncode == status, done.stdout
+
+
+def test_table_of_words_in_contributing():
+    done = subprocess.run(
+        [sys.executable, PROSE, '--table'], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() in (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')

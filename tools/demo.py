@@ -92,7 +92,7 @@ def save_page(folder: Path, rows: Sequence[tuple[str, float, Path]], pick: str) 
     """Write ``demo.html``: canvases, their labels, and what both models see.
 
     Args:
-        folder: Of the demo.
+        folder: Folder of the demo.
         rows: Name, mIoU and folder of both trainings.
         pick: The place and the timestep that were picked, in words.
     """

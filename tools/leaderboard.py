@@ -1,6 +1,6 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """One table of trained models: tests those that were not tested yet, and sets the paper's numbers
-beside ours where the data set is the paper's.
+next to ours where the data set is the paper's.
 
 A row is a setting: data set, model, criterion, block, feature, the picked timestep with its
 interval, the metric's mean and standard deviation over runs (configs that differ in nothing but
@@ -180,7 +180,7 @@ def image_cost(model: Any, dataset: Any, toolbox: str) -> dict[str, Any]:
 
     Args:
         model: The tested model.
-        dataset: What it was tested on; the first image stands for all.
+        dataset: Data set that it was tested on; the first image stands for all.
         toolbox: Where the model is from. Detectors have no pass without annotations.
     """
     import torch

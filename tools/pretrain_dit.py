@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--init',
         help='start from the weights of this pipeline (folder, hub id, or a model that ships with '
         'the package, such as mmaselect://dit_cifar10), which must be of the same network and '
-        '--target. A run that is resumed goes on with its own. Default: random weights',
+        '--target. A resumed run keeps its own. Default: random weights',
     )
 
     group = parser.add_argument_group('objective')
@@ -210,7 +210,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument('--compile', action='store_true', help='torch.compile the network')
     group.add_argument(
-        '--resume', action='store_true', help='go on with the run in --out, if there is one'
+        '--resume', action='store_true', help='resume the run in --out, if there is one'
     )
     group.add_argument(
         '--max-minutes', type=_POSITIVE, help='save and stop after so long (resume later)'

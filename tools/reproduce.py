@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Run what the paper reports, row by row, and fill the table of its numbers beside ours.
+"""Run what the paper reports, row by row, and fill the table of its numbers next to ours.
 
 Each row is a config (docs/reproduce.md): it is trained on some seeds and tested; the figures are
 drawn by the analysis tools. A row that has ended is not run again, and one that was stopped
@@ -45,7 +45,7 @@ writes, into --out:
   ROW/seedN/            work directory of each training, with its selection
   FIGURE/               what an analysis tool wrote
   leaderboard/          the tests of all trainings
-  reproduce.md          the paper's numbers beside ours
+  reproduce.md          the paper's numbers next to ours
 """
 
 

@@ -100,7 +100,7 @@ def check_out(args: argparse.Namespace, toolbox: str) -> None:
         toolbox (str): ``'mmseg'``, ``'mmpretrain'`` or ``'mmdet'``.
 
     Raises:
-        ValueError: If the file's suffix is none that it can have.
+        ValueError: If the file cannot have that suffix.
     """
     if args.out is None:
         return
@@ -154,7 +154,7 @@ def set_visualization(config: Config, args: argparse.Namespace, toolbox: str) ->
 
 
 def check_image_files(runner: Runner) -> None:
-    """MMSegmentation paints on image files and names predictions by them; arrays are no files.
+    """MMSegmentation paints on image files and names predictions by them; arrays are not files.
 
     Raises:
         ValueError: If the test images are not files.

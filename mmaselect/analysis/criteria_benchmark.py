@@ -59,7 +59,7 @@ class Case:
         task: ``'classification'`` or ``'segmentation'``.
         train: Config of the dataset that probes are fitted on, and criteria are scored on.
         test: Config of the dataset that probes are measured on.
-        num_classes: Of the data.
+        num_classes: Num classes of the data.
         timesteps: The grid.
         corruption: Name, see :func:`~mmaselect.images.corruptions.corrupt`; None for images as they
             are.
@@ -70,7 +70,7 @@ class Case:
         num_test: Images that they are measured on.
         num_images: Calibration images; they are not among the training images.
         flip: Whether views may be mirrored.
-        seed: Of the choice of images, the corruption and the noise.
+        seed: Seed of the choice of images, the corruption and the noise.
     """
 
     name: str
@@ -454,7 +454,7 @@ def benchmark_figure(results: Sequence[BlockResult], criteria: Sequence[str]) ->
     """A panel for each case: the probe's curve of each block, its best, and the criteria's picks.
 
     Args:
-        results: Of all cases.
+        results: Results of all cases.
         criteria: Whose picks are marked below the curves.
     """
     cases = list(dict.fromkeys(result.case for result in results))

@@ -28,7 +28,7 @@ class FeatureBatch:
     Attributes:
         draws: For each noise draw, (block, feature) to maps (B, C, h, w).
         labels: (B,) or (B, H, W), on the CPU.
-        positions: Of the images in their set.
+        positions: Positions of the images in their set.
     """
 
     draws: list[dict[TapKey, Tensor]]
@@ -46,7 +46,7 @@ class EncodedImages:
         dit: The frozen model.
         images: The images.
         batch_size: Images per pass.
-        seed: Of the noise.
+        seed: Seed of the noise.
         first: Noise of the image at position i is that of number ``first + i``: gives two sets
             noise of their own.
         on_batch: Called with the number of images after each batch that was encoded.

@@ -53,8 +53,8 @@ def make_figure(
     Args:
         rows: Rows of axes.
         columns: Columns of axes.
-        width: Of one of them, in inches.
-        height: Of one of them, in inches.
+        width: Width of one of them, in inches.
+        height: Height of one of them, in inches.
         options: Of ``Figure.subplots``.
 
     Returns:
@@ -96,9 +96,9 @@ def draw_overlay(
 
     Args:
         axis: Where to draw.
-        timesteps: Of all curves.
+        timesteps: Timesteps of all curves.
         metric: Name of the metric, with its unit.
-        values: Of the metric.
+        values: Values of the metric.
         lows: Lower ends of its intervals; None for no intervals.
         highs: Upper ends.
         curves: Scores by criterion.

@@ -26,8 +26,8 @@ class ProbeOptions:
         strengths: Values of scikit-learn's C to choose from, increasing (weaker and weaker).
         holdout: Share of the training samples that the choice is made on. 0, which needs a single
             strength, holds none out.
-        max_iter: Of the L-BFGS solver.
-        seed: Of the split, and of the choice of pixels.
+        max_iter: Max iter of the L-BFGS solver.
+        seed: Seed of the split, and of the choice of pixels.
         pixels_per_image: Segmentation: labeled pixels of each training image.
     """
 
@@ -96,8 +96,8 @@ def fit_probe(
         options: See :class:`ProbeOptions`.
         groups: (N,), samples of one group (pixels of one image) stay on one side of the split.
             Without groups the split keeps the share of each class.
-        tolerance: Of the solver. 1e-3 may stop it short of the optimum by a few tenths of a point
-            of accuracy, in two thirds of the iterations that 1e-4 takes.
+        tolerance: Tolerance of the solver. 1e-3 may stop it short of the optimum by a few tenths
+            of a point of accuracy, in two thirds of the iterations that 1e-4 takes.
 
     Raises:
         ValueError: If samples are not finite, a label is out of range, or there are too few samples

@@ -72,7 +72,7 @@ def read_steps(folder: str | Path) -> list[dict[str, Any]]:
     """All timesteps that are stored in a folder of results, in order.
 
     Raises:
-        FileNotFoundError: If it is no folder of results.
+        FileNotFoundError: If it is not a folder of results.
     """
     read_settings(folder)
     paths = sorted((Path(folder) / 'timesteps').glob('t*.json'))

@@ -18,7 +18,7 @@ class ResultFolder:
         settings: What the results depend on (JSON-ready). A folder made with others is refused.
 
     Raises:
-        ValueError: If the folder holds results of other settings, or files that are no results.
+        ValueError: If the folder holds results of other settings, or files that are not results.
     """
 
     def __init__(self, folder: str | Path, settings: dict[str, Any]) -> None:
@@ -71,7 +71,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / 'settings.json'
     if not path.is_file():
         raise FileNotFoundError(
-            f'{str(folder)!r} is no folder of results: it has no settings.json. Give the --out of '
+            f'{str(folder)!r} is not a folder of results: it has no settings.json. Give the '
+            f'--out of '
             f'an earlier run'
         )
     return json.loads(path.read_text(encoding='utf-8'))
@@ -81,7 +82,7 @@ def check_same_model(settings: dict[str, Any], probe: dict[str, Any]) -> None:
     """Refuse to join scores with accuracies of another model, or of other image sizes.
 
     Args:
-        settings: Of this command's study.
+        settings: Settings of this command's study.
         probe: Those that ``probe_timesteps.py`` stored.
 
     Raises:

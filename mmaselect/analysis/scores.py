@@ -94,7 +94,7 @@ def score_grid(
 
     Args:
         study: The model.
-        folder: Of the results.
+        folder: Folder of the results.
         images: Those of ``study.calibration_images`` for these criteria.
         timesteps: Which to score.
         criteria: By name.

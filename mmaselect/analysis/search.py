@@ -34,7 +34,7 @@ class Search(ABC):
         train: Images that probes are fitted on.
         test: Images that they are measured on.
         num_classes: Number of classes.
-        options: Of the probes.
+        options: Options of the probes.
         jobs: Probes fitted at the same time.
     """
 
@@ -281,7 +281,7 @@ def bootstrap_iou(
 
     Args:
         areas: (N, 2, K) of N images.
-        seed: Of the resampling: the same images for all probes.
+        seed: Seed of the resampling: the same images for all probes.
         resamples: Number of sets.
     """
     count = len(areas)
@@ -307,7 +307,7 @@ class SearchPlan:
         num_train: Training images; all of them if None.
         num_test: Images that probes are measured on; all of them if None.
         split: ``'val'`` or ``'test'``.
-        options: Of the probes.
+        options: Options of the probes.
         jobs: Probes fitted at the same time.
     """
 
@@ -334,7 +334,7 @@ class SearchPlan:
         return cls(study, args.num_train, args.num_test, args.split, options, args.jobs)
 
     def settings(self) -> dict[str, Any]:
-        """What the results depend on, beside the model."""
+        """What the results depend on, next to the model."""
         return dict(
             split=self.split,
             num_train=len(self.train),

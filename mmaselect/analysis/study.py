@@ -174,7 +174,7 @@ class Study:
         num_classes: Number of classes.
         image_size: Side, or (height, width), in pixels.
         batch_size: Images per pass.
-        seed: Of images and noise.
+        seed: Seed of images and noise.
         out: Folder for results.
     """
 

@@ -109,7 +109,7 @@ class Extraction:
         units: The images.
         out: The folder.
         key: That all shards of the folder carry.
-        names: Of the tensors in a shard.
+        names: Names of the tensors in a shard.
         to: One of ``FORMATS``.
         size: Side of the images that the model gets, in pixels.
         shard_size: Images per file.
@@ -463,7 +463,7 @@ class _Tally:
 
 
 def _note(path: Path) -> Path:
-    """Beside a file that has no room for it: what it says of itself."""
+    """Next to a file that has no room for it: what it says of itself."""
     return path.with_name(path.name + '.json')
 
 

@@ -107,10 +107,12 @@ def save_features(
         shard_size: Images per file; fewer where a tar or a row group of parquet ends.
         batch_size: Images per pass.
         workers: Processes that read and decode images while the model runs; 0 for this one, and
-            None for 4 beside an accelerator and 0 on a CPU.
-        column: Of parquet files and data sets: the one that holds encoded images, where several do.
-        seed: Of the noise, which depends on it and on the image size alone.
-        dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
+            None for 4 next to an accelerator and 0 on a CPU.
+        column: Column of parquet files and data sets: the one that holds encoded images, where
+            several do.
+        seed: Seed of the noise, which depends on it and on the image size alone.
+        dtype: Precision of the frozen weights, or ``'auto'``, as in
+            :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default; that of the local rank under a launcher.
         overwrite: Whether to drop features of other settings or images that are there.
         progress: Tell how far all processes are, how fast, and how long it will take.

@@ -48,9 +48,9 @@ class FeatureInfo:
     """What the maps are, as ``timm``'s models with ``features_only`` say it.
 
     Args:
-        channels: Of each map.
+        channels: Channels of each map.
         reduction: Image pixels per position of a map.
-        names: Of each map.
+        names: Names of each map.
     """
 
     def __init__(self, channels: Sequence[int], reduction: int, names: Sequence[str]) -> None:
@@ -89,9 +89,10 @@ class FeatureExtractor:
             ``calibration``, together with the timestep or at a fixed one; ``'auto:4'`` picks four,
             ``'auto:<=30'`` one of the blocks up to 30.
         features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
-        dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
+        dtype: Precision of the frozen weights, or ``'auto'``, as in
+            :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
-        seed: Of the noise, which depends on it and on the latent's shape alone.
+        seed: Seed of the noise, which depends on it and on the latent's shape alone.
         image_size: Side, or (height, width), in pixels, that images are scaled and cropped to. As
             they are if None: those of one call must then have one size.
         batch_size: Images per pass.

@@ -30,8 +30,8 @@ class FrozenModule(nn.Module):
         blocks: Blocks to read, one map each; the family's default if None. ``'auto'``: see
             :class:`~mmaselect.FeatureExtractor`.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``, or ``'auto'``.
-        dtype: Of the frozen weights; maps are float32.
-        seed: Of the noise, which depends on it and on the latent's shape alone.
+        dtype: Precision of the frozen weights; maps are float32.
+        seed: Seed of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``timestep='auto'`` selects on.
         selection: How it selects.
         device: Where the model is put, and where a timestep is selected.

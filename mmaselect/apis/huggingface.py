@@ -44,9 +44,9 @@ class TransformersBackbone(FrozenModule):
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         image_mean: What the image processor subtracted, of images from 0 to 1; one number, or one
             for each channel. The model's own range is restored from it. 0.5 if None.
-        image_std: What it divided by. 0.5 if None.
-        dtype: Of the frozen weights; maps are float32.
-        seed: Of the noise, which depends on it and on the latent's shape alone.
+        image_std: Standard deviation that it divided by. 0.5 if None.
+        dtype: Precision of the frozen weights; maps are float32.
+        seed: Seed of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
         selection: How it selects.
         device: Where the model is put, and where a timestep is selected.
@@ -54,10 +54,10 @@ class TransformersBackbone(FrozenModule):
         flat: As in :class:`~mmaselect.FeatureExtractor`.
 
     Attributes:
-        stage_names (list[str]): Of all blocks.
-        out_features (list[str]): Of those that are read.
+        stage_names (list[str]): Stage names of all blocks.
+        out_features (list[str]): Names of the stages that are read.
         out_indices (list[int]): Their places.
-        channels (list[int]): Of each map.
+        channels (list[int]): Channels of each map.
 
     Shape:
         - Input: (B, 3, H, W), as the image processor gives it; any H and W.

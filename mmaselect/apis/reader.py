@@ -73,11 +73,11 @@ class Reader:
         dit: The frozen model.
         timestep: A number, a :class:`SelectionResult`, ``'auto'``, or a list of different ones, of
             which one may be ``'auto'``; or a dict of such ``steps`` and ``fusion``.
-        seed: Of the noise, which depends on it and on the latent's shape alone.
+        seed: Seed of the noise, which depends on it and on the latent's shape alone.
         calibration: For ``'auto'``: see :func:`calibration_source`.
         selection: For ``'auto'``: options of the selection, as the backbone takes them.
-        image_size: Of the calibration images, where ``selection`` does not say it; the model's own
-            if None.
+        image_size: Image size of the calibration images, where ``selection`` does not say it; the
+            model's own if None.
         progress: Draw a progress bar of the sweep.
         value_range: What tensors of floats among the calibration images have; (-1, 1) if None.
 
@@ -165,10 +165,10 @@ def _results_in(timestep: Timesteps) -> list[SelectionResult]:
 
 
 def timestep_plan(timestep: Timesteps) -> TimestepPlan:
-    """A plan from what a caller gave, if it is none; a selection stands for its pick.
+    """A plan from what a caller gave, unless it is a plan already; a selection stands for its pick.
 
     Raises:
-        ValueError: If it is no timestep, nor a list of different ones.
+        ValueError: If it is not a timestep, nor a list of different ones.
     """
 
     def number(step: Any) -> Any:

@@ -55,7 +55,8 @@ def select(
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``;
             ``'auto'`` picks one of these.
         selection: A preset (``'paper'``), or options, which ``options`` change.
-        dtype: Of the frozen weights, or ``'auto'``, as in :meth:`FrozenDiT.from_pretrained`.
+        dtype: Precision of the frozen weights, or ``'auto'``, as in
+            :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
         condition: None for the empty condition; a class label or a prompt otherwise.
         out: Folder for ``selection.json``, ``selection.png`` and ``selection.html``; nothing is

@@ -44,8 +44,8 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         selection: Options of :class:`~mmaselect.selection.SelectionOptions`, or ``'paper'``; the
             defaults if None.
         batch_size: Images per pass.
-        seed: Of the noise, and of the choice of images.
-        dtype: Of the frozen weights.
+        seed: Seed of the noise, and of the choice of images.
+        dtype: Precision of the frozen weights.
         device: CUDA if there is one, by default.
         fusion: An entry of ``timestep`` now; here for one more version.
         value_range: What tensors of floats have, as in :class:`~mmaselect.FeatureExtractor`.

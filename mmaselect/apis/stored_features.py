@@ -30,7 +30,7 @@ from mmaselect.row_checks import RowReader, row_checks
 
 INDEX = 'index.json'
 FRAMEWORKS = ('torch', 'numpy')
-#: Of the folders; those of another one are computed anew.
+#: Version of the folders; features of another version are computed anew.
 FORMAT = 2
 _NAME = re.compile(r'features-(\d{5,})(?:-(\d{5,}))?')
 _ABOUT = 'about'
@@ -41,7 +41,7 @@ class DamagedFeaturesError(ValueError):
 
     Args:
         path: The file.
-        why: What is wrong with it.
+        why: Reason, in words.
     """
 
     def __init__(self, path: str | Path, why: str) -> None:
@@ -62,11 +62,11 @@ class Shard:
     """What a shard says of itself.
 
     Attributes:
-        key: Of the folder that it belongs to, see :func:`settings_of`.
+        key: Key of the folder that it belongs to, see :func:`settings_of`.
         unit: Number of the unit of images.
         part: Number of the file within the unit.
         last: Whether it is the unit's last one.
-        names: Of its images.
+        names: Names of its images.
         images: Hashes of their content, in hexadecimal digits.
         checks: A checksum for each row and tensor.
         stamp: What a remote store said of the content of the unit.
@@ -114,7 +114,7 @@ class OpenShard:
 
     Args:
         path: The file.
-        names: Of the tensors that must be in it.
+        names: Names of the tensors that must be in it.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -34,8 +34,8 @@ class FeaturesOnly(FrozenModule):
             dict, as in :class:`~mmaselect.FeatureExtractor`.
         out_indices: Blocks to read, one map each; the family's default if None.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
-        dtype: Of the frozen weights; maps are float32.
-        seed: Of the noise, which depends on it and on the latent's shape alone.
+        dtype: Precision of the frozen weights; maps are float32.
+        seed: Seed of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
         selection: How it selects.
         device: Where the model is put, and where a timestep is selected.

@@ -72,7 +72,8 @@ def verify_model(
     family = family_of(PipelineSource(source))
     if blocks is None:
         blocks = sorted({0, family.default_block, family.num_blocks - 1})
-    # What goes into an attention product is no output of a module, and plain hooks do not see it.
+    # What goes into an attention product is not an output of a module, and plain hooks do not see
+    # it.
     names = [name for name in family.features if name not in POST_FEATURES]
     ours = FrozenDiT.from_pretrained(source, blocks=blocks, features=names, dtype=dtype).to(where)
     stock = _stock(source, ours.dtype).to(where)
@@ -184,7 +185,7 @@ def _plain(
 ) -> dict[tuple[int, str], Tensor]:
     """Features by plain hooks in a complete forward pass of the stock transformer.
 
-    Those that are no output of a module, as plain hooks see it, are left out.
+    Features that are not the output of a module, as plain hooks see it, are left out.
     """
     family, batch = dit.family, len(latent)
     grid = family.grid(latent)

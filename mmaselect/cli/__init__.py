@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The ``mmaselect`` command: what needs no config, for whoever installed the package alone."""
+"""The ``mmaselect`` command: all that needs no config."""
 
 from mmaselect.cli.command import main
 

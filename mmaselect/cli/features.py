@@ -91,7 +91,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '--workers',
         type=int,
         metavar='N',
-        help='processes that read and decode images; default: 4 beside a GPU, else 0',
+        help='processes that read and decode images; default: 4 next to a GPU, else 0',
     )
     group.add_argument(
         '--column', metavar='NAME', help='of parquet files and data sets: the one with the images'

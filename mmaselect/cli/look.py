@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Images of a folder that are shown, unless more are asked for.
 MAX_IMAGES = 8
-#: Fewer are no basis for a pick: criteria that tell images apart are then always right.
+#: Fewer images are too few for a pick: criteria that tell images apart are then always right.
 ENOUGH_IMAGES = 16
 EXAMPLES = """
 examples:
@@ -69,7 +69,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     group.add_argument(
         '--timesteps',
         metavar='START:STOP:STEP',
-        help='rows, 0 = clean, STOP left out; or a comma-separated list. The pick is shown beside '
+        help='rows, 0 = clean, STOP left out; or a comma-separated list. The pick is shown next to '
         'them. Default: 0:1000:125',
     )
     group.add_argument(

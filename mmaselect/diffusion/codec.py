@@ -164,7 +164,7 @@ class Flux2Codec(KLCodec):
     Packing is thus the codec's part: latents have 4 times the VAE's channels.
 
     Attributes:
-        eps (float): Of the batch norm.
+        eps (float): Epsilon of the batch norm.
         pixel_first (bool): Whether the VAE's channels of one pixel follow each other in the packed
             latent (and in its statistics), and not the pixels of one of these channels.
     """
@@ -250,7 +250,7 @@ def codec_class(vae_class: str) -> type[KLCodec]:
 
 
 def check_replacement(codec: KLCodec, own: KLCodec, place: str) -> None:
-    """See that latents of a VAE are of the kind that a model was trained on.
+    """Check that latents of a VAE are of the kind that a model was trained on.
 
     Args:
         codec: Codec of the VAE that a user put in the place of the model's own.

@@ -41,7 +41,7 @@ class PartConfig(dict[str, Any]):
 
 
 def check_entries(config: PartConfig, cls: type[nn.Module]) -> None:
-    """See that the entries of a config have the types that their class states.
+    """Check that the entries of a config have the types that their class states.
 
     Args:
         config: The config.

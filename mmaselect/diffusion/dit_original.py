@@ -129,7 +129,7 @@ class OriginalFile:
 
     Args:
         tensors: Weights by their original names.
-        settings: Of the training script, where the checkpoint has them.
+        settings: Settings of the training script, where the checkpoint has them.
         file: The file; its name may tell which model it holds.
         name: What the user wrote as ``pretrained``.
         original: ``'dit'``, ``'sit'`` or ``'repa'`` where neither name nor content says so, or a
@@ -138,7 +138,7 @@ class OriginalFile:
 
     Attributes:
         config (PartConfig): Config of the ``DiTTransformer2DModel`` that it becomes.
-        scheduler (PartConfig): Of a scheduler with its forward process.
+        scheduler (PartConfig): Scheduler of a scheduler with its forward process.
 
     Raises:
         ValueError: If it cannot be told which of them it is, or it is a variant that the class of
@@ -211,7 +211,8 @@ class OriginalFile:
             num_heads = whole_number('original: num_heads', num_heads, 1, width)
         elif width not in HEADS:
             raise ValueError(
-                f'{self.where} is {width} wide, which is no published size, and no shape tells its '
+                f'{self.where} is {width} wide, which is not a published size, and no shape '
+                f'tells its '
                 f'number of attention heads: say original=dict(model={self.model!r}, num_heads=...)'
             )
         heads = num_heads or HEADS[width]
@@ -293,7 +294,7 @@ class OriginalFile:
         Args:
             cls: Class of diffusers.
             overrides: Config entries that stand instead of its own.
-            dtype: Of the weights.
+            dtype: Precision of the weights.
             load_kwargs: Must be empty.
 
         Raises:

@@ -27,7 +27,7 @@ class FiniteWatch:
         Args:
             maps: The feature maps.
             dit: The model that gave them.
-            images: What it was given, in [-1, 1].
+            images: Images that it was given, in [-1, 1].
             timestep: Where it was read.
 
         Raises:

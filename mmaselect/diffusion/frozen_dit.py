@@ -102,11 +102,12 @@ class FrozenDiT(nn.Module):
         features: str | Sequence[str] = ('query',),
     ) -> None:
         super().__init__()
-        #: What a selection has to pick beside the timestep; None where blocks and features are
+        #: What a selection has to pick in addition to the timestep; None where blocks and features
+        #: are
         #: given, or picked already.
         self.search = PlaceSearch.of(blocks, features, family.published_block)
         self._picked: tuple[TapKey, ...] | None = None
-        #: What it was loaded from.
+        #: Name of the source that it was loaded from.
         self.name: str | None = None
         self.family = family
         self.process = process
@@ -143,7 +144,8 @@ class FrozenDiT(nn.Module):
                 the attention layer) and ``'output'`` (of the block); where a class has QK norm or
                 rotary embedding, also ``'query_post'`` and ``'key_post'``, which come after them.
                 ``'auto'`` leaves the choice of one to a selection.
-            dtype: Of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that
+            dtype: Precision of the frozen weights: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or
+                ``'auto'``, that
                 of the published weights, but fp32 on a CPU that has no units for bf16.
             condition: None for the empty condition; a class label or a prompt otherwise.
             flat: Fields of :class:`ModelSource`, as in versions before it; a warning shows the new
@@ -151,7 +153,7 @@ class FrozenDiT(nn.Module):
 
         Raises:
             FileNotFoundError: If the folder, or a part of the pipeline, is missing.
-            ValueError: If it is no pipeline, its transformer class is unknown, or an argument is
+            ValueError: If it is not a pipeline, its transformer class is unknown, or an argument is
                 out of range.
         """
         is_auto = isinstance(dtype, str) and dtype == 'auto'
@@ -291,8 +293,8 @@ class FrozenDiT(nn.Module):
     def compile_blocks(self, **options: Any) -> list[int]:
         """Compile the blocks on the way to those that are read, each by itself.
 
-        Blocks that are read stay as they are: hooks, and an exception that ends the pass early, are
-        nothing that a graph can hold. Compiling happens in the first pass, and again for a few
+        Blocks that are read stay as they are: hooks, and an exception that ends the pass early,
+        cannot be held by a graph. Compiling happens in the first pass, and again for a few
         other shapes.
 
         Args:

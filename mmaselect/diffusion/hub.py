@@ -110,7 +110,7 @@ class Repository:
 
         Args:
             subfolder: The folder; None for the files outside of all folders.
-            variant: Of the files of weights; where there are none, those without are taken.
+            variant: Variant of the files of weights; where there are none, those without are taken.
             of_diffusers: Whether its weights have the name that diffusers gives them.
 
         Returns:

@@ -39,7 +39,7 @@ from mmaselect.diffusion.weight_files import open_weights
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-#: What diffusers' ``from_pretrained`` of a model takes beside the entries of its config.
+#: What diffusers' ``from_pretrained`` of a model takes next to the entries of its config.
 LOAD_KWARGS = (
     'device_map', 'max_memory', 'quantization_config', 'low_cpu_mem_usage', 'use_safetensors',
     'disable_mmap', 'offload_folder', 'offload_state_dict', 'ignore_mismatched_sizes',
@@ -152,7 +152,7 @@ class PipelineSource:
         pretrained: The model: its name, a :class:`ModelSource`, or a dict of its fields.
 
     Raises:
-        FileNotFoundError, ValueError: If ``pretrained`` is nothing that can be read: see
+        FileNotFoundError, ValueError: If ``pretrained`` cannot be read: see
             :func:`resolve_pretrained` and :func:`open_weights`.
     """
 
@@ -175,7 +175,7 @@ class PipelineSource:
         elif source.original is not None:
             raise ValueError(
                 f'original={shorten(source.original)} says what a file of weights holds, and '
-                f'pretrained={self.name!r} is none'
+                f'pretrained={self.name!r} is not such a file'
             )
         elif self.base is None:
             self.path = resolve_pretrained(source.model)
@@ -232,7 +232,7 @@ class PipelineSource:
         return self._usual('vae') if self.base is None else self.base.part('vae')
 
     def _find_transformer(self, usual: Part) -> Part:
-        """The transformer beside a ``base``: in its folder, or all that there is."""
+        """The transformer next to a ``base``: in its folder, or all that there is."""
         alone = Part(self.argument, self.name, self.path, usual.kind, None, self.hub_kwargs)
         if self.is_local:
             for found in (usual, alone):
@@ -370,7 +370,7 @@ class PipelineSource:
             class_name: The diffusers class.
             overrides: Config entries that stand instead of those on disk.
             trim: Drops, before any weight is read, what the config cannot leave out.
-            dtype: Of the weights.
+            dtype: Precision of the weights.
             layout: The layout of single files that diffusers converts for this class.
             load_kwargs: Passed to ``from_pretrained``: ``quantization_config``, ``device_map``, ...
 
@@ -408,8 +408,8 @@ class PipelineSource:
         """What is wrong with a quantization config is an error that says so.
 
         Raises:
-            ValueError: If it is none, or does not go with what is read: a config of GGUF goes with
-                a file of GGUF, and no other does.
+            ValueError: If it is not a config, or does not fit the weights: a config of GGUF goes
+                with a file of GGUF, and no other does.
             ImportError: If the package that quantizes is not installed.
         """
         if config is None:
@@ -425,7 +425,7 @@ class PipelineSource:
         )
         if not is_dict and not hasattr(config, 'quant_method'):
             raise ValueError(
-                f'{place} is none: give a config of diffusers, such as TorchAoConfig(...), or a '
+                f'{place} is not a config: give one of diffusers, such as TorchAoConfig(...), or a '
                 f"dict: dict(load_in_8bit=True), dict(quant_method='quanto', weights_dtype='int8')"
             )
         is_gguf = self.file is not None and Path(self.path).suffix.lower() == GGUF
@@ -495,7 +495,7 @@ class PipelineSource:
         return codec
 
     def _check_vae(self, codec: KLCodec) -> None:
-        """See that latents of a replacement are those of the pipeline's own VAE."""
+        """Check that latents of a replacement are those of the pipeline's own VAE."""
         if self.base is None and self.file is not None:
             return  # of a file of the DiT kind, all that is known is the number of channels
         config = self._own_vae().config()

@@ -174,13 +174,13 @@ def resolve_pretrained(pretrained: str | Path, argument: str = 'pretrained') -> 
 
 
 def _hint(folder: Path) -> str:
-    """What a folder that is no pipeline's may be instead."""
+    """What a folder that is not a pipeline's may be instead."""
     if (folder / 'config.json').is_file():
         return (
             '. If it holds a transformer alone, name by base=... the pipeline that its scheduler '
             'and VAE come from'
         )
     if any(folder.glob('adapter_*')) or any(folder.glob('*lora*')):
-        return '. If it holds a LoRA, give it as lora=..., beside the pipeline it was trained on'
+        return '. If it holds a LoRA, give it as lora=..., next to the pipeline it was trained on'
     files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in WEIGHT_SUFFIXES)
     return f'. If {files[0]} is what you mean, give the path of that file' if files else ''

@@ -194,7 +194,7 @@ def _read_layers(file: LoraFile, whole: ModelMixin, pipeline_class: str | None) 
     title = type(whole).__name__
     if unknown or not layers:
         raise ValueError(
-            f'{file.where} is no LoRA of this model, or of a kind that is not read: it has '
+            f'{file.where} is not a LoRA of this model, or of a kind that is not read: it has '
             f'{len(unknown)} tensors for which a {title} of its config has no layer, or that are '
             f'no known part of one (first: {", ".join(unknown[:3]) or "it is empty"})'
         )

@@ -45,7 +45,7 @@ class LoraFile:
     Attributes:
         where: What messages call it.
         tensors: By their names in the file.
-        config: Of peft; empty without one.
+        config: Config of peft; empty without one.
         config_name: Where the config was found.
     """
 

@@ -50,12 +50,12 @@ class ModelSource:
         load_kwargs: More arguments for diffusers' ``from_pretrained`` of the transformer, for
             example ``quantization_config`` or ``device_map``.
         revision: Branch, tag or commit of ``model`` on the hub.
-        variant: Of the files of weights, such as ``'fp16'``.
+        variant: Variant of the files of weights, such as ``'fp16'``.
         cache_dir: Where the hub's files are kept.
         token: For gated models on the hub.
         local_files_only: Whether to look for the hub's files on this machine alone.
         force_download: Whether to load the hub's files again.
-        proxies: Of the connection to the hub.
+        proxies: Proxies of the connection to the hub.
 
     Raises:
         ValueError: If a field is of another type.
@@ -97,7 +97,7 @@ class ModelSource:
             pretrained: The name of a model, a dict of the fields of this class, or a description.
 
         Raises:
-            ValueError: If a dict lacks ``model``, or has keys that are no fields.
+            ValueError: If a dict lacks ``model``, or has keys that are not fields.
         """
         if isinstance(pretrained, ModelSource):
             return pretrained
@@ -119,7 +119,7 @@ class ModelSource:
         face: Callable[..., Any] | None = None,
         elsewhere: Mapping[str, str] | None = None,
     ) -> ModelSource:
-        """A description from ``pretrained``, and from arguments that stood beside it in the past.
+        """A description from ``pretrained``, and from arguments that stood next to it in the past.
 
         Args:
             pretrained: See :meth:`parse`.
@@ -143,7 +143,7 @@ class ModelSource:
             given['lora'] = dict(path=given['lora'], scale=scale)
         twice = [name for name in given if getattr(source, name) is not None]
         if twice:
-            raise ValueError(f'{twice[0]} is given twice, in pretrained and beside it')
+            raise ValueError(f'{twice[0]} is given twice, in pretrained and next to it')
         if not given:
             return source
         source = replace(source, **given)

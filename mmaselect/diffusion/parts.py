@@ -89,7 +89,7 @@ class Part:
         kind: ``'transformer'``, ``'vae'`` or ``'scheduler'``.
         subfolder: Where it lies; None if the part is all that there is.
         hub_kwargs: What diffusers' ``from_pretrained`` takes to find files.
-        advice: What to do if it cannot be read, beside the usual.
+        advice: What to do if it cannot be read, next to the usual.
         lacks_variant: Whether it had no weights of the wanted variant.
     """
 
@@ -192,7 +192,7 @@ class Part:
 
         Args:
             cls: Class of the part.
-            kwargs: Of diffusers' ``from_pretrained``, beside those that find files.
+            kwargs: Kwargs of diffusers' ``from_pretrained``, next to those that find files.
         """
         self.fetch()
         kwargs = {**self.hub_kwargs, **kwargs}
@@ -251,7 +251,7 @@ class Part:
         return found if found.are_scaled else None
 
     def check_whole(self, model: nn.Module, info: Mapping[str, Any]) -> None:
-        """See that every weight was read, and every entry of the files used.
+        """Check that every weight was read, and every entry of the files used.
 
         Args:
             model: The part, of which superfluous blocks may be missing.

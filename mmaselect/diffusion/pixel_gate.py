@@ -22,7 +22,7 @@ class PixelGate(nn.Module):
 
     Args:
         mean: What was subtracted from red, green and blue, or blue, green and red.
-        std: What it was divided by.
+        std: Standard deviation that it was divided by.
         unit: Largest value of a channel before: 255 or 1.
         order: Order of the channels, ``'rgb'`` or ``'bgr'``.
         advice: What to do about pixels in another range; ends the message.
@@ -83,7 +83,7 @@ class PixelGate(nn.Module):
         return images.flip(1) if self.order == 'bgr' else images
 
     def _check(self, images: Tensor) -> None:
-        # NaN is no range: the watch for finite features says whose fault it is.
+        # NaN is not a range: the watch for finite features says whose fault it is.
         found = self._largest.update(images.detach().abs().amax())
         if found is not None and found > 1 + OVERSHOOT:
             span = f'span {images.amin():.2f} to {images.amax():.2f} instead of -1 to 1'

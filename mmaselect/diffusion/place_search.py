@@ -33,7 +33,7 @@ class BlockSearch:
         """A search as a user writes it.
 
         Raises:
-            ValueError: If the text is no search.
+            ValueError: If the text is not a search.
 
         Example:
             >>> BlockSearch.parse('auto:4:<=30')
@@ -52,7 +52,7 @@ class BlockSearch:
 
         Args:
             num_blocks: Blocks of the whole model.
-            title: Of the model's family, for messages.
+            title: Title of the model's family, for messages.
 
         Raises:
             ValueError: If the model has fewer blocks than are wanted.

@@ -256,8 +256,8 @@ _COGVIDEOX = ('CogVideoXDDIMScheduler', 'CogVideoXDPMScheduler')
 def build_process(config: Mapping[str, Any]) -> ForwardProcess:
     """Forward process of a scheduler config (the content of ``scheduler_config.json``).
 
-    Only what the model was trained with is read. How a sampler spends its steps is no part of it:
-    ``use_karras_sigmas``, ``use_exponential_sigmas``, ``use_beta_sigmas``, ``use_lu_lambdas``,
+    Only what the model was trained with is read. How a sampler spends its steps is not a part of
+    it: ``use_karras_sigmas``, ``use_exponential_sigmas``, ``use_beta_sigmas``, ``use_lu_lambdas``,
     ``invert_sigmas``, ``shift_terminal``, ``timestep_spacing`` and ``steps_offset`` make no
     difference here.
 

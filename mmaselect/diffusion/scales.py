@@ -143,6 +143,6 @@ def _aligned(scale: Tensor, weight: Tensor) -> Tensor | None:
     """A scale in a shape that multiplies its weight; None if it is of another kind."""
     if scale.numel() == 1:
         return scale.reshape(())
-    # Of each row: (out,), or (out, 1) and so on.
+    # One scale for each row: (out,), or (out, 1) and so on.
     rows = (len(weight), *(1,) * (weight.ndim - 1))
     return scale.reshape(rows) if tuple(scale.shape) in {rows[:1], rows} else None

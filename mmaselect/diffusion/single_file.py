@@ -126,7 +126,7 @@ class SingleFile:
             cls: Class of diffusers, without its superfluous blocks.
             overrides: Config entries that stand instead of those of the config; numbers of blocks
                 in the order of the family's stacks.
-            dtype: Of the weights.
+            dtype: Precision of the weights.
             load_kwargs: Of ``from_pretrained``, or ``from_single_file``.
             layout: The original layout that the class converts.
 
@@ -255,7 +255,7 @@ class SingleFile:
             if isinstance(error, KeyError) and last and last[0].partition('.')[0] in modules:
                 refuse_missing(self.where, last)
             if isinstance(error, TypeError) and len(weights.missed) < len(kept) / 2:
-                # Some converters go on with None for what is missing.
+                # Some converters return None for what is missing.
                 refuse_missing(self.where, sorted(weights.missed))
             raise ValueError(
                 f'{self.where}: diffusers cannot convert its weights to {cls.__name__} '
@@ -273,7 +273,7 @@ class SingleFile:
         """Raise a ValueError if the converter left weights, or made some that no module takes.
 
         Args:
-            left: What it was given, without values.
+            left: Entries that it was given, without values.
             unread: What belongs to the block that it wanted to see, and that nothing reads.
             model: What was built.
             whole: All of it.
@@ -320,7 +320,7 @@ def _beyond(layout: OriginalLayout | None, overrides: Mapping[str, Any], name: s
     Args:
         layout: Its lists of blocks.
         overrides: Its numbers of blocks, in the order of the family's stacks.
-        name: Of the weight, in the original layout.
+        name: Name of the weight, in the original layout.
     """
     counts = [value for value in overrides.values() if type(value) is int]
     stacks = dict(zip(layout.stacks if layout else (), counts, strict=False))

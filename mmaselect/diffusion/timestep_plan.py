@@ -114,7 +114,7 @@ class TimestepPlan:
         return torch.tensor([FUSIONS.index(self.fusion), self.place, *others])
 
     def check(self, stored: Any) -> None:
-        """See that heads of a checkpoint were trained on what this plan gives.
+        """Check that heads of a checkpoint were trained on what this plan gives.
 
         Args:
             stored: Its tensor; None if it read one timestep.
@@ -139,6 +139,6 @@ def _in_words(stored: list[int] | None) -> str:
     fusion, place, *others = stored
     known = FUSIONS[fusion] if 0 <= fusion < len(FUSIONS) else f'unknown ({fusion})'
     return (
-        f'{len(others) + 1} timesteps (fusion {known}, {others} beside the picked one, which has '
+        f'{len(others) + 1} timesteps (fusion {known}, {others} next to the picked one, which has '
         f'place {place})'
     )

@@ -115,7 +115,7 @@ def read_tensors(
 
 
 def _unpickle(file: Path) -> Any:
-    # A namespace of plain values, which training scripts keep beside the weights, runs nothing.
+    # A namespace of plain values, which training scripts keep next to the weights, runs nothing.
     return load_tensors(file, mmap=zipfile.is_zipfile(file), allowed=[argparse.Namespace])
 
 

@@ -45,7 +45,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def cifar10(folder: Path) -> None:
-    """Batches of CIFAR-10 stay, for MMPretrain; beside them, PNG files by class are written."""
+    """Batches of CIFAR-10 stay, for MMPretrain; next to them, PNG files by class are written."""
     batches = folder / 'cifar-10-batches-py'
     names = [name.decode() for name in _batch(batches / 'batches.meta')[b'label_names']]
     parts = {'train': [f'data_batch_{number}' for number in range(1, 6)], 'test': ['test_batch']}
@@ -67,7 +67,7 @@ def _batch(path: Path) -> dict[bytes, Any]:
         try:
             return _ArraysOnly(file, encoding='bytes').load()
         except pickle.UnpicklingError as error:
-            raise ValueError(f'{path.name} is no batch of CIFAR-10: {error}') from error
+            raise ValueError(f'{path.name} is not a batch of CIFAR-10: {error}') from error
 
 
 def imagenet(folder: Path) -> None:

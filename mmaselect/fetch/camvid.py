@@ -74,7 +74,8 @@ def split_of(name: str) -> str:
     digits = number.removeprefix('f')
     if sequence not in ('0001TP', '0006R0', '0016E5', 'Seq05VD') or not digits.isdigit():
         raise ValueError(
-            f'{name!r} is no CamVid frame: names begin with 0001TP_, 0006R0_, 0016E5_ or Seq05VD_ '
+            f'{name!r} is not a CamVid frame: names begin with 0001TP_, 0006R0_, 0016E5_ or '
+            f'Seq05VD_ '
             'and end in a number.'
         )
     frame = int(digits)
@@ -106,7 +107,7 @@ def convert_labels(colors: np.ndarray, table: np.ndarray, name: str) -> np.ndarr
         (H, W) uint8: 0..10, or 255 for void and for the release's few stray colors.
 
     Raises:
-        ValueError: If more than 1 % of the pixels have a color that is no class's: another file.
+        ValueError: If more than 1 % of the pixels have a color that is not a class's: another file.
     """
     red, green, blue = (colors[..., channel].astype(np.uint32) for channel in range(3))
     labels = table[(red << 16) | (green << 8) | blue]

@@ -45,7 +45,7 @@ class DataSet:
         folder: Where the config looks for it, below ``data/``.
         page: Its home page.
         license: What its publisher states; "none stated" or "unknown" otherwise.
-        archives: What it is made of.
+        archives: Archives that it is made of.
         count: Counts what is in its folder.
         expected: What must be counted.
         top: Folder, of what the archives hold, that becomes the data set's; all of it if empty.

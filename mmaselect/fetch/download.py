@@ -37,7 +37,7 @@ TIMEOUT = 60.0
 
 
 def download(archive: Archive, folder: Path, progress: bool = True) -> Path:
-    """Download a file, or go on with what an earlier call left of it.
+    """Download a file, or resume an earlier download.
 
     Args:
         archive: What to get. It has an address.

@@ -73,7 +73,7 @@ class CalibrationSet:
         image_size: Side of the square that each image is scaled and cropped to, or
             (height, width), in pixels.
         num_images: How many to use; all of them if the source has fewer.
-        seed: Of the choice.
+        seed: Seed of the choice.
         kept_bytes: Memory for images that are kept; those that do not fit are decoded twice.
         views: How random views of each image are made; None for no views.
 
@@ -125,7 +125,7 @@ class CalibrationSet:
     def order(self) -> list[int]:
         """All positions in a random order, which the seed fixes.
 
-        Images of a source are often sorted by class: who wants some of them takes the first of
+        Images of a source are often sorted by class: to use some of them, take the first of
         these.
         """
         rng = np.random.default_rng((self.seed, _ORDER))

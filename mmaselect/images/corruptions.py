@@ -107,7 +107,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarra
         name: ``'noise'``, ``'low_light'``, ``'blur'``, ``'jpeg'``, ``'low_resolution'``,
             ``'impulse'``, ``'contrast'`` or ``'motion_blur'``.
         severity: 1 (weak) to 3 (strong).
-        seed: Of what is random.
+        seed: Seed of what is random.
 
     Returns:
         (H, W, 3) uint8, RGB.

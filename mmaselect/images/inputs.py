@@ -99,7 +99,7 @@ def check_value_range(value_range: Any) -> tuple[float, float] | None:
     """The range of tensors of floats, or None.
 
     Raises:
-        ValueError: If it is no pair of numbers in ascending order.
+        ValueError: If it is not a pair of numbers in ascending order.
     """
     if value_range is None:
         return None

@@ -51,7 +51,7 @@ class LabeledImages(CalibrationSet):
         image_size: Side of the square that each image is scaled and cropped to, or
             (height, width), in pixels.
         num_images: How many to use; all of them if None, or if the source has fewer.
-        seed: Of the choice.
+        seed: Seed of the choice.
     """
 
     source: LabeledSource

@@ -31,7 +31,7 @@ def find_image_files(folder: Path) -> list[Path]:
     """All image files below a folder, in the order of their paths.
 
     Links are followed. Hidden files and folders are left out (``._x.jpg``, ``.ipynb_checkpoints``),
-    as are files of other suffixes, links into nothing and what is no regular file; a line of the
+    as are files of other suffixes, links into nothing and what is not a regular file; a line of the
     log says how many.
 
     Args:

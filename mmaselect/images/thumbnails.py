@@ -23,7 +23,7 @@ class Thumbnail:
     """A small picture.
 
     Attributes:
-        name: Of the file, or of the image in memory.
+        name: Name of the file, or of the image in memory.
         pixels: (side, side, 3) uint8, RGB.
     """
 

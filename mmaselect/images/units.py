@@ -160,7 +160,8 @@ class _Tars(ImageUnits):
                         yield ImageRef(name, path, (member.offset_data, member.size))
         except tarfile.TarError as error:
             raise ValueError(
-                f'{shown!r} is no tar shard ({error}): give uncompressed tar files, as webdataset '
+                f'{shown!r} is not a tar shard ({error}): give uncompressed tar files, as '
+                f'webdataset '
                 f'writes them'
             ) from error
 
@@ -203,7 +204,7 @@ class _Parquets(ImageUnits):
                 with self._read(file) as opened:
                     yield opened
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f'{file!r} is no parquet file, or is damaged ({error})') from error
+            raise ValueError(f'{file!r} is not a parquet file, or is damaged ({error})') from error
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -260,7 +261,7 @@ def image_column(schema: Any, column: str | None, where: str) -> str:
     """The column that holds encoded images.
 
     Args:
-        schema: Of pyarrow.
+        schema: Schema of pyarrow.
         column: Its name; the only one that can be it if None.
         where: What a message calls the table.
 
@@ -307,7 +308,7 @@ def image_units(images: Any, size: int, column: str | None = None) -> ImageUnits
             a scheme that fsspec knows (``s3://``, ``gs://``, ``https://``, ``file://``); or a list
             of files of one kind.
         size: Images to a unit, where nothing else sets it.
-        column: Of a table: the one that holds encoded images.
+        column: Column of a table: the one that holds encoded images.
 
     Raises:
         FileNotFoundError: If nothing is there.

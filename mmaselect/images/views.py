@@ -30,10 +30,10 @@ class ViewOptions:
         scale: Smallest and largest side of the crop, as a share of the image's.
         flip: Mirror half of the views. False where left and right differ, as in digits or text.
         noise: ``'own'``: each view has its own noise draw, so that what noise alone put into two
-            features is no sign of a common image; ``'shared'``: both views have one draw.
+            features is not a sign of a common image; ``'shared'``: both views have one draw.
         pixels: ``'disjoint'``: the two views are made from different pixels of the image (see
             :func:`split_pixels`), so that noise which is in the image itself (low light,
-            microscopy, ultrasound) is no sign of a common image either; ``'all'``: both are made
+            microscopy, ultrasound) is not a sign of a common image either; ``'all'``: both are made
             from all of them.
 
     Raises:
@@ -134,11 +134,11 @@ def split_pixels(image: np.ndarray, seed: Sequence[int] = (0,)) -> tuple[np.ndar
     The fill is the mean of the neighbors, as long as they are alike. Impulse noise (salt and
     pepper, dead pixels) would be weakened and smeared by it: the views would look unlike the images
     that a model reads later. So one neighbor is drawn for each value. If it is an impulse, it is
-    copied; otherwise the fill is the mean of those neighbors that are none.
+    copied; otherwise the fill is the mean of the other neighbors.
 
     Args:
         image: (H, W, 3) uint8.
-        seed: Of the neighbors that are drawn.
+        seed: Seed of the neighbors that are drawn.
 
     Returns:
         tuple: Two images (H, W, 3) uint8.
@@ -203,7 +203,7 @@ def make_views(
         image: (H, W, 3) uint8, as it was decoded.
         size: Side of the square that a view is resized to, or (height, width), in pixels.
         options: How views are made.
-        seed: Of the views; equal seeds give equal views.
+        seed: Seed of the views; equal seeds give equal views.
 
     Returns:
         ImageViews: The views and where they lie.

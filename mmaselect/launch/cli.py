@@ -154,7 +154,7 @@ def seed_by_place(loader: ConfigDict) -> None:
 
 
 def command_to_go_on(launcher: str) -> str:
-    """What to type to go on with the run that this process was started for."""
+    """The command that resumes the run of this process."""
     if launcher != 'none':
         return 'start it again in the same way, with --resume'
     words = [sys.executable, *sys.argv]

@@ -20,7 +20,7 @@ FROZEN = 'frozen'
 def frozen_parts_shown(model: nn.Module) -> Iterator[None]:
     """Make frozen parts submodules, where counters and printers of models find them.
 
-    They are none otherwise, for checkpoints, EMA and optimizers are to leave them alone.
+    Otherwise they are not submodules: checkpoints, EMA and optimizers must leave them alone.
 
     Args:
         model: Any model; those of its modules that are an ASelecTDiT are changed meanwhile.

@@ -60,7 +60,8 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
         config = Config.fromfile(path)
     except yaml.YAMLError as error:
         raise ValueError(
-            f'{path} is no YAML of plain values ({error}). A config that needs Python is a .py file'
+            f'{path} is not a YAML of plain values ({error}). A config that needs Python is a '
+            f'.py file'
         ) from error
     _drop_scope(config._cfg_dict)
     merge_options(config, options or {})
@@ -156,7 +157,7 @@ def type_name(config: Any) -> str:
 
 
 def check_optimizer(config: Config) -> None:
-    """See that the optimizer fits a backbone that is frozen.
+    """Check that the optimizer fits a backbone that is frozen.
 
     Raises:
         ValueError: If it decays the learning rate over the backbone's layers, as configs of MAE,
@@ -192,7 +193,7 @@ PYRAMIDS_OF_PYRAMIDS = (
 
 
 def check_pyramid(config: Config) -> None:
-    """See that a detector's levels have the strides that its anchors and its RoIs assume.
+    """Check that a detector's levels have the strides that its anchors and its RoIs assume.
 
     Raises:
         ValueError: If the neck is an FPN right after an ASelecTDiT, whose maps have one stride: all

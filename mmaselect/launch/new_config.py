@@ -80,7 +80,7 @@ class Recipe:
     """What may be chosen.
 
     Attributes:
-        iterations: Of training; the task's default if None.
+        iterations: Iterations of training; the task's default if None.
         batch_size: Images a step.
         lr: Learning rate; the task's default if None.
     """
@@ -133,8 +133,8 @@ def config_text(data: FolderFacts, model: ModelFacts, recipe: Recipe, command: s
     """The config.
 
     Args:
-        data: Of the folder.
-        model: Of the model.
+        data: Data of the folder.
+        model: Model of the model.
         recipe: What was chosen.
         command: The command that makes the config, for its first line.
     """
@@ -149,7 +149,7 @@ def training_size(side: int, native_size: int) -> int:
 
     Args:
         side: Short side of the smaller images.
-        native_size: Of the model.
+        native_size: Native size of the model.
 
     Returns:
         The model's own size where the images have about that; else what the images have, up to 512,
@@ -168,7 +168,7 @@ def write_splits(data: FolderFacts, folder: Path) -> None:
     """Write the names of training and held-out images of a segmentation set without a split.
 
     Args:
-        data: Of the folder.
+        data: Data of the folder.
         folder: Where ``train.txt`` and ``val.txt`` go.
     """
     if data.task != 'segmentation' or data.val is not None:

@@ -53,7 +53,7 @@ def predict(
 
     Args:
         images: Files.
-        config: Of the model.
+        config: Config of the model.
         checkpoint: Its trained weights.
         out: Folder for ``masks/`` or ``predictions.csv``, and for ``overview.png``.
         device: Where to compute.

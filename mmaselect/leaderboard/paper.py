@@ -28,7 +28,8 @@ class PaperModel:
         name: As config names have it.
         pretrained: Its hub id.
         title: What its publisher calls it.
-        gflops: Of an image of 512 pixels: VAE, and transformer to block 9 (``docs/cost.md``).
+        gflops: Gflops of an image of 512 pixels: VAE, and transformer to block 9
+            (``docs/cost.md``).
         gigabytes: Files to download without T5 (``docs/families.md``).
     """
 
@@ -54,7 +55,7 @@ class PaperData:
         base: File in ``configs/_base_/datasets``.
         schedule: File in ``configs/_base_/schedules``.
         images: Images that training, validation and the final test read in all.
-        head_gflops: Of the head, forward, an image (``docs/cost.md``).
+        head_gflops: Head gflops of the head, forward, an image (``docs/cost.md``).
         train_images: How many of ``images`` are trained on.
         paper: The paper's value in percent; None if no public page states it.
         extra: Further lines of the config.
@@ -239,11 +240,11 @@ ROWS = tuple(Row(model, data, form) for data, model, form in product(DATA, MODEL
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the paper, or a number that is no accuracy, and the command that makes it.
+    """A figure of the paper, or a number that is not an accuracy, and the command that makes it.
 
     Attributes:
         name: What ``tools/reproduce.py`` calls it.
-        what: What it shows.
+        what: Subject of the row.
         tool: Script in ``tools/analysis_tools``.
         flags: Its flags, without the config and the folder.
         paper: What public pages say of it.

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The paper's numbers beside ours: rows to run, and the table that runs fill."""
+"""The paper's numbers next to ours: rows to run, and the table that runs fill."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def check_run(run: Run) -> Run:
 
 
 def setting_of(config: Config) -> str:
-    """Hash of what a config says beside the seed and the place: equal for repeated runs."""
+    """Hash of what a config says next to the seed and the place: equal for repeated runs."""
     entries = {key: value for key, value in config.to_dict().items() if key not in RUN_KEYS}
     text = json.dumps(entries, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -132,7 +132,7 @@ def selection_facts(work_dir: Path) -> dict[str, Any]:
     """Criterion, pick, cost and page of the selection, where there is a selection.json.
 
     Raises:
-        ValueError: If the file is no selection.
+        ValueError: If the file is not a selection.
     """
     path = work_dir / 'selection.json'
     if not path.is_file():

@@ -43,7 +43,7 @@ def difference(
 
     Args:
         ours: Value of each run by its seed; None is the seed of at most one.
-        others: Of the other setting.
+        others: Others of the other setting.
 
     Returns:
         None if one of them has fewer than two runs: nothing is known of the spread then.

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""From evaluated runs to one table: what belongs together, and the paper's numbers beside it."""
+"""From evaluated runs to one table: what belongs together, and the paper's numbers next to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def group_runs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each setting: mean and deviation over its runs.
 
     Args:
-        results: Of single runs, as ``tools/leaderboard.py`` collects them; ``setting, dataset,
+        results: Results of single runs, as ``tools/leaderboard.py`` collects them; ``setting,
+            dataset,
             model, head, block, feature, timestep, metric, value, trained, total`` are in all.
 
     Returns:

@@ -34,7 +34,7 @@ def token_scores(maps: Tensor) -> Tensor:
     # A direction has no sign of its own: its largest weight is made positive.
     largest = right.abs().argmax(0, keepdim=True)
     scores = left * right.gather(0, largest).sign() * len(tokens) ** 0.5
-    # What is below rounding is no direction.
+    # What is below rounding is not a direction.
     scores = scores * (scale > scale[:1] * 1e-5)
     scores = torch.nn.functional.pad(scores, (0, 3 - scores.shape[1]))
     return scores.reshape(count, height, width, 3)
@@ -48,7 +48,7 @@ def turned_to(scores: Tensor, like: Tensor) -> Tensor:
 
     Args:
         scores: (..., 3).
-        like: Of the same shape.
+        like: Like of the same shape.
     """
     left, _, right = torch.linalg.svd(scores.reshape(-1, 3).T @ like.reshape(-1, 3))
     return scores @ (left @ right)

@@ -97,8 +97,8 @@ def look_at(
             gives fewer than 16.
         selection: Its pick is shown too, and marked.
         batch_size: Images per pass.
-        seed: Of the noise.
-        dtype: Of the frozen weights.
+        seed: Seed of the noise.
+        dtype: Precision of the frozen weights.
         device: CUDA if there is one, by default.
         progress: Draw a progress bar.
         name: How titles call the model; what ``model`` says if None.

@@ -32,7 +32,9 @@ _METHODS = {
 def _known_method(owner: type, name: str) -> Any:
     """What stands for ``getattr`` in a checkpoint."""
     if not isinstance(owner, type) or (owner, name) not in _METHODS:
-        raise UnpicklingError(f'{name!r} of {owner!r} is nothing that MMEngine puts there')
+        raise UnpicklingError(
+            f'{name!r} of {owner!r} is not among the functions that MMEngine stores'
+        )
     return getattr(owner, name)
 
 
@@ -94,7 +96,7 @@ def read_only_weights(trust: bool = False) -> None:
 
 
 def check_checkpoint_file(path: str | os.PathLike) -> None:
-    """See that a file can be read as a checkpoint, without reading its tensors.
+    """Check that a file can be read as a checkpoint, without reading its tensors.
 
     Args:
         path: A file of this machine.
@@ -116,7 +118,8 @@ def check_checkpoint_file(path: str | os.PathLike) -> None:
         # torch.save of before 1.6 wrote plain pickles; torch.load says what it thinks of those.
         if start[:1] != pickle.PROTO:
             raise ValueError(
-                f'{path} is no checkpoint of PyTorch: it begins with {start!r}. Give the .pth file '
+                f'{path} is not a checkpoint of PyTorch: it begins with {start!r}. Give the '
+                f'.pth file '
                 f'that training wrote'
             )
         return
@@ -127,7 +130,7 @@ def check_checkpoint_file(path: str | os.PathLike) -> None:
         raise ValueError(
             f'{path} holds Python objects that are neither tensors nor what MMEngine puts into a '
             f'checkpoint: {", ".join(sorted(refused))}. Reading them could run code. If you trust '
-            f'whoever made the file, add --trust-checkpoint'
+            f'its source, add --trust-checkpoint'
         )
 
 

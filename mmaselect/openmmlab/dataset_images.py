@@ -28,7 +28,7 @@ class Loading:
 
     Args:
         pipeline: The dataset's pipeline, of configs or of transforms.
-        backend_args: Of the dataset, for files that no transform loads.
+        backend_args: Backend args of the dataset, for files that no transform loads.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Loading:
 
         Raises:
             UnreadableImageError: If it cannot be loaded.
-            ValueError: If the entry has no image, or one that is no RGB image.
+            ValueError: If the entry has no image, or one that is not a RGB image.
         """
         if self._built is None:
             # Built where they are needed: a config may name transforms of a toolbox in scope.

@@ -49,8 +49,8 @@ class BatchSource:
     """Draws a process's share of each step's batch, as a function of the seed and the step.
 
     Args:
-        parts: Of the run.
-        options: Of the run.
+        parts: Parts of the run.
+        options: Options of the run.
         accelerator: Says which share, and on which device.
     """
 

@@ -49,7 +49,7 @@ def save_pipeline(
         objective: Its scheduler is saved.
         classes: Class names, for ``id2label``.
         vae: Saved too, where the model works on latents.
-        dtype: Of the transformer's weights.
+        dtype: Precision of the transformer's weights.
     """
     verbosity = logging.get_verbosity()
     # It would warn that no VAE "cannot be saved", and of float32 modules of which there are none.

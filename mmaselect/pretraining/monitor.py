@@ -24,8 +24,8 @@ class Monitor:
 
     Args:
         model: The network, in eval mode; the caller puts the weights in that are to be looked at.
-        parts: Of the run.
-        options: Of the run.
+        parts: Parts of the run.
+        options: Options of the run.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ def orthogonalize(
 
     Args:
         matrices: (N, A, B), float32.
-        coefficients: Of the quintic polynomial a x + b x^3 + c x^5 that is iterated.
+        coefficients: Coefficients of the quintic polynomial a x + b x^3 + c x^5 that is iterated.
         steps: Number of iterations.
         eps: Smallest norm that a matrix is divided by.
 

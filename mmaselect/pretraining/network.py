@@ -93,7 +93,7 @@ def build_optimizers(
         lr: Learning rate of AdamW.
         muon_lr: Learning rate of Muon (``torch.optim.Muon``; on a CPU the same in float32), with
             updates scaled to the size that AdamW's have.
-        weight_decay: Of both.
+        weight_decay: Weight decay of both.
 
     Raises:
         RuntimeError: If this torch has no Muon.

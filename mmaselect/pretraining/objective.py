@@ -20,7 +20,7 @@ class Objective:
     """Noise a clean sample and say what to predict.
 
     Args:
-        target: What is predicted.
+        target: Prediction target.
 
             - 'epsilon': the noise of a DDPM (arXiv 2006.11239).
             - 'v_prediction': ``alpha * noise - sigma * clean`` of a DDPM (arXiv 2202.00512).

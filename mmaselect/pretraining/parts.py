@@ -66,7 +66,7 @@ class TrainParts:
 
     Attributes:
         model: The transformer, with the weights to start from.
-        optimizers: Of all its parameters.
+        optimizers: Optimizers of all its parameters.
         schedule: Factor of the learning rates, by step.
         objective: What to predict.
         token_drop: Hooked to ``model``.
@@ -74,7 +74,7 @@ class TrainParts:
         labels: (N,), their classes.
         classes: Class names; empty for a set without.
         folder: Where everything is written.
-        vae: Of the latents, if any.
+        vae: Vae of the latents, if any.
         probe_images: For the linear probe.
     """
 

@@ -103,7 +103,7 @@ def as_frozen(
 
     Args:
         model: The network; it is put in eval mode, and its weights stop requiring gradients.
-        objective: What it is trained on.
+        objective: Objective of the training.
         blocks: Which blocks to read.
     """
     family = DiTFamily(model.config)
@@ -122,7 +122,7 @@ def pooled_queries(
     """Mean over the tokens of the queries, one fixed draw of noise.
 
     Args:
-        dit: Of which queries are read.
+        dit: Dit of which queries are read.
         images: The samples.
         timestep: 0 (clean) to 999 (noise).
         batch_size: Samples in one pass.

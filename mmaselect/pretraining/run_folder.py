@@ -36,7 +36,7 @@ class RunFolder:
         self.settings_file = self.path / 'settings.json'
 
     def prepare(self, settings: dict[str, Any], resume: bool) -> None:
-        """Make the folder, or see that the run in it can go on with these settings.
+        """Make the folder, or check that its run can resume with these settings.
 
         Args:
             settings: What must not change within a run.
@@ -49,7 +49,7 @@ class RunFolder:
         state = self.newest()
         if state is not None and not resume:
             raise FileExistsError(
-                f'{self.path} holds a run at {state.name}: add --resume to go on with it, or give '
+                f'{self.path} holds a run at {state.name}: add --resume to resume it, or give '
                 'another --out'
             )
         if state is None:
@@ -69,7 +69,7 @@ class RunFolder:
             ]
             if changed:
                 raise ValueError(
-                    f'the run in {self.path} cannot go on with other settings ('
+                    f'the run in {self.path} cannot resume with other settings ('
                     f'{"; ".join(changed)}): give those it had, or another --out'
                 )
         self.states.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ class RunFolder:
 
     @staticmethod
     def read_progress(state: Path) -> dict[str, Any]:
-        """What was stored beside a state."""
+        """What was stored next to a state."""
         return json.loads((state / 'progress.json').read_text())
 
     def log(self, record: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Trainer:
 
     Args:
         accelerator: Says where and in which precision.
-        parts: What is trained, on what, and where it is written.
+        parts: Network, data and folder of the run.
         options: How to train.
 
     Attributes:

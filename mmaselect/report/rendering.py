@@ -33,7 +33,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: File below ``templates``.
-        values: What it names.
+        values: Values of its variables.
     """
     return _environment().get_template(template).render(version=__version__, **values)
 

@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, str]] = {
     'flat': (
         'the curve is flat',
         'Use more calibration images (num_images), or another block: what differs by less than '
-        'its error is no choice.',
+        'its error is not a choice.',
     ),
     'undecided': (
         'the pick is undecided: ... cannot be told from it',

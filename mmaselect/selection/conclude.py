@@ -62,7 +62,7 @@ def conclude(
         taps: The (block, feature) that were scored, or the places of which one is picked.
         dtype: Precision of the model, for messages.
         num_images: All that a timestep could have been scored on.
-        at_ends: Of a race: see :func:`~mmaselect.selection.race.on_one_scale`.
+        at_ends: At ends of a race: see :func:`~mmaselect.selection.race.on_one_scale`.
         grid: The timesteps without those of a finer grid; all if None.
         model: What the model was loaded from, which may be in the list of published models.
         enough: Images below which differences say nothing.
@@ -179,7 +179,7 @@ def pick_interval(
         resamples: How often.
 
     Returns:
-        The lowest and the highest timestep; None for a criterion that is no ratio of sums over
+        The lowest and the highest timestep; None for a criterion that is not a ratio of sums over
         images, with fewer than two images, and where all scores are equal.
     """
     usable = [step for step in steps if step.is_finite]

@@ -5,21 +5,21 @@ from typing import Any
 
 #: The paper's criterion as far as it is public (arXiv 2603.25758).
 PAPER_CRITERION: dict[str, Any] = dict(type='PaperHFR')
-#: What help texts say beside it.
+#: What help texts say next to it.
 PAPER_NOTE = (
     'on our small models it loses 6.9 points on held-out cases, where always t = 0 loses 2.4; no '
     'published model was measured'
 )
 #: The criterion that picks.
 DEFAULT_CRITERION: dict[str, Any] = dict(type='InstanceSensitivity')
-#: Scored on the same images and drawn beside it.
+#: Scored on the same images and drawn next to it.
 DEFAULT_OTHERS: tuple[dict[str, Any], ...] = (PAPER_CRITERION,)
 #: Calibration images.
 DEFAULT_NUM_IMAGES = 128
 #: How timesteps share the images, and which of these is the default.
 METHODS = ('race', 'full')
 DEFAULT_METHOD = 'race'
-#: Of each comparison in a race.
+#: Confidence of each comparison in a race.
 DEFAULT_CONFIDENCE = 0.999
 #: What ``selection='NAME'`` stands for.
 PRESETS: dict[str, dict[str, Any]] = {

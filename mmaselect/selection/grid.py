@@ -92,7 +92,7 @@ def finer_grid(grid: Sequence[int], around: Sequence[int], spacing: int) -> list
     Args:
         grid: The coarse one, sorted.
         around: Timesteps of it.
-        spacing: Of the finer one, which goes on from each of ``around`` to both sides.
+        spacing: Spacing of the finer one, which goes on from each of ``around`` to both sides.
 
     Returns:
         Those that are not in the grid, sorted.
@@ -119,7 +119,7 @@ def read_grid(spec: Any) -> list[int]:
         ValueError: If the grid is empty, malformed or longer than a training schedule.
     """
     form = "write 'START:STOP:STEP' (STOP is left out), for example '0:1000:25', or a list"
-    error = ValueError(f'timesteps={shorten(spec)} is no timestep grid: {form}')
+    error = ValueError(f'timesteps={shorten(spec)} is not a timestep grid: {form}')
     steps: Sequence[int]
     if isinstance(spec, str):
         separator = ':' if ':' in spec else ','

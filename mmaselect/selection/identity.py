@@ -184,7 +184,7 @@ def model_identity(dit: FrozenDiT, timesteps: Sequence[int], num_tokens: int) ->
 
 
 def check_result_model(result: SelectionResult, dit: FrozenDiT) -> None:
-    """See that a selection was made with the model that is to be read.
+    """Check that a selection was made with the model that is to be read.
 
     Class, configs and the published model must agree. Weights are compared where they can be: where
     both were built to the same depth, in the same precision. A result without a record of its model
@@ -246,7 +246,7 @@ def _hash(data: bytes) -> str:
 def code_identity(*classes: type) -> dict[str, str]:
     """Hashes of the files that define classes and their bases, but for those of known packages.
 
-    The whole file, as a class may call functions beside it; what it imports is not followed.
+    The whole file, as a class may call functions next to it; what it imports is not followed.
 
     Raises:
         LookupError: If there is no source to read.

@@ -234,12 +234,12 @@ class SelectionOptions:
         """The timesteps that are searched, for a training schedule of some length.
 
         Raises:
-            ValueError: If the grid leaves the schedule, or the finer grid is no finer.
+            ValueError: If the grid leaves the schedule, or the finer grid is not finer.
         """
         grid = TimestepGrid.parse(self.timesteps, num_train_timesteps, self.refine)
         if self.refine is not None and not grid.finer:
             raise ValueError(
-                f'refine={self.refine} is no finer than timesteps={shorten(self.timesteps)}: give '
+                f'refine={self.refine} is not finer than timesteps={shorten(self.timesteps)}: give '
                 f'a spacing below theirs, or None'
             )
         return grid
@@ -268,8 +268,8 @@ class SelectionOptions:
         preset = given.pop('preset', None)
         if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
             raise ValueError(
-                f'selection {shorten(preset)} is no preset: choose from {", ".join(PRESETS)}, or '
-                f'give a dict of {", ".join(known)}'
+                f'selection {shorten(preset)} is not a preset: choose from '
+                f'{", ".join(PRESETS)}, or give a dict of {", ".join(known)}'
             )
         if preset is not None:
             given = {**PRESETS[preset], **given}

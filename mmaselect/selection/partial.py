@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Sums of a sweep that is under way, kept so that one which is killed goes on where it was."""
+"""Sums of a sweep that is under way, kept so that one which is killed resumes."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class PartialSums:
     without a break.
 
     Args:
-        folder: Of the cache.
-        key: Of the selection.
+        folder: Folder of the cache.
+        key: Key of the selection.
         split: Batch size, rank and number of ranks.
         order: Positions of the images, in the order in which they are scored.
     """

@@ -38,7 +38,7 @@ class Place:
         block: Its index.
         feature: Its name.
         timestep: The one that scores best there.
-        score: Of the cell.
+        score: Score of the cell.
         contenders: All cells that the images cannot tell from the best one, the best first.
         decided: False where the published place was kept because it is a contender.
     """
@@ -110,7 +110,8 @@ def joined_score(descriptors: Sequence[Tensor], ridge: float = SENSITIVITY_RIDGE
     transformer differs by orders of magnitude from feature to feature.
 
     Args:
-        descriptors: Of each feature: (N, 2, D), the mean feature of both views of N images.
+        descriptors: Descriptors of each feature: (N, 2, D), the mean feature of both views of N
+            images.
         ridge: See :func:`~mmaselect.selection.criteria.view_pairs.whiten_pairs`.
 
     Returns:
@@ -146,7 +147,7 @@ def choose_features(
         ridge: See :func:`joined_score`.
 
     Raises:
-        ValueError: If ``first`` is no candidate, or there are fewer candidates than wanted.
+        ValueError: If ``first`` is not a candidate, or there are fewer candidates than wanted.
     """
     if first not in descriptors:
         raise ValueError(f'{first} is not among the candidates {sorted(descriptors)}')

@@ -9,7 +9,7 @@ difference image by image: what makes an image score high at all timesteps cance
 
 A criterion that compares images with one another, as all that look at pairs of views do, is raced
 by what each image adds, too, with the images seen so far as its gallery. Its score depends on how
-many these are, so scores of different rounds are no numbers on one scale: :func:`on_one_scale` puts
+many these are, so scores of different rounds are not on one scale: :func:`on_one_scale` puts
 them on one.
 """
 
@@ -68,7 +68,7 @@ def contenders(
         steps: Scores of each timestep.
         criterion: The one that decides.
         taps: The (block, feature) whose scores are averaged.
-        confidence: Of each comparison with the leader.
+        confidence: Confidence of each comparison with the leader.
     """
     left = contending(steps, criterion, lambda step: taps, confidence)
     return [steps[place].timestep for place in left]
@@ -86,7 +86,7 @@ def contending(
         steps: Scores of each timestep, or of each timestep at each place.
         criterion: The one that decides.
         taps_of: The (block, feature) of each whose scores are averaged.
-        confidence: Of each comparison with the leader.
+        confidence: Confidence of each comparison with the leader.
     """
     usable = [
         place
@@ -102,12 +102,12 @@ def contending(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timesteps beside the one of them that scores best, all scored on the same images.
+    """Timesteps next to the one of them that scores best, all scored on the same images.
 
     Attributes:
         timesteps: In the order in which they came.
         leader: Position of the best; the first of equals.
-        lag: (steps,), how far each lies behind it; 0 where that is no more than rounding.
+        lag: (steps,), how far each lies behind it; 0 where that is not more than rounding.
         error: (steps,), standard error of the lag, from paired differences.
         count: Number of images.
     """

@@ -29,7 +29,7 @@ def rank_timeout() -> float:
     """``$MMASELECT_RANK_TIMEOUT`` in seconds, or 600.
 
     Raises:
-        ValueError: If it is no positive number.
+        ValueError: If it is not a positive number.
     """
     text = os.environ.get('MMASELECT_RANK_TIMEOUT') or str(DEFAULT_RANK_TIMEOUT)
     try:
@@ -199,7 +199,7 @@ def gather_answers(work: Callable[[Callable[[str], None]], Answer]) -> list[Answ
 
 
 def check_agreement(shares: Sequence[Mapping[str, Any]]) -> None:
-    """See that all ranks found the same.
+    """Check that all ranks found the same.
 
     Args:
         shares: What each rank found, by its name in a message.

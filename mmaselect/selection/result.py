@@ -233,11 +233,11 @@ class SelectionResult:
             return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f'{str(path)!r} is no selection.json of this version ({error!r})'
+                f'{str(path)!r} is not a selection.json of this version ({error!r})'
             ) from error
 
     def check(self) -> None:
-        """See that the parts agree, as those of a sweep do.
+        """Check that the parts agree, as those of a sweep do.
 
         Raises:
             ValueError: If a value is of a wrong type or out of range, if a pick is not the best

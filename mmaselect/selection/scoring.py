@@ -124,7 +124,7 @@ def draw_readings(
         numbers: One for each image; its noise depends on it, on the seed and on the latent's shape,
             never on the batch.
         draws: How many.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     shape = tuple(latent.shape[1:])
     # Draws of the image itself leave out the numbers of its views'.
@@ -146,7 +146,7 @@ def view_readings(
     Args:
         latents: (V, B, C, H, W), clean latents of each view.
         numbers: See :func:`draw_readings`.
-        seed: Of the noise.
+        seed: Seed of the noise.
         noise: See :class:`~mmaselect.images.views.ViewOptions`.
     """
     readings = []
@@ -282,7 +282,7 @@ def read_meters(
     """The scores of a timestep from the images that have been added, over all ranks.
 
     Args:
-        meters: Of the timestep.
+        meters: Meters of the timestep.
         dit: The frozen model, for the noise level.
         timestep: 0 (clean) to T - 1 (noise).
         num_tokens: Image tokens of one image, which the noise level of some families depends on.

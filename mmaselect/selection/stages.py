@@ -253,7 +253,7 @@ class Stages:
         return self.places.read(step, self.deciding)
 
     def _contenders(self, scores: Sequence[StepScores]) -> list[Arm]:
-        """Of the arms of the stage, those that may be the best."""
+        """Arms of the stage that may be the best."""
         left = contending(scores, self.deciding, self._taps_of, self.options.confidence)
         return [self.done.arms[place] for place in left]
 

@@ -48,7 +48,7 @@ class Sweep:
         was_stored (bool): Whether the last run found its result there, and computed nothing.
 
     Raises:
-        ValueError: If the grid is out of range, the finer one is no finer, or a criterion needs
+        ValueError: If the grid is out of range, the finer one is not finer, or a criterion needs
             labels that the calibration set does not have.
     """
 

@@ -22,7 +22,7 @@ def progress_bar(unit: str, disable: bool = False) -> Iterator[Progress]:
     """A progress bar on stderr.
 
     Args:
-        unit: What is counted.
+        unit: Unit of the count.
         disable: Draw nothing.
     """
     with Progress(

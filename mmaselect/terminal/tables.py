@@ -12,7 +12,7 @@ from typing import Any
 
 from mmaselect.files import write_atomically
 
-#: What Markdown or HTML would read as markup. Underscores within a word are none.
+#: What Markdown or HTML would read as markup. Underscores within a word do not count.
 _MARKUP = re.compile(r'[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])')
 
 

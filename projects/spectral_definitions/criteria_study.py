@@ -108,7 +108,7 @@ def parse_added(added: list[list[str]]) -> list[dict[str, Any]]:
     """``--add type=NAME key=value`` as configs.
 
     Raises:
-        ValueError: If an entry has no type, or is no KEY=VALUE.
+        ValueError: If an entry has no type, or is not a KEY=VALUE.
     """
     configs = []
     for entry in added:

@@ -161,7 +161,7 @@ def test_tar_shards(tiny_dit, images, expected, tmp_path):
         child.join()
     assert everything(tmp_path / 'two') == before
     (tars / '001.tar').write_bytes(b'no tar')
-    with pytest.raises(ValueError, match=r"001\.tar' is no tar shard"):
+    with pytest.raises(ValueError, match=r"001\.tar' is not a tar shard"):
         save_features(str(tars / '*.tar'), tmp_path / 'x', tiny_dit, **OPTIONS)
 
 
@@ -185,7 +185,7 @@ def test_tables(tiny_dit, images, expected, tmp_path):
     assert stored.paths[3] == '000000003/3.png'
     torch.testing.assert_close(maps_of(tmp_path / 'out'), maps_of(tmp_path / 'expected'))
     file.write_bytes(b'PAR1')
-    with pytest.raises(ValueError, match=r"a\.parquet' is no parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet' is not a parquet file"):
         save_features(file, tmp_path / 'x', tiny_dit, **OPTIONS)
 
 

@@ -364,7 +364,10 @@ def test_another_vae(tmp_path, tiny_latent_dit):
         (dict(model='x.gguf'), 'no such file'),
         (dict(model='org/x.pt'), 'no such file'),
         (dict(model=__file__), 'is a file, and none of weights: it must end in one of .pt,'),
-        (dict(original='sit'), r"original='sit' says what a file of weights holds.* is none"),
+        (
+            dict(original='sit'),
+            r"original='sit' says what a file of weights holds.* is not such a file",
+        ),
         (dict(original=5), 'original'),
         (dict(base='./none'), r"base='./none': there is no such folder"),
         (dict(base='x.pt'), r"base='x.pt': there is no such file"),

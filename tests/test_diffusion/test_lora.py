@@ -250,7 +250,7 @@ TO_Q = 'transformer_blocks.1.attn1.to_q'
     [
         (
             lambda t: {'blocks.0.x.lora_A.weight': torch.ones(4, 4)},
-            'is no LoRA of this model.*blocks',
+            'is not a LoRA of this model.*blocks',
         ),
         (lambda t: t | {'blocks.0.x.lora_A.weight': torch.ones(4, 4)}, r'1 tensors.*blocks\.0'),
         (lambda t: t | {f'{TO_Q}.oft_r': torch.ones(4, 4)}, r'1 tensors.*oft_r'),

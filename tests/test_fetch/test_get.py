@@ -412,7 +412,7 @@ def test_pickles_run_nothing(tmp_path):
     }
     (tmp_path / 'server' / 'cifar-10-python.tar.gz').write_bytes(tar(content))
     with pytest.raises(
-        ValueError, match=r'data_batch_1 is no batch of CIFAR-10: .*builtins.*print'
+        ValueError, match=r'data_batch_1 is not a batch of CIFAR-10: .*builtins.*print'
     ):
         get_data(data, tmp_path / 'data', progress=False)
 

@@ -46,5 +46,5 @@ def test_a_preset_where_the_config_has_none_or_another():
     # An unknown one is not hidden by what was there: parsing names it.
     config = Config(dict(backbone=dict(selection=dict(seed=1))))
     merge_options(config, {'backbone.selection': 'book'})
-    with pytest.raises(ValueError, match="'book' is no preset"):
+    with pytest.raises(ValueError, match="'book' is not a preset"):
         SelectionOptions.parse(config.backbone.selection)

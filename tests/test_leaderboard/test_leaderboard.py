@@ -60,7 +60,7 @@ def test_seeds_make_one_row():
 
 
 def test_the_papers_numbers():
-    """Stand beside the paper's models and head alone, with their source."""
+    """Stand next to the paper's models and head alone, with their source."""
     papers = dict(
         dataset='Flowers102',
         model='stabilityai/stable-diffusion-3.5-medium',

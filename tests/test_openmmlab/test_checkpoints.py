@@ -126,7 +126,7 @@ def test_a_damaged_file_is_named(tmp_path):
         check_checkpoint_file(path)
     path.write_text('<html>404</html>')
     with pytest.raises(
-        ValueError, match=r"a\.pth is no checkpoint of PyTorch: it begins with b'<h'"
+        ValueError, match=r"a\.pth is not a checkpoint of PyTorch: it begins with b'<h'"
     ):
         check_checkpoint_file(path)
     torch.save(dict(a=1), path, _use_new_zipfile_serialization=False)

@@ -55,7 +55,7 @@ def test_presets_and_replacing():
     assert SelectionOptions.parse(paper) is paper
     sized = SelectionOptions(image_size=48, num_images=9).replaced(preset='paper', seed=2)
     assert sized == SelectionOptions(**PRESETS['paper'], image_size=48, num_images=9, seed=2)
-    with pytest.raises(ValueError, match="selection 'book' is no preset"):
+    with pytest.raises(ValueError, match="selection 'book' is not a preset"):
         sized.replaced(preset='book')
 
 
@@ -98,9 +98,9 @@ def test_sizes_as_flags():
         (dict(confidence=1), 'confidence must be from 0.5 to below 1, got 1'),
         (dict(confidence='high'), "confidence must be from 0.5 to below 1, got 'high'"),
         (dict(array_order='xyz'), "array_order must be one of rgb, bgr, got 'xyz'"),
-        (dict(timesteps=b'12'), r"timesteps=b'12' is no timestep grid: write 'START:STOP:STEP'"),
-        (dict(timesteps=[1.7]), r'timesteps=\[1\.7\] is no timestep grid'),
-        (dict(timesteps=True), 'timesteps=True is no timestep grid'),
+        (dict(timesteps=b'12'), r"timesteps=b'12' is not a timestep grid: write 'START:STOP:STEP'"),
+        (dict(timesteps=[1.7]), r'timesteps=\[1\.7\] is not a timestep grid'),
+        (dict(timesteps=True), 'timesteps=True is not a timestep grid'),
         (dict(timesteps='0:10000000000:1'), r'timesteps=.* has 10000000000 points'),
         (dict(views=3), 'views must be a dict .* it takes scale, flip, noise, pixels; got 3'),
         (dict(views=dict(zoom=1)), r"views has unknown keys \['zoom'\]"),
@@ -117,9 +117,9 @@ def test_sizes_as_flags():
             r'criterion HighFrequencyRatio: .*It takes cutoff',
         ),
         (dict(others=[7]), 'others: a criterion is given by its name, or .*; got 7'),
-        (dict(preset='book'), "selection 'book' is no preset: choose from paper, or give a dict"),
+        (dict(preset='book'), "selection 'book' is not a preset: choose from paper, or give a"),
         (dict(images=3), r"selection has unknown keys \['images'\]: it takes criterion, others"),
-        ('book', "selection 'book' is no preset"),
+        ('book', "selection 'book' is not a preset"),
         (5, 'selection must be a dict with text keys: it takes criterion, .*; got 5'),
     ],
 )  # fmt: skip

@@ -352,7 +352,7 @@ def test_a_full_sweep_is_refined_too(tiny_dit, photos):
 
 
 def test_a_spacing_that_is_no_finer_is_an_error(tiny_dit, photos):
-    with pytest.raises(ValueError, match='refine=300 is no finer than timesteps='):
+    with pytest.raises(ValueError, match='refine=300 is not finer than timesteps='):
         make_sweep(tiny_dit, photos, refine=300)
     with pytest.raises(ValueError, match='refine must be at least 1'):
         make_sweep(tiny_dit, photos, refine=0)

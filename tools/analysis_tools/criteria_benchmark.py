@@ -3,10 +3,10 @@ r"""Judge criteria on many cases: models, data sets, corruptions, tasks and bloc
 
 Each case measures linear probes of the features at every timestep of a grid, and scores the same
 features by every criterion. A criterion is judged by its regret: the probe's result at the best
-timestep minus that at the criterion's pick. Controls that always say one timestep are judged beside
-it, and the Fisher score, which sees labels.
+timestep minus that at the criterion's pick. Controls that always say one timestep are judged as
+well, next to it, and the Fisher score, which sees labels.
 
-Killed or stopped, the same command goes on where it was: each timestep of each case is a file.
+Killed or stopped, the same command resumes: each timestep of each case is a file.
 
 Examples:
   python tools/analysis_tools/criteria_benchmark.py benchmarks/criteria_cases.py

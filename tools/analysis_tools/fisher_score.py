@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Label-free criteria beside the Fisher score, which sees labels (Fig. 4 of the paper).
+"""Label-free criteria next to the Fisher score, which sees labels (Fig. 4 of the paper).
 
 No head is trained. Where the curves agree, a criterion that never saw a label found what labels
 would have found. With --joint the Fisher score chooses timestep, block and feature together, which
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--probe',
-        help='with --joint: folder that probe_timesteps.py wrote; its accuracies are shown beside',
+        help='with --joint: folder that probe_timesteps.py wrote; its accuracies are shown as well',
     )
     args = parser.parse_args(argv)
     if args.probe and not args.joint:
@@ -113,7 +113,7 @@ def joint(
     Args:
         steps: Stored scores.
         taps: Blocks and features.
-        picker: The label-free criterion, whose pick is shown beside.
+        picker: The label-free criterion, whose pick is shown as well.
         probe: Measured accuracies, if there are any.
     """
     timesteps = [step['timestep'] for step in steps]
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [name for name in present if name != FISHER]
     if not names:
         raise ValueError(
-            "the config's selection scores nothing beside the Fisher score: set its criterion, or "
+            "the config's selection scores nothing next to the Fisher score: set its criterion, or "
             'others, to one that sees no labels, such as HighFrequencyRatio'
         )
     taps = list(study.dit.keys)

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-r"""Linear probe of a pre-trained DiT over blocks and timesteps, beside its controls, as Markdown.
+r"""Linear probe of a pre-trained DiT over blocks and timesteps, next to its controls, as Markdown.
 
     python tools/analysis_tools/probe_report.py runs/dit/pipeline \
         --data cifar10/train --probe-data cifar10/test

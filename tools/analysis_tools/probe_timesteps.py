@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""The exhaustive search that A-SelecT replaces, beside A-SelecT (Fig. 1 of the paper).
+"""The exhaustive search that A-SelecT replaces, next to A-SelecT (Fig. 1 of the paper).
 
 At every timestep of a grid, for every block and feature: a linear probe's accuracy (MMPretrain) or
 mIoU (MMSegmentation) with its 95 % interval, and the score of the config's criteria, which see no
@@ -48,7 +48,7 @@ examples:
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:25 \\
       --num-train 3000 --num-test 2000 --blocks 1 2 3 4 --features query key --out work_dirs/fig1
 
-  # stopped? the same command goes on where it was. A finer grid only adds what is missing:
+  # stopped? the same command resumes. A finer grid only adds what is missing:
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:5 ... --out work_dirs/fig1
 
   # segmentation: per-pixel probes, 64 pixels of each training image, whole images
@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--no-fisher',
         action='store_true',
-        help='leave out the Fisher score, the label-aware check that is drawn beside the criteria',
+        help='leave out the Fisher score, the label-aware check that is drawn next to the criteria',
     )
     return parser.parse_args(argv)
 

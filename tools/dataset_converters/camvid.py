@@ -25,7 +25,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Read ``WIDTHxHEIGHT``."""
     width, _, height = text.partition('x')
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f'{text!r} is no WIDTHxHEIGHT, such as 480x360')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a WIDTHxHEIGHT, such as 480x360')
     return int(width), int(height)
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The pages of the documentation site: a hook of MkDocs, named in ``mkdocs.yml``.
 
-MkDocs wants all pages in one folder. Ours lie beside what they describe, so the site gets them
+MkDocs wants all pages in one folder. Ours lie next to what they describe, so the site gets them
 under their own paths: a relative link then means the same in a checkout and on the site. A link to
 a module of the package leads to its API page, a link to another source file or folder to a page
 that shows it.
@@ -44,7 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links to what is no page to the page that shows it."""
+    """Lead links to what is not a page to the page that shows it."""
 
     def lead(match: re.Match[str]) -> str:
         link, anchor = match[1].rstrip('/'), match[2] or ''

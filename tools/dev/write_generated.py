@@ -149,7 +149,7 @@ def look_up(table: dict[str, str], name: Any, path: Path) -> str:
     if name not in table:
         raise KeyError(
             f'{path.name} names {name!r}, which tools/dev/write_generated.py has no words for: '
-            f'add it beside {", ".join(table)}'
+            f'add it next to {", ".join(table)}'
         )
     return table[name]
 

@@ -212,7 +212,7 @@ class Family(ABC):
         Args:
             source: The pipeline.
             num_blocks: Blocks that are needed.
-            dtype: Of the weights.
+            dtype: Precision of the weights.
             load_kwargs: Passed to ``from_pretrained``: ``quantization_config``, ``device_map``, ...
 
         Raises:

@@ -19,7 +19,7 @@ from mmaselect.diffusion.single_file import OriginalLayout
 
 
 class _NoSafetyChecker:
-    """In the place of the guardrail of what is generated, which is nothing here.
+    """In the place of the guardrail of what is generated, which is not needed here.
 
     With None, the pipeline would load its own.
     """

@@ -89,7 +89,7 @@ class FluxFamily(TextFamily):
         outputs = config.get('out_channels') or config['in_channels']
         if outputs != config['in_channels']:
             raise ValueError(
-                f'this {self.title} takes a second image beside the noisy one (in_channels='
+                f'this {self.title} takes a second image next to the noisy one (in_channels='
                 f'{config["in_channels"]}, out_channels={outputs}), as the Fill, Canny and Depth '
                 f"variants do, and is not supported: use 'black-forest-labs/FLUX.1-dev'"
             )

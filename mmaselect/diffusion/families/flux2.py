@@ -3,7 +3,7 @@
 
 Unlike FLUX.1's, latents come packed from the codec, and positions have four axes: (time, row,
 column, place in the prompt). Noise levels follow the scheduler's config; the sampler's own shift,
-fitted to its number of steps, is no part of the training schedule.
+fitted to its number of steps, is not a part of the training schedule.
 """
 
 from __future__ import annotations

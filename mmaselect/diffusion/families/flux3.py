@@ -33,7 +33,7 @@ class Flux3Family(TextFamily):
     """``Flux3Transformer2DModel``, in a folder that ``Flux3ModularPipeline`` has saved.
 
     Blocks are counted through both stacks: of the first, those that the image has for itself, and
-    not the text's beside them; in those of the second the text's tokens come first. Where there is
+    not the text's next to them; in those of the second the text's tokens come first. Where there is
     no ``scheduler/``, as none is saved, noise levels are those that the pipeline's block sets.
 
     Args:

@@ -74,7 +74,7 @@ class HiDreamFamily(TextFamily):
     Blocks are counted through both stacks; the image comes first in the sequence. An image that is
     not square is filled up to the number of tokens of the largest square one, as the class does it.
 
-    Llama 3.1 8B, which reads the prompt beside two CLIPs and T5, is no part of the model's
+    Llama 3.1 8B, which reads the prompt next to two CLIPs and T5, is not a part of the model's
     repository: ``condition=dict(prompt='', llama='meta-llama/Llama-3.1-8B-Instruct')``, a hub id
     (its page asks for a login and a consent) or a folder. A folder that holds a ``text_encoder_4``
     and a ``tokenizer_4`` needs none.
@@ -136,7 +136,7 @@ class HiDreamFamily(TextFamily):
         if not options['llama'] and not all((index.get(part) or [None])[0] for part in _PARTS):
             raise ValueError(
                 f'pretrained={source.name!r}: {self.title} reads its prompt with Llama 3.1 8B as '
-                f'well, which is no part of this pipeline: give its hub id (its page asks for a '
+                f'well, which is not a part of this pipeline: give its hub id (its page asks for a '
                 f"login and a consent) or a folder, condition=dict(prompt='', llama={_LLAMA!r})"
             )
         return super().prepare_condition(spec, source, dtype)

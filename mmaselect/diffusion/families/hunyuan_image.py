@@ -68,7 +68,7 @@ class HunyuanImageFamily(TextFamily):
         if len(config['patch_size']) != 2:
             raise ValueError(
                 f'this is the refiner of {self.title} (patch_size={config["patch_size"]}), which '
-                f'takes a second image beside the noisy one: {use}'
+                f'takes a second image next to the noisy one: {use}'
             )
 
     @property

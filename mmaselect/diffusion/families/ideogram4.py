@@ -31,7 +31,7 @@ class Ideogram4Family(TextFamily):
     Text comes first in the sequence. It is not padded, which is ``max_sequence_length`` of the
     pipeline's call at the length of the prompt: padding is masked from all else, and costs hundreds
     of megabytes. Noise levels follow the scheduler's config; those that the sampler spends its
-    steps at are no part of the training schedule. The second transformer, which makes images
+    steps at are not part of the training schedule. The second transformer, which makes images
     without any text for guidance, is not read: the empty prompt is one to the first.
     """
 

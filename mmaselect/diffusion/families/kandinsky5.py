@@ -58,7 +58,7 @@ class Kandinsky5Family(KandinskyFamily):
         super().__init__(config)
         if config.get('visual_cond'):
             raise ValueError(
-                f'this {self.title} takes an image or the first frame of a clip beside the noisy '
+                f'this {self.title} takes an image or the first frame of a clip next to the noisy '
                 f'one (visual_cond=True), as the editing (I2I) and video (T2V, I2V) models do, '
                 f"and is not supported: use 'kandinskylab/Kandinsky-5.0-T2I-Lite-sft-Diffusers'"
             )

@@ -104,7 +104,7 @@ class Kandinsky6Family(KandinskyFamily):
     def build_process(self, source: PipelineSource) -> ForwardProcess:
         config = source.config('scheduler')
         if config.get('_class_name') == 'PiflowScheduler':
-            # Of the distilled checkpoints: larger steps along the same, statically shifted flow.
+            # Distilled checkpoints take larger steps along the same, statically shifted flow.
             return FlowMatchingProcess(config)
         return super().build_process(source)
 

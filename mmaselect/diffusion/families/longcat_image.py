@@ -33,7 +33,7 @@ class LongCatImageFamily(FluxFamily):
     """``LongCatImageTransformer2DModel``: ``meituan-longcat/LongCat-Image``.
 
     Blocks are counted as FLUX.1's are. A prompt is taken as it is: that the pipeline by default
-    lets its language model rewrite it first is no part of the condition.
+    lets its language model rewrite it first is not a part of the condition.
     """
 
     transformer_class = 'LongCatImageTransformer2DModel'

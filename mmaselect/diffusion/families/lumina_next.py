@@ -17,7 +17,7 @@ from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily, embed_cleaned
 from mmaselect.diffusion.families.tokens import usual_taps
 
-# Of its pipeline: pixels per latent pixel, and rows and columns of rotary positions.
+# From its pipeline: pixels per latent pixel, and rows and columns of rotary positions.
 _STRIDE, _POSITIONS = 8, 384
 
 

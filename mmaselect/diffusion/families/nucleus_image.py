@@ -17,7 +17,7 @@ from mmaselect.diffusion.families.tokens import first_tokens, usual_taps
 
 # Positions on each side of the origin, on which an image is centered.
 _POSITIONS = 4096
-# Which blocks are mixtures of experts, for models of which the last one is none.
+# Which blocks are mixtures of experts, for models whose last block is not one.
 _DENSE_LAST, _MIXED_LAST = (
     'leave_first_three_and_last_block_dense',
     'leave_first_three_blocks_dense',

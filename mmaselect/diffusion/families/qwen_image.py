@@ -69,7 +69,7 @@ class QwenImageFamily(TextFamily):
         limit = 2 * (_POSITIONS - _MAX_TEXT)
         if max(grid) > limit:
             raise ValueError(
-                f'{self.title} has positions for {limit}x{limit} tokens beside a prompt, and this '
+                f'{self.title} has positions for {limit}x{limit} tokens next to a prompt, and this '
                 f'image makes {grid[0]}x{grid[1]}: resize or crop it to at most {limit * stride} '
                 f'pixels a side'
             )

@@ -6,7 +6,7 @@ from __future__ import annotations
 _VIDEO = 'it makes videos, and video transformers are out of scope'
 _SOUND = 'it makes sound, not images'
 _PART = 'it is a part of U-Nets and of other models, not one of its own'
-_REFERENCE = 'it makes no sense without a picture to edit, beside the one that is read'
+_REFERENCE = 'it makes no sense without a picture to edit, next to the one that is read'
 
 _REASONS: dict[str, tuple[str, ...]] = {
     _VIDEO: (

@@ -74,7 +74,7 @@ class TextFamily(Family):
 
     @property
     def condition_options(self) -> Mapping[str, Any]:
-        """What `condition=dict(...)` takes beside `prompt`, with defaults of JSON's types."""
+        """What `condition=dict(...)` takes next to `prompt`, with defaults of JSON's types."""
         return {}
 
     # With both kinds of further arguments, type checkers let subclasses name their own.

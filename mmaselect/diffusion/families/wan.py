@@ -67,7 +67,7 @@ class WanFamily(TextFamily):
             or config.get('added_kv_proj_dim')
         ):
             raise ValueError(
-                f'this {self.title} takes the first frame of the clip beside the noisy one '
+                f'this {self.title} takes the first frame of the clip next to the noisy one '
                 f'(in_channels={config["in_channels"]}, out_channels={outputs}, '
                 f'image_dim={config.get("image_dim")}), as the image-to-video (I2V) and '
                 f'first-and-last-frame (FLF2V) variants do, and is not supported: use '

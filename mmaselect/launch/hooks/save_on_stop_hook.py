@@ -36,7 +36,7 @@ class SaveOnStopHook(Hook):
     :class:`~mmaselect.datasets.seeded.PlaceSampler`.
 
     Args:
-        how_to_go_on: What is printed after "To go on: ".
+        how_to_go_on: Command that is printed after "To go on: ".
     """
 
     priority = 'LOWEST'  # after whatever else happens in an iteration

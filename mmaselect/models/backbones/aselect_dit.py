@@ -76,7 +76,7 @@ def _plain(value: Any) -> str:
 
 
 def check_init_cfg(init_cfg: Any) -> None:
-    """See that ``init_cfg`` is what MMEngine's ``BaseModule`` takes.
+    """Check that ``init_cfg`` is what MMEngine's ``BaseModule`` takes.
 
     Raises:
         ValueError: If it is not.
@@ -140,11 +140,12 @@ class ASelecTDiT(BaseModule, Adopts):
             numbers, or one for all channels. The model's own [-1, 1] range is restored from it. By
             default it is read from the ``data_preprocessor`` of the model that the backbone is in;
             a backbone in no such model takes pixels in [-1, 1].
-        input_std: What they were divided by. By default as ``input_mean``.
+        input_std: Standard deviation that they were divided by. By default as ``input_mean``.
         channel_order: Order of the channels that arrive here, ``'rgb'`` or ``'bgr'``. By default
             ``'rgb'`` where the ``data_preprocessor`` turns channels around; where it leaves them as
             they are loaded, the order must be given.
-        dtype: Of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``, that of the
+        dtype: Precision of the frozen part: ``'fp32'``, ``'fp16'`` or ``'bf16'``; or ``'auto'``,
+            that of the
             published weights, but fp32 on a CPU that has no units for bf16. It holds under AMP too.
         noise: ``'fresh'`` is a new draw per call (in a run, one that depends on the run's seed, the
             iteration and the rank, so that a resumed run repeats it); ``'fixed'`` depends on the
@@ -239,7 +240,7 @@ class ASelecTDiT(BaseModule, Adopts):
         self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
         self._given_pixels = (input_mean, input_std, channel_order)
-        #: What is to be said where the order of channels is not known.
+        #: Message for an unknown order of channels.
         self._open_order: str | None = None
 
         self._frozen = _Frozen(
@@ -329,7 +330,7 @@ class ASelecTDiT(BaseModule, Adopts):
             self.dit.compile_blocks(**self._compile_options)
         except Exception as error:  # torch.compile looks at each option in a way of its own
             raise ValueError(
-                f'compile={shorten(self._compile_options)} is nothing torch.compile takes: {error}'
+                f'compile={shorten(self._compile_options)} was rejected by torch.compile: {error}'
             ) from error
 
     def _guard(self) -> CheckpointGuard:
@@ -366,7 +367,7 @@ class ASelecTDiT(BaseModule, Adopts):
         """Take over what a model's ``data_preprocessor`` does to pixels, so that it is undone.
 
         Args:
-            preprocessor: Of the model that this backbone is put into.
+            preprocessor: Preprocessor of the model that this backbone is put into.
 
         Raises:
             ValueError: If arguments contradict it.
@@ -482,7 +483,7 @@ class ASelecTDiT(BaseModule, Adopts):
             self.cache.flush()  # MMEngine's loops call this once an epoch
         return super().train(mode)
 
-    # Hooks, and an exception that ends the pass early, are nothing that a graph can hold.
+    # A graph cannot hold hooks, nor an exception that ends the pass early.
     @torch.compiler.disable
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:

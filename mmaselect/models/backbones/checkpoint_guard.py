@@ -54,7 +54,7 @@ def _is_same_precision(one: Tensor, other: Tensor) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether a value is a tensor of whole numbers; truth values and fractions are none."""
+    """Whether a value is a tensor of whole numbers; truth values and fractions do not count."""
     return (
         isinstance(value, Tensor)
         and value.dtype != torch.bool
@@ -91,7 +91,7 @@ def keys_read(read_from: Any, features: Sequence[str]) -> list[TapKey]:
         features: Names of the features that the model's family gives.
 
     Raises:
-        ValueError: If it is nothing that this package writes.
+        ValueError: If this package does not write such a value.
     """
     known = _is_whole(read_from) and read_from.ndim == 1 and len(read_from) >= 2
     if not known or not 0 <= int(read_from[0]) < len(features):
@@ -113,7 +113,7 @@ class CheckpointGuard:
         read_from: (1 + number of blocks,), int64: index of the feature in ``features``, then the
             blocks.
         num_train_timesteps: Length of the model's training schedule.
-        dtype: Of the frozen weights.
+        dtype: Precision of the frozen weights.
     """
 
     pretrained: str
@@ -148,7 +148,7 @@ class CheckpointGuard:
         return {'frozen_signature': self.signature.clone(), 'read_from': self.read_from.clone()}
 
     def check(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
-        """See that a checkpoint belongs to this model.
+        """Check that a checkpoint belongs to this model.
 
         Args:
             state_dict: The checkpoint's tensors. Without the two tensors, nothing is checked.
@@ -156,7 +156,7 @@ class CheckpointGuard:
 
         Raises:
             ValueError: If it was made with another frozen model, feature or choice of blocks, or
-                if one of the tensors, or the timestep beside them, is none that this package
+                if one of the tensors, or the timestep next to them, is not what this package
                 writes.
         """
         self._check_values(state_dict, prefix)

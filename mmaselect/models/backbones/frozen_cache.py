@@ -46,7 +46,8 @@ class CacheOptions:
     Attributes:
         kind: ``'features'``, the maps themselves: no pass for an image that was seen before.
             ``'latents'``, what the VAE's encoder gives: noise can then be fresh.
-        dtype: Of the files: ``'fp32'``, ``'fp16'`` or ``'bf16'``. None for one that loses nothing.
+        dtype: Precision of the files: ``'fp32'``, ``'fp16'`` or ``'bf16'``. None for one that loses
+            nothing.
         folder: Where they are; ``$MMASELECT_CACHE/frozen`` if None.
         max_gb: Bound of that folder's size, in 10^9 bytes.
     """
@@ -99,7 +100,7 @@ class FrozenCache:
     Args:
         dit: The frozen model.
         feature: Which feature is read.
-        options: What is kept, and how.
+        options: Options of the cache.
         noise: Which noise is added: its seed, and the number of draws that are averaged.
 
     Raises:
@@ -133,7 +134,7 @@ class FrozenCache:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the files. By default one that holds the values as they come."""
+        """Precision of the files. By default one that loses nothing."""
         if self.options.dtype is not None:
             return parse_dtype(self.options.dtype)
         # A mean of several draws, and a latent, are float32.
@@ -277,7 +278,7 @@ class FrozenCache:
     def check_room(
         self, wanted: Mapping[str, tuple[int, int, tuple[int, int]]], timesteps: Sequence[int]
     ) -> str:
-        """See that all that a run will want to keep fits, and say what that is.
+        """Check that all that a run will want to keep fits, and say what that is.
 
         Args:
             wanted: For each set of images: how many there are, in how many variants each comes,

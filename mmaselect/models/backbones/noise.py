@@ -26,7 +26,7 @@ class NoiseOptions:
     Attributes:
         mode: ``'fresh'`` is a new draw in each forward pass, ``'fixed'`` depends on the seed and
             the latent's shape alone, ``'auto'`` is fresh in training and fixed in evaluation.
-        seed: Of fixed noise.
+        seed: Seed of fixed noise.
         draws: Draws whose features are averaged.
 
     Raises:

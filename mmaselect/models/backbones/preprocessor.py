@@ -23,8 +23,8 @@ class Arrival:
     """How pixels leave a ``data_preprocessor``.
 
     Attributes:
-        mean: What it subtracts from each channel, in 0..255 units.
-        std: What it divides by.
+        mean: Mean that it subtracts from each channel, in 0..255 units.
+        std: Standard deviation that it divides by.
         order: ``'rgb'`` if it turns channels around (image files are loaded as BGR); None if it
             leaves them as they are loaded.
         name: Its class.

@@ -61,7 +61,7 @@ class TensorStore:
 
     Args:
         folder: Where the shards are.
-        about: What the entries are; written beside them.
+        about: What the entries are; written next to them.
         root: Folder whose size ``max_bytes`` bounds, of this store and others.
         max_bytes: Bound of it: what would exceed it is not stored, and a warning says so.
         shard_bytes: Entries are written when there are so many bytes of them.

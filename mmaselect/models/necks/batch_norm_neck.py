@@ -21,12 +21,12 @@ class BatchNormNeck(BaseModule):
     after it this is the linear evaluation of `DINOv2 <https://arxiv.org/abs/2304.07193>`_.
 
     Args:
-        in_channels: Of each map.
+        in_channels: Channels of each map.
         affine: Whether scale and shift are learnt.
         init_cfg: As in every ``BaseModule``.
 
     Raises:
-        ValueError: If ``in_channels`` is no list of whole numbers, or not one for each map.
+        ValueError: If ``in_channels`` is not a list of whole numbers, or not one for each map.
 
     Example:
         >>> import torch

@@ -27,9 +27,9 @@ class SimpleFeaturePyramid(BaseModule):
     stride its levels are all of one size.
 
     Args:
-        in_channels: Of the map, or of each map where the backbone reads several blocks; they are
-            joined.
-        out_channels: Of each level.
+        in_channels: Channels of the map, or of each map where the backbone reads several
+            blocks; they are joined.
+        out_channels: Channels of each level.
         rescales: Size of each level over that of the input, in descending order: powers of 2. For
             the strides 4, 8, 16, 32 of detectors these are (4, 2, 1, 0.5) where the transformer's
             stride is 16, and (1, 0.5, 0.25, 0.125) where it is 4.

@@ -112,7 +112,7 @@ def class_sums(samples: Tensor, labels: Tensor, num_classes: int) -> tuple[Tenso
 
 
 def integer_labels(labels: Tensor) -> Tensor:
-    """Labels as int64; a ValueError if they are no integers."""
+    """Labels as int64; a ValueError if they are not integers."""
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f'Labels must be integers, but got {labels.dtype}.')
     return labels.long()

@@ -41,7 +41,7 @@ def high_frequency_ratio(
     :func:`~mmaselect.selection.criteria.paper_hfr.paper_hfr`.
 
     A map without energy holds no detail: where the denominator is zero, or a constant map leaves
-    nothing but float32 rounding beside an excluded mean, the ratio is 0. White noise scores the
+    nothing but float32 rounding next to an excluded mean, the ratio is 0. White noise scores the
     high band's share of all frequencies.
 
     Args:

@@ -16,7 +16,7 @@ from mmaselect.checks import choice, flag
 SHAPES = ('radial', 'square')
 DIMS = ('2d', 'tokens', 'channels')
 
-#: Energy beside a mean of amplitude A counts as none below (ROUNDING * A)^2: there, a float32
+#: Energy next to a mean of amplitude A counts as none below (ROUNDING * A)^2: there, a float32
 #: transform of a constant map leaves nothing but rounding.
 ROUNDING = 8 * torch.finfo(torch.float32).eps
 

@@ -199,7 +199,7 @@ class ViewPairCriterion(Criterion):
         self.check_features(features)
         first, second = features
         described = self.describe(first, second, where).detach()
-        # Of the whole map: a place that is not read may be the one that overflowed.
+        # The whole map counts: a place that is not read may be the one that overflowed.
         finite = torch.stack([f.flatten(1).isfinite().all(1) for f in features]).all(0)
         self.nonfinite = self.nonfinite + (~finite).sum()
         self.width = torch.full_like(self.width, described.shape[-1])
@@ -250,7 +250,7 @@ class InstanceRetrieval(ViewPairCriterion):
 
     Two random crops of each image, each with its own noise draw, are described by the mean of
     their feature map over tokens, whitened over all images, and compared by cosine similarity.
-    Noise is no help, if the views were made from disjoint pixels not even noise that is in the
+    Noise does not help; if the views were made from disjoint pixels not even noise that is in the
     image itself; what the image shows is.
     Follows the tasks of instance discrimination (Wu et al., arXiv 1805.01978) without training.
 
@@ -320,7 +320,7 @@ class InstanceDiscrimination(ViewPairCriterion):
     smoother and fewer images do.
 
     Args:
-        temperature: Of the softmax over cosine similarities. Defaults to 0.1.
+        temperature: Temperature of the softmax over cosine similarities. Defaults to 0.1.
         ridge: See :func:`whiten_pairs`. Defaults to 0.1.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
 
@@ -387,7 +387,7 @@ class DenseCorrespondence(ViewPairCriterion):
         measure: What a match is worth: ``'sensitivity'``, as :class:`InstanceSensitivity`, or
             ``'log_probability'``, as :class:`InstanceDiscrimination`. Defaults to
             ``'sensitivity'``.
-        temperature: Of the softmax, for ``'log_probability'``. Defaults to 0.1.
+        temperature: Temperature of the softmax, for ``'log_probability'``. Defaults to 0.1.
         ridge: See :func:`whiten_pairs`. Defaults to 0.1.
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
 

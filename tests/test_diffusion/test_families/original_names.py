@@ -142,7 +142,7 @@ def renamed(weights, rules, stacked=()):
     """Under other names.
 
     Args:
-        weights: Of diffusers.
+        weights: Weights of diffusers.
         rules: (regular expression, what stands in its place), tried one after the other.
         stacked: (parts of names of weights that are one in the original, its part of the name).
     """

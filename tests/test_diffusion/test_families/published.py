@@ -35,7 +35,7 @@ def check_published(name, width, blocks, billions, default_block=None, stored_ta
         name: As ``pretrained`` takes it.
         width: As published, like the next two.
         blocks: All stacks together.
-        billions: Of parameters. A page's number is rounded.
+        billions: Billions of parameters. A page's number is rounded.
         default_block: Where it is not the middle one.
         stored_tables: Whether the page counts tables that the checkpoint stores as well.
     """

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""DiT beside its pipeline; what else is true of it is proved in ``test_frozen_dit.py``."""
+"""DiT next to its pipeline; what else is true of it is proved in ``test_frozen_dit.py``."""
 
 import pytest
 import torch

@@ -315,7 +315,7 @@ def test_gguf_errors(bases, tmp_path):
         features(file, 1)
     config = GGUFQuantizationConfig(compute_dtype=torch.float32)
     with pytest.raises(
-        ValueError, match=r'quantization_config=.* does not fit what is no GGUF file'
+        ValueError, match=r'quantization_config=.* does not fit what is not a GGUF file'
     ):
         features(folder, 1, load_kwargs=dict(quantization_config=config))
     with pytest.raises(ValueError, match=r'quantization_config=.* does not fit a GGUF file'):
@@ -348,8 +348,8 @@ def test_gguf_is_not_installed(bases, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('config', 'kind', 'message'),
     [
-        (5, ValueError, 'quantization_config=5 is none: give a config of diffusers'),
-        (dict(bits=8), ValueError, r"quantization_config=\{'bits': 8\} is none"),
+        (5, ValueError, 'quantization_config=5 is not a config: give one of diffusers'),
+        (dict(bits=8), ValueError, r"quantization_config=\{'bits': 8\} is not a config"),
         (dict(quant_method='nothing', bits=8), ValueError, 'nothing'),
         (
             dict(load_in_8bit=True),
