@@ -30,6 +30,7 @@ NAME = re.compile(
 #: Backbones by their short names: what configs load, and the width of its features as published.
 BACKBONES = {
     'dit-tiny': ('mmaselect://dit_cifar10', 224),
+    'dit-digits': ('mmaselect://dit_digits', 96),
     'dit-xl2-256': ('facebook/DiT-XL-2-256', 1152),
     'dit-xl2-512': ('facebook/DiT-XL-2-512', 1152),
     'sd3-medium': ('stabilityai/stable-diffusion-3-medium-diffusers', 1536),
@@ -95,9 +96,11 @@ def build(config, tiny_folder):
     model = config.model
     backbone = model.backbone
     (width,) = {width for name, width in BACKBONES.values() if name == backbone.pretrained}
+    count = 1 if backbone.blocks == 'auto' else len(backbone.blocks)
     backbone.update(
         pretrained=tiny_folder(backbone.pretrained),
-        blocks=[0] * len(backbone.blocks),
+        blocks=[0] * count,
+        feature='query' if backbone.feature == 'auto' else backbone.feature,
         dtype='fp32',
         timestep=50,
     )

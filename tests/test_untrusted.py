@@ -233,11 +233,11 @@ def test_a_config_in_yaml(tmp_path, capsys):
     trap.write_text(f'model: !!python/object/apply:os.mkdir ["{ran}"]\n')
     image = ROOT / 'mmaselect' / 'weights' / 'dit_cifar10' / 'samples.png'
     code = command(['look', str(image), '--config', str(trap), '--out', str(tmp_path / 'a.html')])
-    assert code == 1 and 'no YAML of plain values' in capsys.readouterr().err
+    assert code == 1 and 'not a YAML of plain values' in capsys.readouterr().err
     plain.write_text('a: !!python/tuple [1, 2]\n')
     assert load_config(plain).a == (1, 2)
     base = tmp_path / 'base.py'
     base.write_text(f'_base_ = {str(trap)!r}\n')
-    with pytest.raises(ValueError, match='no YAML of plain values'):
+    with pytest.raises(ValueError, match='not a YAML of plain values'):
         load_config(base)
     assert not ran.exists()

@@ -23,7 +23,9 @@ def test_other_settings_are_refused(tmp_path):
 
 
 def test_no_run_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no folder of results: it has no settings\.json'):
+    with pytest.raises(
+        FileNotFoundError, match=r'not a folder of results: it has no settings\.json'
+    ):
         read_settings(tmp_path)
 
 

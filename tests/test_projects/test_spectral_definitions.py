@@ -132,7 +132,7 @@ def test_criteria_study_of_another_model_is_refused(classification, probed, tmp_
         study(classification, '--probe', probed, '--only', 'nothing')
     with pytest.raises(ValueError, match=r"--add takes type=NAME and KEY=VALUE, got \['cutoff"):
         study(classification, '--probe', probed, '--add', 'cutoff=0.1')
-    with pytest.raises(FileNotFoundError, match='no folder of results'):
+    with pytest.raises(FileNotFoundError, match='not a folder of results'):
         study(classification, '--probe', tmp_path / 'none')
 
 

@@ -48,7 +48,7 @@ def test_page_has_everything(tmp_path):
     html = path.read_text(encoding='utf-8')
     assert path.name == 'selection.html'
     for part in (
-        't = 100', '0 to 100, were the images', 'DiTTransformer2DModel', 'query of block 3</dd>',
+        't = 100', '95 % interval: 0 to 100', 'DiTTransformer2DModel', 'query of block 3</dd>',
         '512 model evaluations, 1.2 s', 'Other disagrees: it would pick timestep 300',
         'Compare the curves. The first', 'title="a &#34;cat&#34;.png"', 'Other&lt;i&gt;',
         '1 of the 64 that were used',

@@ -17,6 +17,7 @@ MISTAKES = {
     'train.py': ('nowhere.py', FileNotFoundError, "no config file 'nowhere.py'"),
     'test.py': ('nowhere.py no.pth', FileNotFoundError, "no config file 'nowhere.py'"),
     'select_timestep.py': ('nowhere.py', FileNotFoundError, "no config file 'nowhere.py'"),
+    'demo.py': ('--config nowhere.py', RuntimeError, 'training failed, .*console.log says why'),
     'leaderboard.py': ('nowhere', FileNotFoundError, "work directory 'nowhere' does not exist"),
     'reproduce.py': ('--only nowhere', ValueError, 'fits no row'),
     'pretrain_dit.py': ('--data nowhere --out o', FileNotFoundError, 'no folder'),

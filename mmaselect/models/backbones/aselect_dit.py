@@ -69,6 +69,13 @@ class _Frozen:
     def __deepcopy__(self, memo: dict) -> _Frozen:
         return self
 
+    def is_place_open(self) -> bool:
+        """Whether block and feature have yet to be picked.
+
+        A method of what deep copies share: a function of the backbone would keep the original.
+        """
+        return self.dit.search is not None
+
 
 def _plain(value: Any) -> str:
     """Numbers and words of a message, without the noise of float32."""
@@ -270,7 +277,7 @@ class ASelecTDiT(BaseModule, Adopts):
             'and input_std',
             is_sure=mean is not None and std is not None,
         )
-        self.pick = Pick(self, plan, self.dit.process, lambda: self.dit.search is not None)
+        self.pick = Pick(self, plan, self.dit.process, self._frozen.is_place_open)
         if plan.count > 1:
             log(
                 f'each image is read at {plan.count} timesteps '
