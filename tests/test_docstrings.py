@@ -4,6 +4,7 @@
 import ast
 import doctest
 import inspect
+import logging
 import pkgutil
 import re
 from importlib import import_module
@@ -32,8 +33,12 @@ def examples_of(name):
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    for test in examples_of(name):
-        runner.run(test)
+    logging.disable()  # whether messages are printed depends on what ran before
+    try:
+        for test in examples_of(name):
+            runner.run(test)
+    finally:
+        logging.disable(logging.NOTSET)
     assert runner.summarize(verbose=False).failed == 0
 
 
