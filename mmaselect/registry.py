@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from mmaselect.checks import is_meant
 
@@ -32,18 +32,32 @@ class Registry:
         self.location = location
         self.module_dict: dict[str, type] = {}
 
+    @overload
     def register_module(
-        self, name: str | None = None, force: bool = False
-    ) -> Callable[[Class], Class]:
-        """Decorator that registers a class.
+        self, name: str | None = ..., force: bool = ..., module: None = ...
+    ) -> Callable[[Class], Class]: ...
+
+    @overload
+    def register_module(
+        self, name: str | None = ..., force: bool = ..., *, module: Class
+    ) -> Class: ...
+
+    def register_module(
+        self, name: str | None = None, force: bool = False, module: type | None = None
+    ) -> Any:
+        """Register a class: a decorator, or a plain call with ``module``.
 
         Args:
             name: Its name here; that of the class if None.
             force: Whether it may replace another class of that name.
+            module: The class, for a plain call. The method returns a decorator if None.
+
+        Returns:
+            A decorator, or ``module``.
 
         Raises:
             KeyError: If another class has the name.
-            TypeError: If what is decorated is not a class.
+            TypeError: If what is registered is not a class.
         """
 
         def register(cls: Class) -> Class:
@@ -55,7 +69,7 @@ class Registry:
             self.module_dict[key] = cls
             return cls
 
-        return register
+        return register if module is None else register(module)
 
     def import_from_location(self) -> None:
         """Register the classes of the package."""

@@ -207,9 +207,14 @@ def test_score_of_the_wrong_shape_is_an_error():
         PerChannel().update(torch.ones(2, 3, 4, 4))
 
 
-def test_users_criterion_can_be_registered_and_built():
-    CRITERIA.register_module(name='TestBrightness')(Brightness)
+@pytest.mark.parametrize('plain', [False, True])
+def test_users_criterion_can_be_registered_and_built(plain):
+    if plain:
+        given = CRITERIA.register_module(name='TestBrightness', module=Brightness)
+    else:
+        given = CRITERIA.register_module(name='TestBrightness')(Brightness)
     try:
+        assert given is Brightness
         criterion = CRITERIA.build({'type': 'mmaselect.TestBrightness'})
         assert isinstance(criterion, Criterion)
         assert (criterion.draws, criterion.needs_labels) == (1, False)
