@@ -20,7 +20,7 @@ from mmaselect.launch.cli import build_runner, load_run_config, make_parser, set
 from mmaselect.launch.distributed import leave_process_group
 
 # It checks that the toolboxes are installed, and says what to do if not.
-from mmaselect.openmmlab.checkpoints import check_checkpoint_file
+from mmaselect.openmmlab.checkpoints import check_checkpoint_file, check_weights_fit
 from mmaselect.terminal.tool import run_tool, user_path
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmengine import dump
     from mmengine.dist import is_main_process
     from mmengine.evaluator import DumpResults
+    from mmengine.model import is_model_wrapper
 
     args = parse_args(argv)
     config, toolbox = load_run_config(args)
@@ -249,6 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if predictions and toolbox == 'mmseg':
         set_segmentation_output(config, predictions)
     runner = build_runner(config)
+    if os.path.isfile(args.checkpoint) and not args.trust_checkpoint:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_weights_fit(model, args.checkpoint)
     if toolbox == 'mmseg' and (predictions or args.show or args.show_dir):
         check_image_files(runner)
     if predictions and toolbox != 'mmseg':

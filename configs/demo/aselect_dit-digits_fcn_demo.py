@@ -24,7 +24,7 @@ model = dict(
         feature='auto',
         timestep='auto',
         # The canvases are in memory, as BGR, which is what MMSegmentation's images are.
-        selection=dict(array_order='bgr', num_images=256, timesteps='0:500:50'),
+        selection=dict(array_order='bgr', num_images=512, timesteps='0:500:50'),
         # Single digits, at the size that the model was trained at; their labels are not used.
         calibration=dict(train_set, side=1),
     ),

@@ -18,7 +18,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from mmaselect.files import written_aside
-from mmaselect.untrusted import ONLY_WEIGHTS, force_only_weights
+from mmaselect.untrusted import ONLY_WEIGHTS, force_only_weights, load_tensors
 
 #: Functions that MMEngine pickles by the class that has them. ``getattr`` itself would hand out
 #: anything.
@@ -132,6 +132,58 @@ def check_checkpoint_file(path: str | os.PathLike) -> None:
             f'checkpoint: {", ".join(sorted(refused))}. Reading them could run code. If you trust '
             f'its source, add --trust-checkpoint'
         )
+
+
+def check_weights_fit(model: torch.nn.Module, path: str | os.PathLike) -> None:
+    """Check that a checkpoint has all trained weights of a model, whole and in their shapes.
+
+    MMEngine loads what fits, and logs the rest: a head with another number of classes would be
+    tested with random weights.
+
+    Args:
+        model: The model, as its config builds it.
+        path: A checkpoint of this machine that :func:`check_checkpoint_file` has passed.
+
+    Raises:
+        ValueError: If an entry is missing, has another shape, or is not finite; or if the file is
+            damaged.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(
+                f'{path} is damaged: the checksum of its entry {damaged!r} does not match. Use '
+                f'another checkpoint'
+            )
+    stored = load_tensors(Path(path))
+    stored = stored.get('state_dict', stored) if isinstance(stored, dict) else {}
+    stored = {str(name).removeprefix('module.'): value for name, value in stored.items()}
+    wanted = dict(model.named_parameters())
+    missing = [name for name in wanted if name not in stored]
+    others = [
+        f'{name} is {tuple(stored[name].shape)} there and {tuple(weight.shape)} in the model'
+        for name, weight in wanted.items()
+        if name in stored and stored[name].shape != weight.shape
+    ]
+    broken = [
+        name
+        for name in wanted
+        if name in stored
+        and stored[name].is_floating_point()
+        and not bool(stored[name].isfinite().all())
+    ]
+    for found, what in (
+        (missing, 'lacks'),
+        (others, 'has weights of other shapes, so that they would stay random:'),
+        (broken, 'has weights that are not finite (NaN or infinity):'),
+    ):
+        if found:
+            more = f', and {len(found) - 3} more' if len(found) > 3 else ''
+            raise ValueError(
+                f'{path} {what} {", ".join(found[:3])}{more}. Give the checkpoint that was trained '
+                f'by this config (its num_classes, channels and heads)'
+            )
 
 
 def find_checkpoint(work_dir: str | os.PathLike) -> str | None:

@@ -17,6 +17,7 @@ from mmaselect.launch.hooks.plain_checkpoint_hook import to_plain
 from mmaselect.openmmlab.checkpoints import (
     WholeFileBackend,
     check_checkpoint_file,
+    check_weights_fit,
     find_checkpoint,
     mmengine_globals,
     read_only_weights,
@@ -205,3 +206,42 @@ def test_mmengine_writes_through_it(tmp_path):
     assert isinstance(get_file_backend(str(tmp_path / 'a.pth')), WholeFileBackend)
     save_checkpoint(dict(a=torch.ones(2)), str(tmp_path / 'a.pth'))
     assert torch.load(tmp_path / 'a.pth', weights_only=True)['a'].tolist() == [1, 1]
+
+
+# -- weights that fit -----------------------------------------------------------------------------
+def saved(path, change):
+    model = torch.nn.Linear(3, 2)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    change(state)
+    torch.save(dict(state_dict=state, meta={}), path)
+    return model
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: state.update(weight=torch.ones(5, 3)), r'weight is \(5, 3\) there and \(2'),
+        (lambda state: state.pop('bias'), 'lacks bias'),
+        (lambda state: state['weight'].fill_(torch.nan), 'not finite .*: weight'),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, change, message):
+    model = saved(tmp_path / 'a.pth', change)
+    with pytest.raises(ValueError, match=message):
+        check_weights_fit(model, tmp_path / 'a.pth')
+
+
+def test_weights_that_fit(tmp_path):
+    model = saved(tmp_path / 'a.pth', lambda state: None)
+    check_weights_fit(model, tmp_path / 'a.pth')
+
+
+def test_a_bit_that_has_flipped(tmp_path):
+    path = tmp_path / 'a.pth'
+    model = saved(path, lambda state: state['weight'].fill_(1.25))
+    data = bytearray(path.read_bytes())
+    place = data.index(b'\x00\x00\xa0\x3f')  # 1.25
+    data[place + 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r'the checksum of its entry .* does not match'):
+        check_weights_fit(model, path)
