@@ -228,7 +228,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmengine import dump
     from mmengine.dist import is_main_process
     from mmengine.evaluator import DumpResults
-    from mmengine.model import is_model_wrapper
 
     args = parse_args(argv)
     config, toolbox = load_run_config(args)
@@ -251,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_segmentation_output(config, predictions)
     runner = build_runner(config)
     if os.path.isfile(args.checkpoint) and not args.trust_checkpoint:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        check_weights_fit(model, args.checkpoint)
+        # Ranks and test-time augmentation wrap the model.
+        check_weights_fit(getattr(runner.model, 'module', runner.model), args.checkpoint)
     if toolbox == 'mmseg' and (predictions or args.show or args.show_dir):
         check_image_files(runner)
     if predictions and toolbox != 'mmseg':
