@@ -100,7 +100,7 @@ def build(config, tiny_folder):
     backbone.update(
         pretrained=tiny_folder(backbone.pretrained),
         blocks=[0] * count,
-        feature='query' if backbone.feature == 'auto' else backbone.feature,
+        feature='query' if backbone.get('feature') == 'auto' else backbone.get('feature', 'query'),
         dtype='fp32',
         timestep=50,
     )

@@ -431,9 +431,9 @@ class PipelineSource:
         is_gguf = self.file is not None and Path(self.path).suffix.lower() == GGUF
         if is_gguf != isinstance(config, diffusers.GGUFQuantizationConfig):
             raise ValueError(
-                f'{place} does not fit {"a" if is_gguf else "what is no"} GGUF file: GGUF weights '
-                f'are read from files that hold them, without a config; others are quantized as '
-                f'they are read'
+                f'{place} does not fit {"a" if is_gguf else "what is not a"} GGUF file: GGUF '
+                f'weights are read from files that hold them, without a config; others are '
+                f'quantized as they are read'
             )
         try:
             yield

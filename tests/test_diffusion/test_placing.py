@@ -122,4 +122,4 @@ def test_the_rest_follows_the_images_onto_a_gpu(placed, moved):
         assert model.dit.transformer.device.type == 'cuda'
         device.forget()
         model(images)
-        assert not device.copies
+        assert not device.waits
