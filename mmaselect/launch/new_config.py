@@ -442,9 +442,8 @@ def _segmentation_config(data: FolderFacts, model: ModelFacts, recipe: Recipe, s
 )"""
 
     def part(images: str, masks: str, split: str | None) -> str:
-        # Names of images, which `mmaselect init` wrote next to this file.
-        listed = f", ann_file=f'{{{{fileDirname}}}}/splits/{split}.txt'" if split else ''
-        listed = listed.replace("=f'", "='")
+        # Names of images, which `mmaselect init` wrote next to the config.
+        listed = '' if split is None else f", ann_file='{{{{fileDirname}}}}/splits/{split}.txt'"
         return (
             f'dict(whole_set, data_prefix=dict(img_path={images!r}, seg_map_path={masks!r})'
             f'{listed})'
