@@ -143,7 +143,7 @@ def test_a_checkpoint_of_the_old_arguments_loads(tiny_dit):
         lambda: ASelecTDiT(tiny_dit, timestep=[7, 9], fusion='mean', num_draws=2, **options)
     )
     state = before.state_dict()
-    assert {'picked_timestep', 'fused_timesteps', 'frozen_signature', 'read_from'} == set(state)
+    assert {'picked_timestep', 'fused_timesteps', 'frozen_signature', 'read_from'} <= set(state)
     now = ASelecTDiT(
         tiny_dit, timestep=dict(steps=[7, 9], fusion='mean'), noise=dict(draws=2), **options
     )

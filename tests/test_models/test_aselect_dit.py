@@ -239,6 +239,7 @@ def test_checkpoints_hold_the_pick_and_no_frozen_weights(tiny_dit, photos, tmp_p
     keys = set(model.state_dict())
     assert keys == {
         'backbone.picked_timestep', 'backbone.frozen_signature', 'backbone.read_from',
+        'backbone.arrives_as', 'backbone.conditioned_on',
         'head.weight', 'head.bias',
     }  # fmt: skip
     path = tmp_path / 'model.pth'
@@ -255,7 +256,9 @@ def test_checkpoint_of_another_model_is_refused(tiny_dit, tiny_latent_dit, photo
     state = make(tiny_latent_dit, timestep=4).state_dict()
     with pytest.raises(ValueError, match='made with another frozen model'):
         make(tiny_dit).load_state_dict(state)
-    with pytest.raises(ValueError, match=r'query of blocks \[1, 4\].* output of blocks \[1, 4\]'):
+    with pytest.raises(
+        ValueError, match=r"feature 'query', the config says 'output'. Set feature "
+    ):
         make(tiny_dit, feature='output').load_state_dict(make(tiny_dit, timestep=4).state_dict())
     # Half precision of the same model is the same model.
     make(tiny_dit, dtype='bf16').load_state_dict(make(tiny_dit, timestep=4).state_dict())
@@ -403,6 +406,11 @@ def test_fresh_noise_of_a_run_depends_on_its_place(tiny_dit):
         ('frozen_signature', torch.full((64,), float('inf'))),
         ('frozen_signature', torch.empty(0)),
         ('frozen_signature', torch.zeros(64, dtype=torch.long)),
+        ('arrives_as', torch.full((8,), float('nan'))),
+        ('arrives_as', torch.tensor([0.0, *[127.5] * 6, 2.0])),
+        ('arrives_as', torch.zeros(7)),
+        ('conditioned_on', torch.zeros(256)),
+        ('conditioned_on', 'a bird'),
     ],
 )
 def test_a_checkpoint_with_impossible_values_is_refused_on_load(tiny_dit, name, value):

@@ -243,7 +243,10 @@ def test_copies_share_it(tiny_dit):
     counted = count(model)
     assert torch.equal(twin.eval()(images)[0], expected[0])
     assert counted['passes'] == 0
-    assert set(model.state_dict()) == {'picked_timestep', 'frozen_signature', 'read_from'}
+    assert set(model.state_dict()) == {'picked_timestep', 'frozen_signature', 'read_from'} | {
+        'arrives_as',
+        'conditioned_on',
+    }
 
 
 # -- files ----------------------------------------------------------------------------------------

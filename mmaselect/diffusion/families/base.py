@@ -250,6 +250,14 @@ class Family(ABC):
             dtype: The transformer's dtype.
         """
 
+    def condition_in_words(self, spec: Any) -> str:
+        """Text of a ``condition``, the same for all that mean the same.
+
+        Args:
+            spec: As in :meth:`prepare_condition`, which accepted it.
+        """
+        return repr(spec)
+
     # -- running ----------------------------------------------------------------------------------
     @abstractmethod
     def run(

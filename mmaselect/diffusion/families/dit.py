@@ -85,6 +85,10 @@ class DiTFamily(Family):
             )
         return {'class_labels': torch.tensor([int(spec)])}
 
+    def condition_in_words(self, spec: Any) -> str:
+        label = self.num_classes if spec is None else int(spec)
+        return f'{label} (the null class)' if label == self.num_classes else str(label)
+
     def run(
         self,
         transformer: nn.Module,

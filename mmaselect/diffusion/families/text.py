@@ -151,6 +151,12 @@ class TextFamily(Family):
     def _signature(self) -> str:
         return ', '.join(f'{k}={v!r}' for k, v in {'prompt': '', **self.condition_options}.items())
 
+    def condition_in_words(self, spec: Any) -> str:
+        prompt, options = self.parse_condition(spec)
+        # Texts are places of further encoders, which may be moved.
+        told = {name: value for name, value in options.items() if not isinstance(value, str)}
+        return repr({'prompt': prompt, **told}) if told else repr(prompt)
+
     def prepare_condition(
         self, spec: Any, source: PipelineSource, dtype: torch.dtype
     ) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mmaselect.models.backbones.checkpoint_guard import (
     says_what_was_read,
 )
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
+from mmaselect.models.backbones.input_guard import InputGuard
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
 from mmaselect.models.backbones.pick import Pick
 from mmaselect.models.backbones.preprocessor import Adopts, arrival
@@ -284,7 +286,9 @@ class ASelecTDiT(BaseModule, Adopts):
                 f'({", ".join(map(str, plan.steps))}; fusion {plan.fusion!r}): '
                 f'{plan.count} transformer passes, {self.out_channels[0]} channels a map'
             )
-        for name, tensor in self._checked_tensors().items():
+        condition = self.dit.family.condition_in_words(condition)
+        self._inputs = InputGuard(mean or HALF, std or HALF, order or 'rgb', False, condition)
+        for name, tensor in {**self._checked_tensors(), **self._inputs.buffers()}.items():
             self.register_buffer(name, tensor)
         self._fresh_noise = FreshNoise(self.noise.draws)
         self._fixed_noise = FixedNoise(self.noise.seed, self.noise.draws)
@@ -410,6 +414,10 @@ class ASelecTDiT(BaseModule, Adopts):
             f'to 255'
         )
         self.gate.set(does.mean, does.std, order or 'rgb', advice, is_sure=True)
+        loaded = 'bgr' if does.order else order
+        self._inputs = replace(self._inputs, mean=does.mean, std=does.std, order=loaded, told=True)
+        for name, tensor in self._inputs.buffers().items():
+            getattr(self, name).copy_(tensor)
 
     def _check_order(self) -> None:
         if self._open_order is not None:
@@ -520,6 +528,8 @@ class ASelecTDiT(BaseModule, Adopts):
         self._take_place(state_dict, prefix)
         if self.dit.search is None and says_what_was_read(state_dict, prefix):
             self._guard().check(state_dict, prefix)
+        self._inputs.check(state_dict, prefix)
+        self._inputs.complete(state_dict, prefix)
         with self.pick.loading(state_dict, prefix):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

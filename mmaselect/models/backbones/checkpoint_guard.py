@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -161,11 +161,15 @@ class CheckpointGuard:
         """
         self._check_values(state_dict, prefix)
         signature = state_dict.get(prefix + 'frozen_signature')
+        read_from = state_dict.get(prefix + 'read_from')
+        # A model that is built to another depth has another signature.
+        if read_from is not None and max(read_from[1:]) != max(self.read_from[1:]):
+            self._refuse_place(read_from)
         if signature is not None and not is_same_model(signature.cpu().float(), self.signature):
             raise ValueError(
                 f'the checkpoint was made with another frozen model than {self.pretrained!r}: its '
-                f'heads would read features that they were not trained on. Set pretrained (and '
-                f'blocks) to what the checkpoint was trained with'
+                f'heads would read features that they were not trained on. Set pretrained to what '
+                f'the checkpoint was trained with'
             )
         if signature is not None and not _is_same_precision(signature, self.signature):
             log(
@@ -173,12 +177,22 @@ class CheckpointGuard:
                 f'{self.dtype}: features differ a little. To read them as in training, set dtype '
                 'in the backbone to what it was then'
             )
-        read_from = state_dict.get(prefix + 'read_from')
         if read_from is not None and read_from.tolist() != self.read_from.tolist():
-            theirs, mine = (self._in_words(tensor) for tensor in (read_from, self.read_from))
-            raise ValueError(
-                f'the checkpoint was trained on the {theirs}, but this config reads the {mine}'
-            )
+            self._refuse_place(read_from)
+
+    def _refuse_place(self, read_from: Tensor) -> NoReturn:
+        feature, *blocks = read_from.tolist()
+        mine, *here = self.read_from.tolist()
+        wrong = []
+        if blocks != here:
+            wrong.append(('blocks', blocks, here))
+        if feature != mine:
+            wrong.append(('feature', self.features[feature], self.features[mine]))
+        told = ', and '.join(f'{name} {was!r}, the config says {now!r}' for name, was, now in wrong)
+        raise ValueError(
+            f'the checkpoint was trained with {told}. Set '
+            f'{" and ".join(name for name, *_ in wrong)} to what the checkpoint was trained with'
+        )
 
     def _check_values(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         def refuse(name: str, expected: str) -> None:
@@ -211,7 +225,3 @@ class CheckpointGuard:
             readable = bool(self.signature.isfinite().any())
             if bool(signature.isinf().any()) or (readable and bool(signature.isnan().all())):
                 refuse('frozen_signature', f'{SIGNATURE_SIZE} weights of the frozen model')
-
-    def _in_words(self, read_from: Tensor) -> str:
-        feature, *blocks = read_from.tolist()
-        return f'{self.features[feature]} of blocks {blocks}'

@@ -9,6 +9,7 @@ from published import check_published
 from tiny_sd3 import save_sd3
 
 from mmaselect.diffusion import FrozenDiT
+from mmaselect.models import ASelecTDiT
 
 #: Name to width, blocks, and parameters in billions as published.
 PUBLISHED = {
@@ -85,6 +86,22 @@ def test_prompt_and_t5_matter(saved):
         seen.append(dit.features(noise, 500, noise)[1, 'query'])
     assert torch.equal(seen[0], seen[3])
     assert not any(torch.equal(a, b) for i, a in enumerate(seen[:3]) for b in seen[:i])
+
+
+def test_a_checkpoint_knows_its_prompt(saved):
+    folder = saved(TestSD3Medium)
+
+    def make(condition=None):
+        return ASelecTDiT(folder, blocks=[1], timestep=100, condition=condition)
+
+    state = make('a bird').state_dict()
+    make('a bird').load_state_dict(state)
+    with pytest.raises(ValueError, match=r"condition .*'a bird'.*, the config says .*''"):
+        make().load_state_dict(state)
+    long = 'a bird on a branch, and ' * 20
+    state = make(long + 'a tree').state_dict()
+    with pytest.raises(ValueError, match='condition'):
+        make(long + 'a nest').load_state_dict(state)
 
 
 @pytest.mark.parametrize(
