@@ -1301,7 +1301,7 @@ for _name, _value in (
     ('picked_timestep', torch.tensor(-1)),
     ('picked_timestep', torch.tensor([5])),
     ('read_from', torch.tensor([99, 2])),
-    ('read_from', torch.tensor([0.0, 2.0])),
+    ('read_from', torch.tensor([0.5, 2.0])),
     ('read_from', torch.tensor(0)),
     ('frozen_signature', torch.full((64,), float('nan'))),
     ('frozen_signature', torch.empty(0)),

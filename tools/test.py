@@ -85,6 +85,13 @@ def check_checkpoint(path: str, work_dir: str) -> None:
     if os.path.isfile(path):
         check_checkpoint_file(path)
         return
+    if os.path.isdir(path):
+        raise ValueError(
+            f'{path!r} is a folder, with the shards of several processes. DeepSpeed writes '
+            f'zero_to_fp32.py next to it, which makes a file of them: `python zero_to_fp32.py . '
+            f'OUT -t {os.path.basename(path)}`; then test OUT/pytorch_model.bin. With FSDP, train '
+            f"with state_dict_cfg='full', the default"
+        )
     found = sorted(glob(os.path.join(work_dir, '*.pth')))
     raise FileNotFoundError(
         f'There is no checkpoint file {path!r}. '

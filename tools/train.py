@@ -75,7 +75,8 @@ def merge_flags(config: Config, args: argparse.Namespace) -> None:
         config.resume = True
         config.load_from = None
     elif args.resume is not None:
-        if '://' not in args.resume and not os.path.isfile(args.resume):
+        # DeepSpeed's checkpoints are folders.
+        if '://' not in args.resume and not os.path.exists(args.resume):
             raise FileNotFoundError(
                 f'--resume: there is no checkpoint {args.resume!r}. Without a path, --resume takes '
                 f'the latest one in {config.work_dir!r}.'

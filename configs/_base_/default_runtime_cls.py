@@ -20,7 +20,8 @@ default_hooks = dict(
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    # Seconds: processes wait while one downloads a model, embeds a prompt or picks a timestep.
+    dist_cfg=dict(backend='nccl', timeout=7200),
 )
 # Where a model has a BatchNorm, it works on a CPU and on one GPU; on several it becomes SyncBN.
 sync_bn = 'torch'

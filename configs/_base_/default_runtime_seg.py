@@ -5,7 +5,8 @@ default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    # Seconds: processes wait while one downloads a model, embeds a prompt or picks a timestep.
+    dist_cfg=dict(backend='nccl', timeout=7200),
 )
 # BatchNorm of neck and heads works on a CPU and on one GPU; on several GPUs it becomes SyncBN.
 sync_bn = 'torch'

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,6 @@ class PixelGate(nn.Module):
             from 0 to 1 is worth a warning.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(
         self,
         mean: Sequence[float],
@@ -43,10 +40,16 @@ class PixelGate(nn.Module):
         is_sure: bool = False,
     ) -> None:
         super().__init__()
-        self.register_buffer('scale', torch.ones(3, 1, 1), persistent=False)
-        self.register_buffer('shift', torch.zeros(3, 1, 1), persistent=False)
         self.unit = unit
+        self.scale, self.shift = torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
         self.set(mean, std, order, advice, is_sure)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PixelGate:
+        super()._apply(fn, recurse)
+        # The device alone: engines that train in 16 bits cast whatever is a buffer.
+        device = fn(self.scale).device
+        self.scale, self.shift = self.scale.to(device), self.shift.to(device)
+        return self
 
     def set(
         self, mean: Sequence[float], std: Sequence[float], order: str, advice: str, is_sure: bool

@@ -23,6 +23,7 @@ from mmaselect.launch.distributed import (
     wait_for_each_other,
 )
 from mmaselect.launch.flags import add_cfg_options, add_launcher
+from mmaselect.launch.strategies import settle_strategy
 from mmaselect.openmmlab.checkpoints import read_only_weights, write_whole_files
 from mmaselect.terminal.tool import make_tool_parser, user_path
 
@@ -194,6 +195,7 @@ def build_runner(config: Config) -> Runner:
     from mmaselect.launch.hooks import IterationSeedHook, PlainCheckpointHook, SaveOnStopHook
     from mmaselect.models import ASelecTDiT
 
+    settle_strategy(config)
     on_cpus = prepare_cpu_launch(config)
     if (config.get('randomness') or {}).get('deterministic'):
         # Read when CUDA starts, which is later.

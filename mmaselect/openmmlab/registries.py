@@ -10,6 +10,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -34,6 +35,12 @@ HOOKS = Registry(
     scope=SCOPE,
     locations=['mmaselect.engine', 'mmaselect.launch.hooks'],
 )
+STRATEGIES = Registry(
+    'strategy',
+    parent=MMENGINE_STRATEGIES,
+    scope=SCOPE,
+    locations=['mmaselect.launch.strategies'],
+)
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['mmaselect.engine'])
 
 __all__ = [
@@ -43,5 +50,6 @@ __all__ = [
     'METRICS',
     'MODELS',
     'SCOPE',
+    'STRATEGIES',
     'TRANSFORMS',
 ]

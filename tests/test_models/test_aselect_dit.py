@@ -399,7 +399,8 @@ def test_fresh_noise_of_a_run_depends_on_its_place(tiny_dit):
         ('picked_timestep', torch.tensor([50])),
         ('picked_timestep', 50),
         ('read_from', torch.tensor([99, 1, 4])),
-        ('read_from', torch.tensor([0.0, 1.0, 4.0])),
+        ('read_from', torch.tensor([0.5, 1.0, 4.0])),
+        ('read_from', torch.tensor([0, 1, 4], dtype=torch.bfloat16)),
         ('read_from', torch.empty(0, dtype=torch.long)),
         ('read_from', torch.tensor(0)),
         ('frozen_signature', torch.full((64,), float('nan'))),
@@ -419,6 +420,33 @@ def test_a_checkpoint_with_impossible_values_is_refused_on_load(tiny_dit, name, 
     with pytest.raises(ValueError, match=f'(?s){name} must be .* Use another checkpoint'):
         model.load_state_dict(state)
     assert model.timestep == 100
+
+
+def test_a_checkpoint_that_a_converter_cast_to_float32(tiny_dit):
+    """zero_to_fp32.py of DeepSpeed casts all buffers."""
+    state = make(tiny_dit, timestep=275).state_dict()
+    cast = {name: value.float() for name, value in state.items()}
+    model = make(tiny_dit, timestep='auto')
+    model.load_state_dict(cast)
+    assert model.timestep == 275
+    assert {k: v.dtype for k, v in model.state_dict().items()} == {
+        k: v.dtype for k, v in state.items()
+    }
+    with pytest.raises(ValueError, match='picked_timestep must be a whole number'):
+        model.load_state_dict({name: value.bfloat16() for name, value in state.items()})
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_heads_in_16_bits(tiny_dit, dtype):
+    """An engine casts heads, buffers and images; mean and std stay what they are."""
+    options = dict(timestep=100, noise='fixed', input_mean=123.675, input_std=58.395)
+    model, cast = make(tiny_dit, **options), make(tiny_dit, **options).to(dtype)
+    assert torch.equal(cast.gate.scale, model.gate.scale)
+    assert cast.dit.dtype == model.dit.dtype
+    images = ((torch.rand(2, 3, 32, 32) * 255 - 123.675) / 58.395).to(dtype)
+    for found, expected in zip(cast(images), model(images.float()), strict=True):
+        assert found.dtype == dtype
+        assert torch.equal(found, expected.to(dtype))
 
 
 def test_features_that_are_not_finite_say_why(tiny_dit):

@@ -27,6 +27,7 @@ from mmaselect.models.backbones.checkpoint_guard import (
     CheckpointGuard,
     keys_read,
     nothing_read_yet,
+    restore_whole_numbers,
     says_what_was_read,
 )
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
@@ -53,6 +54,8 @@ OF_OTHER_BACKBONES = dict.fromkeys(
 )  # fmt: skip
 #: Mean and std of pixels from 0 to 255 that makes them [-1, 1].
 HALF = (127.5, 127.5, 127.5)
+#: Precisions that an engine may give its heads.
+HALVES = (torch.float16, torch.bfloat16)
 #: Arguments of earlier versions, and the entries that they are now.
 OLD_TIMESTEP = {'fusion': 'fusion', 'timestep_from': 'source'}
 OLD_NOISE = {'noise_seed': 'seed', 'num_draws': 'draws'}
@@ -179,7 +182,8 @@ class ASelecTDiT(BaseModule, Adopts):
 
     Shape:
         - Input: (B, 3, H, W), as the ``data_preprocessor`` gives it; any H and W.
-        - Output: tuple of len(blocks) float32 maps (B, C, ceil(H / stride), ceil(W / stride)).
+        - Output: tuple of len(blocks) float32 maps (B, C, ceil(H / stride), ceil(W / stride));
+          of images in fp16 or bf16, in their precision.
 
     Attributes:
         timestep (int): The timestep in use; raises if none was picked yet.
@@ -518,12 +522,15 @@ class ASelecTDiT(BaseModule, Adopts):
         maps = read_maps(
             self.dit, self.pick.plan, picked, images, noise, self._finite_watch, self.cache
         )
-        return tuple(maps[block, self.feature] for block in self.blocks)
+        # Engines that train heads in 16 bits (FSDP, DeepSpeed) cast the images that arrive.
+        dtype = inputs.dtype if inputs.dtype in HALVES else torch.float32
+        return tuple(maps[block, self.feature].to(dtype) for block in self.blocks)
 
     # -- checkpoints ------------------------------------------------------------------------------
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        restore_whole_numbers(state_dict, prefix)
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
         self._take_place(state_dict, prefix)
         if self.dit.search is None and says_what_was_read(state_dict, prefix):

@@ -63,6 +63,26 @@ def _is_whole(value: Any) -> bool:
     )
 
 
+def restore_whole_numbers(state_dict: dict[str, Any], prefix: str) -> None:
+    """Make whole numbers again of what a converter of checkpoints has written as float32.
+
+    DeepSpeed's ``zero_to_fp32.py`` casts all buffers. Half precisions would have rounded them, and
+    stay what they are.
+
+    Args:
+        state_dict: The checkpoint's tensors; changed in place.
+        prefix: What precedes the names of the backbone's tensors.
+    """
+    for name in ('picked_timestep', 'fused_timesteps', 'read_from'):
+        value = state_dict.get(prefix + name)
+        if (
+            isinstance(value, Tensor)
+            and value.dtype in (torch.float32, torch.float64)
+            and bool((value == value.round()).all())
+        ):
+            state_dict[prefix + name] = value.long()
+
+
 def nothing_read_yet(count: int) -> dict[str, Tensor]:
     """The two tensors of a model whose place has not been picked yet.
 
