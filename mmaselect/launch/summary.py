@@ -6,7 +6,8 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from mmaselect.models import ASelecTDiT
+from mmaselect.engine.hooks.selection_hook import backbones_of
+from mmaselect.report.work_dir import REPORT_SUFFIXES, report_stem
 from mmaselect.selection import SelectionResult
 from mmaselect.terminal.boxes import boxed
 
@@ -40,9 +41,10 @@ def summarize(runner: Runner) -> str:
             + ', '.join(f'{key} {_short(value)}' for key, value in metrics.items())
         )
     work_dir = Path(runner.work_dir)
-    for module in runner.model.modules():
-        if isinstance(module, ASelecTDiT):
-            lines += _pick_lines(module.timestep, work_dir)
+    backbones = backbones_of(runner)
+    for name, backbone in backbones.items():
+        name = name if len(backbones) > 1 else ''
+        lines += _pick_lines(backbone.timestep, work_dir / report_stem(name), name)
     checkpoint = work_dir / 'last_checkpoint'
     if checkpoint.is_file():
         lines.append(f'checkpoint: {checkpoint.read_text(encoding="utf-8").strip()}')
@@ -54,19 +56,19 @@ def _short(value: float) -> str:
     return f'{value:.4f}' if abs(value) < 1 else f'{value:.2f}'
 
 
-def _pick_lines(timestep: int, work_dir: Path) -> list[str]:
+def _pick_lines(timestep: int, stem: Path, backbone: str) -> list[str]:
     """What there is to say of the timestep in use; files that tell of another are left out."""
-    selection, plot = work_dir / 'selection.json', work_dir / 'selection.png'
+    selection, plot, page = (stem.with_name(stem.name + suffix) for suffix in REPORT_SUFFIXES)
+    start = f'{backbone}: ' if backbone else ''
     try:
         result = SelectionResult.load(selection)
     except (OSError, ValueError):
         result = None
     if result is None or result.timestep != timestep:
-        return [f'timestep in use: {timestep} (given by the config or by a checkpoint)']
+        return [f'{start}timestep in use: {timestep} (given by the config or by a checkpoint)']
     lines = [
-        f'picked timestep: {timestep} (criterion {result.criterion}, {result.num_images} images); '
-        f'result: {selection}'
+        f'{start}picked timestep: {timestep} (criterion {result.criterion}, {result.num_images} '
+        f'images); result: {selection}'
     ]
-    page = work_dir / 'selection.html'
     lines += [f'plot of the pick: {plot}'] if plot.is_file() else []
     return lines + ([f'all of it as a page: {page}'] if page.is_file() else [])

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mmaselect.launch.config import type_name
+from mmaselect.report.work_dir import find_selections, report_stem
 from mmaselect.selection import SelectionResult
 
 #: Entries of a config in which runs of one setting may differ.
@@ -131,20 +132,22 @@ def dataset_name(config: Config) -> str:
 def selection_facts(work_dir: Path) -> dict[str, Any]:
     """Criterion, pick, cost and page of the selection, where there is a selection.json.
 
+    A model with several backbones has a file for each: all picks are told, and the sum of costs.
+
     Raises:
         ValueError: If the file is not a selection.
     """
-    path = work_dir / 'selection.json'
-    if not path.is_file():
+    found = {name: SelectionResult.load(path) for name, path in find_selections(work_dir).items()}
+    if not found:
         return dict(selection_seconds=None, selection_evaluations=None)
-    result = SelectionResult.load(path)
-    page = work_dir / 'selection.html'
+    pages = [work_dir / f'{report_stem(name)}.html' for name in found]
+    picks = [f'{name}: {result}' if name else str(result) for name, result in found.items()]
     return dict(
-        criterion=result.criterion,
-        pick=str(result),
-        selection_seconds=result.seconds,
-        selection_evaluations=result.model_evaluations,
-        page=str(page) if page.is_file() else None,
+        criterion=', '.join(dict.fromkeys(result.criterion for result in found.values())),
+        pick='; '.join(picks),
+        selection_seconds=sum(result.seconds for result in found.values()),
+        selection_evaluations=sum(result.model_evaluations for result in found.values()),
+        page=', '.join(str(page) for page in pages if page.is_file()) or None,
     )
 
 

@@ -12,6 +12,7 @@ from mmaselect.images.thumbnails import Thumbnail
 from mmaselect.logs import warn
 from mmaselect.report.plot import save_selection, selection_figure
 from mmaselect.report.rendering import figure_uri, image_uri, render
+from mmaselect.report.work_dir import REPORT_SUFFIXES
 from mmaselect.selection import SelectionResult
 
 #: Images that are seen without a click.
@@ -50,10 +51,6 @@ def save_selection_page(
 ) -> Path:
     """Write ``selection.html`` into a folder, and return its path."""
     return write_atomically(Path(folder) / 'selection.html', selection_page(result, images))
-
-
-#: Endings of the files of a report.
-REPORT_SUFFIXES = ('.json', '.png', '.html')
 
 
 def save_report(

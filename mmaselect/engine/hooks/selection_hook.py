@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmaselect.files import write_atomically
 from mmaselect.models.backbones import ASelecTDiT
 from mmaselect.openmmlab.registries import HOOKS
-from mmaselect.report import save_selection_page
 from mmaselect.report.notice import pick_notice
 from mmaselect.report.plot import figure_pixels, save_figure, selection_figure
+from mmaselect.report.selection_page import selection_page
+from mmaselect.report.work_dir import (
+    REPORT_SUFFIXES,
+    find_selections,
+    report_stem,
+    set_aside_stem,
+)
 from mmaselect.selection import SelectionResult
 
 #: Where a checkpoint keeps the results of its backbones, by their names in the model.
 CHECKPOINT_KEY = 'mmaselect_selection'
-#: What a result in the work directory is renamed to if it is not that of the run.
-SET_ASIDE = 'selection_of_another_timestep'
 
 
 @HOOKS.register_module()
@@ -39,6 +45,9 @@ class SelectionHook(Hook):
     Checkpoints carry the result, so that it can be written wherever they are used. A result of
     another timestep that lies in the work directory is renamed.
 
+    In a model with several of our backbones, each has files of its own, which end with its name in
+    the model: ``selection_backbone.json``, ``selection_auxiliary.json``.
+
     A file that cannot be written is a warning, and no end of the run.
     """
 
@@ -50,7 +59,7 @@ class SelectionHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         due = bool(runner._resume or runner._load_from is not None)
-        for _, backbone in _backbones(runner):
+        for backbone in backbones_of(runner).values():
             backbone.pick.expects_checkpoint = due
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -60,14 +69,17 @@ class SelectionHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         results = {
             name: backbone.selection_result.to_dict()
-            for name, backbone in _backbones(runner)
+            for name, backbone in backbones_of(runner).items()
             if backbone.selection_result is not None
         }
         if results:
             checkpoint[CHECKPOINT_KEY] = results
 
     def before_train(self, runner: Runner) -> None:
-        for name, backbone in _backbones(runner):
+        backbones = backbones_of(runner)
+        stems = {name: report_stem(name if len(backbones) > 1 else '') for name in backbones}
+        self._clear(runner, set(stems.values()))
+        for name, backbone in backbones.items():
             backbone.settle_pick()
             if backbone.pick.result is None:
                 carried = self._carried_result(runner, name, backbone.timestep)
@@ -76,7 +88,7 @@ class SelectionHook(Hook):
                     steps = backbone.dit.num_train_timesteps
                     notice = pick_notice(carried, steps, found='the checkpoint')
                     runner.logger.info(f'\n{notice}')
-            self._publish(runner, backbone)
+            self._publish(runner, backbone, stems[name])
 
     def _carried_result(self, runner: Runner, name: str, timestep: int) -> SelectionResult | None:
         """The result that the checkpoint carries, if it is that of the timestep in use."""
@@ -91,39 +103,49 @@ class SelectionHook(Hook):
         return result if result.timestep == timestep else None
 
     @master_only
-    def _publish(self, runner: Runner, backbone: ASelecTDiT) -> None:
+    def _clear(self, runner: Runner, stems: set[str]) -> None:
+        """Set aside the selections of backbones that the model does not have."""
+        folder = Path(runner.work_dir)
+        for path in find_selections(folder).values():
+            if path.stem not in stems:
+                why = f'it is of a backbone that this model does not have ({", ".join(stems)})'
+                try_to_write(runner, path, partial(set_aside, runner, folder, path.stem, why))
+
+    @master_only
+    def _publish(self, runner: Runner, backbone: ASelecTDiT, stem: str) -> None:
         folder, result = Path(runner.work_dir), backbone.selection_result
-        try_to_write(runner, folder, lambda: set_aside_others(runner, folder, backbone.timestep))
+        try_to_write(
+            runner, folder, lambda: set_aside_others(runner, folder, backbone.timestep, stem)
+        )
         if result is None:
             return
-        text, picture = folder / 'selection.json', folder / 'selection.png'
-        if try_to_write(runner, text, lambda: result.save(text)):
-            runner.logger.info(f'timestep selection: {text}')
-        if try_to_write(runner, picture, lambda: save_figure(selection_figure(result), picture)):
-            runner.logger.info(f'timestep selection: {picture}')
-        page, seen = folder / 'selection.html', backbone.pick.thumbnails
-        if try_to_write(runner, page, lambda: save_selection_page(result, folder, seen)):
-            runner.logger.info(f'timestep selection: {page}')
+        seen = backbone.pick.thumbnails
+        for suffix, write in (
+            ('.json', result.save),
+            ('.png', lambda path: save_figure(selection_figure(result), path)),
+            ('.html', lambda path: write_atomically(path, selection_page(result, seen))),
+        ):
+            path = folder / f'{stem}{suffix}'
+            if try_to_write(runner, path, partial(write, path)):
+                runner.logger.info(f'timestep selection: {path}')
         if not runner._resume:  # else the visualizer has it from the first start
-            try_to_write(runner, folder, lambda: self._visualize(runner, result))
+            try_to_write(runner, folder, lambda: self._visualize(runner, result, stem))
 
     @staticmethod
-    def _visualize(runner: Runner, result: SelectionResult) -> None:
+    def _visualize(runner: Runner, result: SelectionResult, stem: str) -> None:
         for name, curve in {result.criterion: result.curve, **result.others}.items():
             for point in curve.points:
                 if point.score is not None:
-                    runner.visualizer.add_scalar(
-                        f'selection/{name}', point.score, step=point.timestep
-                    )
-        runner.visualizer.add_image('selection', figure_pixels(selection_figure(result)))
+                    runner.visualizer.add_scalar(f'{stem}/{name}', point.score, step=point.timestep)
+        runner.visualizer.add_image(stem, figure_pixels(selection_figure(result)))
 
 
-def _backbones(runner: Runner) -> Iterator[tuple[str, ASelecTDiT]]:
-    """Name in the model and backbone, of all backbones of ours."""
+def backbones_of(runner: Runner) -> dict[str, ASelecTDiT]:
+    """All backbones of ours in the model of a run, by their names in it."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    for name, module in model.named_modules():
-        if isinstance(module, ASelecTDiT):
-            yield name, module
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, ASelecTDiT)
+    }
 
 
 def try_to_write(runner: Runner, path: Path, write: Callable[[], Any]) -> bool:
@@ -136,21 +158,26 @@ def try_to_write(runner: Runner, path: Path, write: Callable[[], Any]) -> bool:
     return True
 
 
-def set_aside_others(runner: Runner, folder: Path, timestep: int) -> None:
+def set_aside_others(runner: Runner, folder: Path, timestep: int, stem: str) -> None:
     """Rename a selection in the work directory that is not that of the timestep in use."""
-    path = folder / 'selection.json'
+    path = folder / f'{stem}.json'
     if not path.is_file():
         return
     try:
         found: Any = SelectionResult.load(path).timestep
     except ValueError:
         found = 'that cannot be read'
-    if found == timestep:
-        return
-    for suffix in ('.json', '.png', '.html'):
-        if (folder / f'selection{suffix}').exists():
-            os.replace(folder / f'selection{suffix}', folder / f'{SET_ASIDE}{suffix}')
+    if found != timestep:
+        why = f'it had a timestep {found}, and this run reads at timestep {timestep}'
+        set_aside(runner, folder, stem, why)
+
+
+def set_aside(runner: Runner, folder: Path, stem: str, why: str) -> None:
+    """Rename the files of a selection, and say why."""
+    aside = set_aside_stem(stem)
+    for suffix in REPORT_SUFFIXES:
+        if (folder / f'{stem}{suffix}').exists():
+            os.replace(folder / f'{stem}{suffix}', folder / f'{aside}{suffix}')
     runner.logger.warning(
-        f'timestep selection: this run reads at timestep {timestep}, but {path} had a timestep '
-        f'{found}. It is now {folder / SET_ASIDE}.json'
+        f'timestep selection: {folder / stem}.json is now {folder / aside}.json: {why}'
     )
