@@ -410,7 +410,7 @@ def test_fresh_noise_of_a_run_depends_on_its_place(tiny_dit):
         ('arrives_as', torch.full((8,), float('nan'))),
         ('arrives_as', torch.tensor([0.0, *[127.5] * 6, 2.0])),
         ('arrives_as', torch.zeros(7)),
-        ('conditioned_on', torch.zeros(256)),
+        ('conditioned_on', torch.full((256,), 0.5)),
         ('conditioned_on', 'a bird'),
     ],
 )

@@ -530,7 +530,7 @@ class ASelecTDiT(BaseModule, Adopts):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        restore_whole_numbers(state_dict, prefix)
+        restore_whole_numbers(state_dict, prefix, self._buffers)
         # MMEngine only logs what load_state_dict complains of, so a wrong model is raised here.
         self._take_place(state_dict, prefix)
         if self.dit.search is None and says_what_was_read(state_dict, prefix):

@@ -63,7 +63,9 @@ def _is_whole(value: Any) -> bool:
     )
 
 
-def restore_whole_numbers(state_dict: dict[str, Any], prefix: str) -> None:
+def restore_whole_numbers(
+    state_dict: dict[str, Any], prefix: str, buffers: Mapping[str, Tensor | None]
+) -> None:
     """Make whole numbers again of what a converter of checkpoints has written as float32.
 
     DeepSpeed's ``zero_to_fp32.py`` casts all buffers. Half precisions would have rounded them, and
@@ -72,15 +74,17 @@ def restore_whole_numbers(state_dict: dict[str, Any], prefix: str) -> None:
     Args:
         state_dict: The checkpoint's tensors; changed in place.
         prefix: What precedes the names of the backbone's tensors.
+        buffers: The backbone's own, by name.
     """
-    for name in ('picked_timestep', 'fused_timesteps', 'read_from'):
+    for name, own in buffers.items():
         value = state_dict.get(prefix + name)
         if (
             isinstance(value, Tensor)
+            and _is_whole(own)
             and value.dtype in (torch.float32, torch.float64)
             and bool((value == value.round()).all())
         ):
-            state_dict[prefix + name] = value.long()
+            state_dict[prefix + name] = value.to(own.dtype)  # type: ignore[union-attr]
 
 
 def nothing_read_yet(count: int) -> dict[str, Tensor]:
