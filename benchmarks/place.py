@@ -8,29 +8,38 @@ the views of calibration images for the score. The rest is arithmetic on what is
 Examples:
   # two cases, then the table of all that was measured
   python benchmarks/place.py digits_clean digits_noise --data-root data --out work_dirs/place
-  # a model of your own on the digits
+  # models of your own, on the digits or on other data
   python benchmarks/place.py mine_clean mine_noise --model mine=runs/mine/pipeline --features 3
+  python benchmarks/place.py latent_motion --model latent=runs/latent/pipeline@cifar10
+  # other ridges, and the first blocks left out
+  python benchmarks/place.py digits_clean digits_noise --rules
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.registry import init_default_scope
+from race import sensitivities
+from small_models import read_model
 from torch import Tensor
 
 from mmaselect.analysis.criteria_benchmark import CorruptedLabels, split_images
 from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.analysis.linear_probe import ProbeOptions, fit_probe
-from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.diffusion import TapKey
 from mmaselect.images.labeled import LabeledImages
 from mmaselect.images.views import ViewOptions
 from mmaselect.openmmlab.dataset_images import build_dataset
-from mmaselect.selection.criteria.view_pairs import standardized_match, whiten_pairs
+from mmaselect.selection.criteria.view_pairs import (
+    SENSITIVITY_RIDGE,
+)
 from mmaselect.selection.place import choose_features
 from mmaselect.terminal.tables import markdown_table
 
@@ -53,10 +62,25 @@ CORRUPTIONS = dict(
 GRID = (0, 25, 50, 75, 100, 150, 200, 300)
 #: Deep blocks of a flow-matching model are best at more noise.
 FLOW_GRID = (0, 25, 50, 100, 150, 200, 300, 400, 500)
-#: Images of one selection.
-SET = 128
+#: Timesteps that views are read at; the others are for benchmarks/bill.py.
+VIEW_GRID = range(0, 1000, 25)
+#: Cases that ridge, depth and the fill of views were chosen on. The others are held out.
+DECIDED = (
+    'digits_clean',
+    'digits_noise',
+    'digits_contrast',
+    'cifar_clean',
+    'cifar_noise',
+    'cifar_impulse',
+    'cifar_on_digits_clean',
+    'flow_clean',
+    'flow_noise',
+)
+#: Images of one selection, and how many selections there are: from all images, drawn at random.
+SET, SETS = 128, 12
 #: Random halves of the test images, for the cross-fitted regret.
 SPLITS = 25
+RIDGES = (0.1, 0.05, 0.03, 0.02, 0.01)
 
 
 def pool(maps: Mapping[TapKey, Tensor], taps: tuple[TapKey, ...]) -> Tensor:
@@ -83,8 +107,7 @@ def collect(
         )
     pretrained, data = models[model]
     init_default_scope('mmpretrain')
-    blocks = range(FrozenDiT.from_pretrained(pretrained, blocks=0).num_blocks)
-    dit = FrozenDiT.from_pretrained(pretrained, blocks=list(blocks), features=FEATURES)
+    dit = read_model(pretrained, features=FEATURES)
     flow = 'Flow' in type(dit.process).__name__
     grid = FLOW_GRID if flow else GRID
 
@@ -111,6 +134,8 @@ def collect(
         for part, images_ in parts.items():
             pooled = [pool(batch.draws[0], dit.keys) for batch in images_.features(step)]
             arrays[f'{part}_{step}'] = torch.cat(pooled, 1).half().numpy()
+        print(f'{name}: timestep {step}', flush=True)
+    for step in sorted({*grid, *VIEW_GRID}):
         views = [
             torch.stack(
                 [pool(dit.features(r.latent, step, r.noise), dit.keys) for r in batch.views], 2
@@ -118,7 +143,6 @@ def collect(
             for batch in viewed.batches(1)
         ]
         arrays[f'views_{step}'] = torch.cat(views, 1).half().numpy()
-        print(f'{name}: timestep {step}', flush=True)
     probes = [[probe(arrays, step, [cell]) for step in grid] for cell in range(len(arrays['taps']))]
     arrays['hits'] = np.array(probes)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -140,20 +164,14 @@ def probe(arrays: Mapping[str, np.ndarray], step: int, cells: list[int]) -> np.n
 
 def scores(arrays: Mapping[str, np.ndarray], ridge: float) -> np.ndarray:
     """Sensitivity on each set of calibration images: (sets, cells, timesteps)."""
+    count = arrays['views_0'].shape[1]
+    rng = np.random.default_rng(0)
+    sets = [rng.permutation(count)[:SET] for _ in range(SETS if count > SET else 1)]
     found = []
     for step in arrays['grid']:
         rows = torch.from_numpy(arrays[f'views_{step}'])
-        found.append(
-            [
-                [
-                    float(standardized_match(*whiten_pairs(*part.unbind(1), ridge)).mean())
-                    for part in cell.split(SET)
-                    if len(part) == SET
-                ]
-                for cell in rows
-            ]
-        )
-    return np.array(found).transpose(2, 1, 0)
+        found.append([sensitivities(rows[:, images].float(), ridge).mean(1) for images in sets])
+    return np.array(found).transpose(1, 2, 0)
 
 
 def cross_fitted(hits: np.ndarray, cell: int) -> float:
@@ -169,41 +187,144 @@ def cross_fitted(hits: np.ndarray, cell: int) -> float:
     return 100 * float(np.mean(values))
 
 
-def rows_of(name: str, arrays: Mapping[str, np.ndarray], options: argparse.Namespace) -> dict:
+@dataclass(frozen=True)
+class Picked:
+    """What a rule picks in each set of calibration images of a case.
+
+    Attributes:
+        accuracy: (cells, timesteps), of the probes, in percent.
+        cells: (sets,), the cell of each pick.
+        steps: (sets,), its position on the grid.
+    """
+
+    accuracy: np.ndarray
+    cells: np.ndarray
+    steps: np.ndarray
+
+    @property
+    def found(self) -> np.ndarray:
+        """Accuracy at each pick."""
+        return self.accuracy[self.cells, self.steps]
+
+    @property
+    def regret(self) -> np.ndarray:
+        """What each pick loses to the best of all cells."""
+        return self.accuracy.max() - self.found
+
+    @property
+    def regret_of_place(self) -> np.ndarray:
+        """What the best timestep of each picked cell loses to the best of all cells."""
+        return self.accuracy.max() - self.accuracy[self.cells].max(1)
+
+    @property
+    def regret_of_time(self) -> np.ndarray:
+        """What each pick loses to the best timestep of its cell."""
+        return self.regret - self.regret_of_place
+
+
+def pick(accuracy: np.ndarray, found: np.ndarray, among: Sequence[int]) -> Picked:
+    """The cell and timestep of the highest score among some cells, in each set."""
+    part = found[:, among]
+    flat = part.reshape(len(part), -1).argmax(1)
+    cells, steps = np.unravel_index(flat, part.shape[1:])
+    return Picked(accuracy, np.array(among)[cells], steps)
+
+
+def taps_of(arrays: Mapping[str, np.ndarray]) -> list[TapKey]:
+    """Block and feature of each cell."""
+    return [(int(tap.split(',')[0]), tap.split(',')[1]) for tap in arrays['taps']]
+
+
+def row_of(name: str, arrays: Mapping[str, np.ndarray], options: argparse.Namespace) -> dict:
     """One row of the table, the mean over sets of calibration images."""
-    taps = [(int(tap.split(',')[0]), tap.split(',')[1]) for tap in arrays['taps']]
-    grid, hits = arrays['grid'].tolist(), arrays['hits']
-    accuracy = 100 * hits.mean(2)
-    found = scores(arrays, options.ridge)
+    taps, grid, hits = taps_of(arrays), arrays['grid'].tolist(), arrays['hits']
+    accuracy, found = 100 * hits.mean(2), scores(arrays, options.ridge)
     middle = taps.index(((max(block for block, _ in taps) + 1) // 2, 'query'))
-    today = [(middle, int(one[middle].argmax())) for one in found]
-    joint = [np.unravel_index(one.argmax(), one.shape) for one in found]
+    today, joint = pick(accuracy, found, [middle]), pick(accuracy, found, range(len(taps)))
     flat = hits.reshape(-1, hits.shape[-1]).astype(np.float32)
-    cell, step = joint[0]
+    picks = list(zip(joint.cells.tolist(), joint.steps.tolist(), strict=True))
+    crossed = [cross_fitted(flat, cell * len(grid) + step) for cell, step in picks]
     row = dict(
         case=name,
-        best=f'{accuracy.max():.1f}',
-        middle=f'{np.mean([accuracy[place] for place in today]):.1f}',
-        **{'middle, best t': f'{accuracy[middle].max():.1f}'},
-        joint=f'{np.mean([accuracy[place] for place in joint]):.1f}',
-        pick=f'{taps[cell][1]} of {taps[cell][0]}, t = {grid[step]}',
-        regret=f'{np.mean([accuracy.max() - accuracy[place] for place in joint]):.1f}',
-        worst=f'{max(accuracy.max() - accuracy[place] for place in joint):.1f}',
+        decided='yes' if name in DECIDED else 'no',
+        best=accuracy.max(),
+        middle=today.found.mean(),
+        middle_best_t=accuracy[middle].max(),
+        joint=joint.found.mean(),
+        regret=joint.regret.mean(),
+        worst=joint.regret.max(),
+        cross_fitted=np.mean(crossed),
+        of_place=joint.regret_of_place.mean(),
+        of_time=joint.regret_of_time.mean(),
+        middle_regret=today.regret.mean(),
+        middle_of_time=today.regret_of_time.mean(),
+        always_0=accuracy.max() - accuracy[middle, 0],
+        pick='; '.join(
+            f'{taps[cell][1]} of {taps[cell][0]}, t = {grid[step]}'
+            for cell, step in dict.fromkeys(picks)
+        ),
     )
-    places = [int(np.ravel_multi_index(place, accuracy.shape)) for place in joint]
-    row['cross-fitted'] = f'{np.mean([cross_fitted(flat, place) for place in places]):.1f}'
     if options.features > 1:
+        cell, step = picks[0]
         views = torch.from_numpy(arrays[f'views_{grid[step]}'])[:, :SET]
         chosen = choose_features(
             dict(zip(taps, views, strict=True)), taps[cell], options.features, options.ridge
         )
         together = probe(arrays, grid[step], [taps.index(tap) for tap in chosen])
-        row[f'{options.features} joined'] = f'{100 * together.mean():.1f}'
+        row[f'{options.features} joined'] = 100 * together.mean()
     return row
 
 
+def rules(cases: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
+    """What other ridges lose, and what it loses to leave the first blocks out."""
+    rows = []
+    for ridge in RIDGES:
+        row: dict = dict(ridge=ridge)
+        time = []
+        regrets: dict[str, list[float]] = {}
+        for arrays in cases.values():
+            taps, accuracy = taps_of(arrays), 100 * arrays['hits'].mean(2)
+            found = scores(arrays, ridge)
+            depth = max(block for block, _ in taps) + 1
+            left_out = {'all blocks': 0, 'without block 0': 1, 'without the first third': depth / 3}
+            for rule, first in left_out.items():
+                among = [i for i, (block, _) in enumerate(taps) if block >= first]
+                regrets.setdefault(rule, []).append(pick(accuracy, found, among).regret.mean())
+            for i, (_, feature) in enumerate(taps):
+                if feature == 'query':
+                    time.append(pick(accuracy, found, [i]).regret_of_time.mean())
+        for rule, values in regrets.items():
+            row[rule], row[f'{rule}, worst'] = np.mean(values), max(values)
+        row['queries: regret of the time'] = np.mean(time)
+        rows.append(row)
+    return rows
+
+
+def rounded(rows: Sequence[Mapping]) -> list[dict]:
+    """Rows as text, with two digits behind the point."""
+    return [
+        {key: f'{value:.2f}' if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def means(rows: Sequence[Mapping]) -> list[dict]:
+    """The mean of all numbers over the cases that were decided on, and over the others."""
+    found = []
+    for decided in ('yes', 'no'):
+        part = [row for row in rows if row['decided'] == decided]
+        if part:
+            numbers = {
+                key: float(np.mean([row[key] for row in part]))
+                for key, value in part[0].items()
+                if not isinstance(value, str)
+            }
+            found.append(dict(case=f'mean of {len(part)}', decided=decided, **numbers, pick=''))
+    return found
+
+
 def main() -> None:
-    """Collect, and print the table."""
+    """Collect, print the table, and write it as CSV."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -211,18 +332,36 @@ def main() -> None:
     parser.add_argument('--data-root', type=Path, default=Path('data'))
     parser.add_argument('--out', type=Path, default=Path('work_dirs/place'))
     parser.add_argument(
-        '--model', nargs='*', default=[], metavar='NAME=FOLDER', help='read on digits'
+        '--model',
+        nargs='*',
+        default=[],
+        metavar='NAME=FOLDER[@DATA]',
+        help='read on digits, or on other data of --data-root',
     )
     parser.add_argument('--num-train', type=int, default=600)
     parser.add_argument('--num-test', type=int, default=1000)
-    parser.add_argument('--num-images', type=int, default=384, help=f'{SET} in each selection')
-    parser.add_argument('--ridge', type=float, default=0.02)
+    parser.add_argument(
+        '--num-images', type=int, default=384, help=f'that {SETS} selections draw {SET} from'
+    )
+    parser.add_argument('--ridge', type=float, default=SENSITIVITY_RIDGE)
     parser.add_argument('--features', type=int, default=1, help='joined, of one pass')
+    parser.add_argument('--rules', action='store_true', help='compare ridges and depths')
     options = parser.parse_args()
-    own = dict(entry.split('=', 1) for entry in options.model)
-    models = {**MODELS, **{name: (folder, 'digits') for name, folder in own.items()}}
-    table = [rows_of(name, collect(name, models, options), options) for name in options.cases]
-    print(markdown_table(table))
+    models = dict(MODELS)
+    for entry in options.model:
+        name, _, place = entry.partition('=')
+        folder, _, data = place.partition('@')
+        models[name] = (folder, data or 'digits')
+    cases = {name: collect(name, models, options) for name in options.cases}
+    if options.rules:
+        print(markdown_table(rounded(rules(cases))))
+        return
+    rows = [row_of(name, arrays, options) for name, arrays in cases.items()]
+    print(markdown_table(rounded([*rows, *means(rows)])))
+    with open(options.out / 'place.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rounded(rows))
 
 
 if __name__ == '__main__':
