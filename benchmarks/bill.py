@@ -29,6 +29,8 @@ from mmaselect.selection.grid import finer_grid
 from mmaselect.terminal.tables import markdown_table
 
 SIZES = (16, 32, 64, 128)
+#: Selections of each case, of images that are drawn at random from all.
+SETS = 6
 FULL = tuple(range(0, 1000, 25))
 COARSE = (0, 50, 100, 200, 300, 400, 600, 800)
 
@@ -73,7 +75,8 @@ class Schedule:
         keep: The most timesteps that each round after the first keeps; the last entry holds on.
         refine: Spacing of the finer grid around those that are left at the end, up to their
             neighbors in the first grid, as the option of that name has it; None for none.
-        beside: Of the finer grid only the two timesteps next to the best one.
+        climb: In place of these, the two timesteps next to the best one, again and again until
+            it is better than both.
         paper: Images of the paper's curve; None for those of the first round.
     """
 
@@ -84,7 +87,7 @@ class Schedule:
     indifference: float = 0.0
     keep: tuple[int, ...] = ()
     refine: int | None = None
-    beside: bool = False
+    climb: bool = False
     paper: int | None = None
 
     def play(self, replay: Replay) -> tuple[int, float]:
@@ -102,19 +105,21 @@ class Schedule:
             seen = size
         if self.refine:
             left = self._left(replay, seen, left, len(rounds))
-            new = self._finer(replay, seen, left)
-            passes += 2 * seen * len(new)
-            left = sorted([*left, *new])
+            while new := self._finer(replay, seen, left):
+                passes += 2 * seen * len(new)
+                left = sorted([*left, *new])
         return passes, replay.best(seen, left)
 
     def _finer(self, replay: Replay, size: int, left: Sequence[int]) -> list[int]:
-        """Positions of the finer grid."""
-        if not self.beside:
-            finer = finer_grid(self.grid, [FULL[i] for i in left], self.refine)
-            return [FULL.index(step) for step in finer]
-        best = FULL[left[replay.score(size, left).max(0).argmax()]]
-        near = (best - self.refine, best + self.refine)
-        return [FULL.index(step) for step in near if step in FULL and FULL.index(step) not in left]
+        """Positions of timesteps that join; none at the end."""
+        if self.climb:
+            best = FULL[left[replay.score(size, left).max(0).argmax()]]
+            near = [best - self.refine, best + self.refine]
+        else:
+            near = finer_grid(
+                self.grid, [FULL[i] for i in left if FULL[i] in self.grid], self.refine
+            )
+        return sorted({FULL.index(step) for step in near if step in FULL}.difference(left))
 
     def _left(self, replay: Replay, size: int, left: Sequence[int], number: int) -> list[int]:
         """Timesteps that go on after a round."""
@@ -151,22 +156,24 @@ def replays(path: Path, ridge: float = SENSITIVITY_RIDGE) -> list[tuple[Replay, 
     arrays = dict(np.load(path))
     taps = [(int(tap.split(',')[0]), tap.split(',')[1]) for tap in arrays['taps']]
     middle = taps.index(((max(block for block, _ in taps) + 1) // 2, 'query'))
-    sets = arrays['views_0'].shape[1] // SIZES[-1]
+    rng = np.random.default_rng(0)
     kept = path.with_suffix('.terms.npz')
     if not kept.exists():
         terms = {}
-        for number in range(sets):
+        for number in range(SETS):
+            images = rng.permutation(arrays['views_0'].shape[1])
             for size in SIZES:
-                part = slice(number * SIZES[-1], number * SIZES[-1] + size)
                 values = [
-                    sensitivities(torch.from_numpy(arrays[f'views_{step}'][:, part]).float(), ridge)
+                    sensitivities(
+                        torch.from_numpy(arrays[f'views_{step}'][:, images[:size]]).float(), ridge
+                    )
                     for step in FULL
                 ]
                 terms[f'{number}/{size}'] = torch.stack(values, 1).float().numpy()
         np.savez(kept, **terms)
     stored, accuracy = dict(np.load(kept)), accuracies(arrays)
     found = []
-    for number in range(sets):
+    for number in range(SETS):
         terms = {size: stored[f'{number}/{size}'] for size in SIZES}
         cells = range(len(taps))
         found.append((Replay(terms, accuracy, list(cells)), Replay(terms, accuracy, [middle])))
@@ -179,7 +186,7 @@ SCHEDULES = (
     Schedule('40, 0.95', confidence=0.95),
     Schedule('8, 0.999; 25', COARSE, refine=25),
     Schedule('8, 0.95; 25', COARSE, confidence=0.95, refine=25),
-    Schedule('8, 0.95; 25 beside the best', COARSE, confidence=0.95, refine=25, beside=True),
+    Schedule('8, 0.95; climb by 25', COARSE, confidence=0.95, refine=25, climb=True),
     Schedule('8, 0.95', COARSE, confidence=0.95),
     Schedule('8, indifference 0.001', COARSE, confidence=None, indifference=0.001),
     Schedule('8, indifference 0.003', COARSE, confidence=None, indifference=0.003),
@@ -187,20 +194,20 @@ SCHEDULES = (
     Schedule('8, first 16, 0.95', COARSE, first=16, confidence=0.95),
     Schedule('8, 0.95, at most 4 then 2', COARSE, confidence=0.95, keep=(4, 2)),
     Schedule(
-        '8, 0.95, at most 4 then 2; 25 beside the best',
+        '8, 0.95, at most 4 then 2; climb by 25',
         COARSE,
         confidence=0.95,
         keep=(4, 2),
         refine=25,
-        beside=True,
+        climb=True,
     ),
     Schedule(
-        "8, 0.95, at most 4 then 2; 25 beside the best; the paper's curve of 16",
+        "8, 0.95, at most 4 then 2; climb by 25; the paper's curve of 16",
         COARSE,
         confidence=0.95,
         keep=(4, 2),
         refine=25,
-        beside=True,
+        climb=True,
         paper=16,
     ),
 )

@@ -81,6 +81,7 @@ SET, SETS = 128, 12
 #: Random halves of the test images, for the cross-fitted regret.
 SPLITS = 25
 RIDGES = (0.1, 0.05, 0.03, 0.02, 0.01)
+CONSTANTS = (0, 25, 50, 100, 200)
 
 
 def pool(maps: Mapping[TapKey, Tensor], taps: tuple[TapKey, ...]) -> Tensor:
@@ -300,6 +301,40 @@ def rules(cases: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
     return rows
 
 
+def times(cases: Mapping[str, Mapping[str, np.ndarray]], ridge: float) -> list[dict]:
+    """What the timestep alone loses in the queries of all blocks but the first, and constants."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, arrays in cases.items():
+        accuracy, score = 100 * arrays['hits'].mean(2), scores(arrays, ridge)
+        grid = arrays['grid'].tolist()
+        values: dict[str, list[tuple[float, float]]] = {}
+        for cell, (block, feature) in enumerate(taps_of(arrays)):
+            if feature != 'query' or block == 0:
+                continue
+            picks = {'InstanceSensitivity': pick(accuracy, score, [cell]).steps.tolist()}
+            picks |= {f'always {t}': [grid.index(t)] for t in CONSTANTS}
+            for rule, steps in picks.items():
+                regrets = [accuracy[cell].max() - accuracy[cell, step] for step in steps]
+                hits = arrays['hits'][cell].astype(np.float32)
+                crossed = {step: cross_fitted(hits, step) for step in set(steps)}
+                pair = np.mean(regrets), np.mean([crossed[step] for step in steps])
+                values.setdefault(rule, []).append(pair)
+        for rule, pairs in values.items():
+            held = 'decided on' if name in DECIDED else 'held out'
+            found.setdefault((rule, held), []).append(tuple(np.mean(pairs, 0)))
+    rows: dict[str, dict] = {}
+    for (rule, held), pairs in found.items():
+        regret, crossed = np.array(pairs).T
+        rows.setdefault(rule, dict(rule=rule)).update(
+            {
+                f'{held}: regret': regret.mean(),
+                f'{held}: worst case': regret.max(),
+                f'{held}: cross-fitted': crossed.mean(),
+            }
+        )
+    return list(rows.values())
+
+
 def rounded(rows: Sequence[Mapping]) -> list[dict]:
     """Rows as text, with two digits behind the point."""
     return [
@@ -346,6 +381,7 @@ def main() -> None:
     parser.add_argument('--ridge', type=float, default=SENSITIVITY_RIDGE)
     parser.add_argument('--features', type=int, default=1, help='joined, of one pass')
     parser.add_argument('--rules', action='store_true', help='compare ridges and depths')
+    parser.add_argument('--times', action='store_true', help='the timestep alone, of queries')
     options = parser.parse_args()
     models = dict(MODELS)
     for entry in options.model:
@@ -355,6 +391,9 @@ def main() -> None:
     cases = {name: collect(name, models, options) for name in options.cases}
     if options.rules:
         print(markdown_table(rounded(rules(cases))))
+        return
+    if options.times:
+        print(markdown_table(rounded(times(cases, options.ridge))))
         return
     rows = [row_of(name, arrays, options) for name, arrays in cases.items()]
     print(markdown_table(rounded([*rows, *means(rows)])))

@@ -41,12 +41,12 @@ def test_a_race_without_noise_ends_after_its_first_round(replay):
     assert found == pytest.approx(80)
 
 
-@pytest.mark.parametrize(('beside', 'finer'), [(True, 2), (False, 3 + 3)])
-def test_a_finer_grid_finds_what_the_coarse_one_lacks(replay, beside, finer):
+@pytest.mark.parametrize(('climb', 'finer'), [(True, 3), (False, 3 + 3)])
+def test_a_finer_grid_finds_what_the_coarse_one_lacks(replay, climb, finer):
     coarse = dict(grid=bill.COARSE, confidence=0.95)
     passes, found = bill.Schedule('coarse', **coarse).play(replay)
     assert (passes, found) == (8 * 32 * 3, pytest.approx(77.5))
-    passes, found = bill.Schedule('finer', **coarse, refine=25, beside=beside).play(replay)
+    passes, found = bill.Schedule('finer', **coarse, refine=25, climb=climb).play(replay)
     assert (passes, found) == (8 * 32 * 3 + 2 * 32 * finer, pytest.approx(80))
 
 
