@@ -25,7 +25,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mmaselect.selection.criteria.view_pairs import SENSITIVITY_RIDGE
-from mmaselect.selection.grid import finer_grid
+from mmaselect.selection.grid import TimestepGrid
 from mmaselect.terminal.tables import markdown_table
 
 SIZES = (16, 32, 64, 128)
@@ -73,10 +73,7 @@ class Schedule:
         indifference: A timestep is dropped if going on with it is expected to gain less than this
             share of the leader's score.
         keep: The most timesteps that each round after the first keeps; the last entry holds on.
-        refine: Spacing of the finer grid around those that are left at the end, up to their
-            neighbors in the first grid, as the option of that name has it; None for none.
-        climb: In place of these, the two timesteps next to the best one, again and again until
-            it is better than both.
+        refine: Spacing of the finer steps at the end, as the option of that name has it.
         paper: Images of the paper's curve; None for those of the first round.
     """
 
@@ -87,7 +84,6 @@ class Schedule:
     indifference: float = 0.0
     keep: tuple[int, ...] = ()
     refine: int | None = None
-    climb: bool = False
     paper: int | None = None
 
     def play(self, replay: Replay) -> tuple[int, float]:
@@ -112,14 +108,9 @@ class Schedule:
 
     def _finer(self, replay: Replay, size: int, left: Sequence[int]) -> list[int]:
         """Positions of timesteps that join; none at the end."""
-        if self.climb:
-            best = FULL[left[replay.score(size, left).max(0).argmax()]]
-            near = [best - self.refine, best + self.refine]
-        else:
-            near = finer_grid(
-                self.grid, [FULL[i] for i in left if FULL[i] in self.grid], self.refine
-            )
-        return sorted({FULL.index(step) for step in near if step in FULL}.difference(left))
+        best = FULL[left[replay.score(size, left).max(0).argmax()]]
+        near = TimestepGrid(self.grid, self.refine).beside(best)
+        return sorted({FULL.index(step) for step in near}.difference(left))
 
     def _left(self, replay: Replay, size: int, left: Sequence[int], number: int) -> list[int]:
         """Timesteps that go on after a round."""
@@ -184,9 +175,8 @@ SCHEDULES = (
     Schedule('40 timesteps, all on 128 images', first=128, confidence=None),
     Schedule('40, 0.999 (the default)'),
     Schedule('40, 0.95', confidence=0.95),
-    Schedule('8, 0.999; 25', COARSE, refine=25),
-    Schedule('8, 0.95; 25', COARSE, confidence=0.95, refine=25),
-    Schedule('8, 0.95; climb by 25', COARSE, confidence=0.95, refine=25, climb=True),
+    Schedule('8, 0.999; climb by 25', COARSE, refine=25),
+    Schedule('8, 0.95; climb by 25', COARSE, confidence=0.95, refine=25),
     Schedule('8, 0.95', COARSE, confidence=0.95),
     Schedule('8, indifference 0.001', COARSE, confidence=None, indifference=0.001),
     Schedule('8, indifference 0.003', COARSE, confidence=None, indifference=0.003),
@@ -199,7 +189,6 @@ SCHEDULES = (
         confidence=0.95,
         keep=(4, 2),
         refine=25,
-        climb=True,
     ),
     Schedule(
         "8, 0.95, at most 4 then 2; climb by 25; the paper's curve of 16",
@@ -207,7 +196,6 @@ SCHEDULES = (
         confidence=0.95,
         keep=(4, 2),
         refine=25,
-        climb=True,
         paper=16,
     ),
 )

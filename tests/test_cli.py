@@ -111,7 +111,7 @@ def test_select_takes_every_option_of_a_selection(tiny_dit, photos, tmp_path):
     settings = json.loads((tmp_path / 'selection.json').read_text())['settings']
     paper, other = settings['criteria']
     assert paper == PAPER_CRITERION and other['type'] == 'CrossSpectrumHFR'
-    assert settings['timesteps'] == [0, 900] and settings['finer_spacing'] == 300
+    assert settings['timesteps'] == [0, 900] and settings['finer_steps'] == 300
     assert (settings['num_images'], settings['image_size'], settings['seed']) == (5, [24, 32], 3)
     assert len(list((tmp_path / 'kept').glob('*.json'))) == 1
 

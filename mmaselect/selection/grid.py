@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from mmaselect.checks import is_sequence, is_whole_number, shorten
@@ -49,12 +50,12 @@ class TimestepGrid:
 
     Attributes:
         coarse: All that are scored at first, sorted.
-        spacing: Spacing of a finer grid around the best of these; None for no finer grid.
+        spacing: Spacing of the finer steps from the best of these; None for no finer steps.
 
     Example:
         >>> grid = TimestepGrid.parse('0:1000:250', 1000, spacing=100)
-        >>> grid.coarse, grid.around([250])
-        ((0, 250, 500, 750), [50, 150, 350, 450])
+        >>> grid.coarse, grid.beside(250), grid.beside(0)
+        ((0, 250, 500, 750), [150, 350], [100])
     """
 
     coarse: tuple[int, ...]
@@ -71,42 +72,35 @@ class TimestepGrid:
         """
         return cls(tuple(parse_timesteps(spec, num_train_timesteps)), spacing)
 
-    def around(self, leaders: Sequence[int]) -> list[int]:
-        """Timesteps of the finer grid around some of the coarse one; none without a spacing."""
-        return [] if self.spacing is None else finer_grid(self.coarse, leaders, self.spacing)
+    def beside(self, timestep: int) -> list[int]:
+        """Timesteps one finer step below and above, within the grid; none without a spacing."""
+        if self.spacing is None:
+            return []
+        near = (timestep - self.spacing, timestep + self.spacing)
+        return [step for step in near if self.coarse[0] <= step <= self.coarse[-1]]
 
     @property
-    def finer(self) -> list[int]:
-        """All timesteps that the finer grid may have."""
-        return self.around(self.coarse)
+    def reachable(self) -> list[int]:
+        """All timesteps that may be scored: the grid, and where finer steps may lead to."""
+        if self.spacing is None:
+            return list(self.coarse)
+        first, last = self.coarse[0], self.coarse[-1]
+        found = set(self.coarse)
+        for step in {step % self.spacing for step in self.coarse}:
+            start = first + (step - first) % self.spacing
+            found.update(range(start, last + 1, self.spacing))
+        return sorted(found)
+
+    @property
+    def has_finer_steps(self) -> bool:
+        """Whether the spacing is below the largest gap of the grid."""
+        gaps = [after - before for before, after in pairwise(self.coarse)]
+        return self.spacing is not None and self.spacing < max(gaps, default=0)
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, for its key."""
-        spacing = {} if self.spacing is None else dict(finer_spacing=self.spacing)
+        spacing = {} if self.spacing is None else dict(finer_steps=self.spacing)
         return dict(timesteps=list(self.coarse), **spacing)
-
-
-def finer_grid(grid: Sequence[int], around: Sequence[int], spacing: int) -> list[int]:
-    """Timesteps between some of a grid and their neighbors in it.
-
-    Args:
-        grid: The coarse one, sorted.
-        around: Timesteps of it.
-        spacing: Spacing of the finer one, which goes on from each of ``around`` to both sides.
-
-    Returns:
-        Those that are not in the grid, sorted.
-
-    Example:
-        >>> finer_grid([0, 25, 50, 75], [0, 50], 10)
-        [10, 20, 30, 40, 60, 70]
-    """
-    found: set[int] = set()
-    for step in around:
-        below = max((other for other in grid if other < step), default=step)
-        above = min((other for other in grid if other > step), default=step)
-        found.update(range(step + spacing, above, spacing), range(step - spacing, below, -spacing))
-    return sorted(found.difference(grid))
 
 
 def read_grid(spec: Any) -> list[int]:

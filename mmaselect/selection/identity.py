@@ -61,14 +61,13 @@ def sweep_settings(
     needs_labels = any(criterion.needs_labels for criterion in options.criteria.values())
 
     def describe_model(tell: Callable[[str], None]) -> dict[str, Any]:
-        timesteps = sorted([*grid.coarse, *grid.finer])
         num_tokens = dit.num_tokens(calibration.image_size)
         classes = (*map(type, options.criteria.values()), type(dit.family))
         try:
             code = code_identity(*classes)
         except LookupError as error:
             code = {UNREADABLE: str(error)}
-        return dict(model_identity(dit, timesteps, num_tokens), code=code)
+        return dict(model_identity(dit, grid.reachable, num_tokens), code=code)
 
     def hash_share(tell: Callable[[str], None]) -> dict[int, tuple[str, str]]:
         hashes = {}

@@ -171,10 +171,10 @@ class SelectionOptions:
     refine: int | None = field(
         default=None,
         metadata=about(
-            'spacing of a finer grid, which is searched at the end around the timesteps that may '
-            'be the best',
+            'finer steps at the end: from the best timestep, so far to both sides, until neither '
+            'side is better',
             flag=dict(type=int, metavar='SPACING'),
-            default='no finer grid',
+            default='no finer steps',
         ),
     )
 
@@ -234,10 +234,10 @@ class SelectionOptions:
         """The timesteps that are searched, for a training schedule of some length.
 
         Raises:
-            ValueError: If the grid leaves the schedule, or the finer grid is not finer.
+            ValueError: If the grid leaves the schedule, or the finer steps are not finer.
         """
         grid = TimestepGrid.parse(self.timesteps, num_train_timesteps, self.refine)
-        if self.refine is not None and not grid.finer:
+        if self.refine is not None and not grid.has_finer_steps:
             raise ValueError(
                 f'refine={self.refine} is not finer than timesteps={shorten(self.timesteps)}: give '
                 f'a spacing below theirs, or None'

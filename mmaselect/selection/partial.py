@@ -42,7 +42,7 @@ class SweepProgress:
         goal: Rounds that these have behind them at its end.
         rounds: Arm to the rounds that it had behind it when the stage began.
         units: Pairs of a batch and a timestep that this rank has scored in the stage.
-        refined: Whether the finer grid has been begun.
+        refined: Whether finer steps have been begun.
         at_ends: Number of images at the end of a round to the scores of those who raced then: see
             :func:`~mmaselect.selection.race.on_one_scale`.
         evaluations: Transformer passes of one image each, so far.

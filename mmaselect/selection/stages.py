@@ -232,17 +232,11 @@ class Stages:
         elif goal < last and len(left) > 1:
             goal += 1
         else:
-            if done.refined:
-                return False
-            done.refined = True
             leaders = from_rank_zero(self._leaders(scores))
-            finer = [
-                (step, place)
-                for place in sorted({place for _, place in leaders})
-                for step in self.grid.around([step for step, other in leaders if other == place])
-            ]
+            finer = from_rank_zero(self._finer(scores, leaders))
             if not finer:
                 return False
+            done.refined = True
             self._add_meters(finer)
             done.rounds.update(dict.fromkeys(finer, 0))
             left = sorted([*leaders, *finer])
@@ -256,6 +250,18 @@ class Stages:
         """Arms of the stage that may be the best."""
         left = contending(scores, self.deciding, self._taps_of, self.options.confidence)
         return [self.done.arms[place] for place in left]
+
+    def _finer(self, scores: Sequence[StepScores], leaders: Sequence[Arm]) -> list[Arm]:
+        """Arms next to the best one that were not scored yet, at each place that may be the best.
+
+        A climb: d' and its like are smooth over timesteps, so it ends where both sides are lower.
+        """
+        if self.grid.spacing is None or not leaders:
+            return []
+        best, _ = choose_winner(scores, self.deciding, self.places)
+        places = sorted({place for _, place in leaders})
+        beside = product(self.grid.beside(best.timestep), places)
+        return [arm for arm in beside if arm not in self.done.rounds]
 
     def _leaders(self, scores: Sequence[StepScores]) -> list[Arm]:
         """Who may be the best; one alone by a criterion that does not say what images add."""

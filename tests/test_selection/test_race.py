@@ -27,7 +27,7 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.conclude import conclude
 from mmaselect.selection.criteria import PerImageCriterion
-from mmaselect.selection.grid import TimestepGrid, finer_grid
+from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.race import contenders, on_one_scale, round_ends, round_scores
 from mmaselect.selection.scoring import StepScores
 from mmaselect.selection.stages import Stages
@@ -291,13 +291,18 @@ def test_the_others_come_back_if_all_leaders_overflow_later_on(tiny_dit, photos,
         assert result.curve.scores[place] == pytest.approx(full.curve.scores[place], abs=1e-6)
 
 
-# -- a finer grid at the end ----------------------------------------------------------------------
-def test_a_finer_grid_lies_between_the_best_and_their_neighbors():
-    assert finer_grid(GRID, [0], 50) == [50]
-    assert finer_grid(GRID, [300], 80) == [140, 220, 380, 460, 540]
-    assert finer_grid(GRID, [600, 900], 100) == [400, 500, 700, 800]
-    assert finer_grid(GRID, [900], 300) == finer_grid(GRID, [], 10) == []
-    assert finer_grid([7], [7], 1) == []
+# -- finer steps at the end -----------------------------------------------------------------------
+def test_finer_steps_stay_within_the_grid():
+    grid = TimestepGrid(tuple(GRID), 50)
+    assert grid.beside(0) == [50] and grid.beside(300) == [250, 350] and grid.beside(900) == [850]
+    assert TimestepGrid(tuple(GRID)).beside(300) == []
+    assert TimestepGrid((0, 100, 130), 50).reachable == [0, 30, 50, 80, 100, 130]
+    assert TimestepGrid((20, 100)).reachable == [20, 100]
+    assert grid.has_finer_steps and TimestepGrid(tuple(GRID), 299).has_finer_steps
+    assert not TimestepGrid(tuple(GRID), 300).has_finer_steps
+    assert (
+        not TimestepGrid((7,), 1).has_finer_steps and not TimestepGrid(tuple(GRID)).has_finer_steps
+    )
 
 
 @CRITERIA.register_module()
@@ -312,11 +317,11 @@ def make_finer(*args, **options):
     return make_sweep(*args, **{**dict(criterion='NearSpread', refine=60), **options})
 
 
-def test_the_finer_grid_finds_what_a_full_sweep_of_it_finds(tiny_dit, photos):
+def test_finer_steps_climb_to_what_a_full_sweep_of_them_finds(tiny_dit, photos):
     coarse = make_finer(tiny_dit, photos, refine=None).run(progress=False)
     result = make_finer(tiny_dit, photos).run(progress=False)
-    finer = finer_grid(GRID, [300], 60)
-    assert result.curve.timesteps == sorted([*GRID, *finer])
+    # From 300 to both sides, and on from 240, which is better.
+    assert result.curve.timesteps == sorted([*GRID, 180, 240, 360])
     dense = make_finer(
         tiny_dit, photos, timesteps=result.curve.timesteps, method='full', refine=None
     ).run(progress=False)
@@ -332,14 +337,14 @@ def test_the_finer_grid_finds_what_a_full_sweep_of_it_finds(tiny_dit, photos):
     first = score_on_first(tiny_dit, photos, NearSpread(), coarse.num_images, (0, 300))
     moved = scores[300] - first[300]
     assert scores[0] <= first[0] + min(0.0, moved) + 1e-6  # block by block: lower still
-    assert result.settings['finer_spacing'] == 60 and 'finer_spacing' not in coarse.settings
+    assert result.settings['finer_steps'] == 60 and 'finer_steps' not in coarse.settings
     result.check()
 
 
 def test_a_full_sweep_is_refined_too(tiny_dit, photos):
     result = make_finer(tiny_dit, photos, method='full').run(progress=False)
     assert set(images_of(result).values()) == {20} and result.timestep == 240
-    assert result.curve.timesteps == sorted([*GRID, *finer_grid(GRID, [300], 60)])
+    assert result.curve.timesteps == sorted([*GRID, 180, 240, 360])
     # Without what each image adds there is but one leader.
     source = ImageArrays([np.full((32, 32, 3), 9 * n, np.uint8) for n in range(12)], [0, 1] * 6)
     dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
@@ -348,7 +353,9 @@ def test_a_full_sweep_is_refined_too(tiny_dit, photos):
     options = SelectionOptions(criterion=criterion, others=[], timesteps=GRID)
     coarse = Sweep(dit, images, options).run(progress=False)
     fine = Sweep(dit, images, options.replaced(refine=60)).run(progress=False)
-    assert fine.curve.timesteps == sorted([*GRID, *finer_grid(GRID, [coarse.timestep], 60)])
+    climbed = set(fine.curve.timesteps) - set(GRID)
+    assert {fine.timestep - 60, fine.timestep + 60} & {*climbed, coarse.timestep}
+    assert all((step - coarse.timestep) % 60 == 0 for step in climbed)
 
 
 def test_a_spacing_that_is_no_finer_is_an_error(tiny_dit, photos):
