@@ -109,7 +109,7 @@ class Schedule:
     def _finer(self, replay: Replay, size: int, left: Sequence[int]) -> list[int]:
         """Positions of timesteps that join; none at the end."""
         best = FULL[left[replay.score(size, left).max(0).argmax()]]
-        near = TimestepGrid(self.grid, self.refine).beside(best)
+        near = TimestepGrid(self.grid, self.refine).next_to(best)
         return sorted({FULL.index(step) for step in near}.difference(left))
 
     def _left(self, replay: Replay, size: int, left: Sequence[int], number: int) -> list[int]:
@@ -137,7 +137,7 @@ class Schedule:
 
 
 def accuracies(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of the probes, interpolated on the full grid: (cells, timesteps)."""
+    """Accuracy of the probes, interpolated on the full grid: (cells, timesteps)."""
     curves = 100 * arrays['hits'].mean(2)
     return np.stack([np.interp(FULL, arrays['grid'], curve) for curve in curves])
 

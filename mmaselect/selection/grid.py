@@ -54,7 +54,7 @@ class TimestepGrid:
 
     Example:
         >>> grid = TimestepGrid.parse('0:1000:250', 1000, spacing=100)
-        >>> grid.coarse, grid.beside(250), grid.beside(0)
+        >>> grid.coarse, grid.next_to(250), grid.next_to(0)
         ((0, 250, 500, 750), [150, 350], [100])
     """
 
@@ -72,7 +72,7 @@ class TimestepGrid:
         """
         return cls(tuple(parse_timesteps(spec, num_train_timesteps)), spacing)
 
-    def beside(self, timestep: int) -> list[int]:
+    def next_to(self, timestep: int) -> list[int]:
         """Timesteps one finer step below and above, within the grid; none without a spacing."""
         if self.spacing is None:
             return []

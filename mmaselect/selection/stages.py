@@ -260,8 +260,8 @@ class Stages:
             return []
         best, _ = choose_winner(scores, self.deciding, self.places)
         places = sorted({place for _, place in leaders})
-        beside = product(self.grid.beside(best.timestep), places)
-        return [arm for arm in beside if arm not in self.done.rounds]
+        near = product(self.grid.next_to(best.timestep), places)
+        return [arm for arm in near if arm not in self.done.rounds]
 
     def _leaders(self, scores: Sequence[StepScores]) -> list[Arm]:
         """Who may be the best; one alone by a criterion that does not say what images add."""

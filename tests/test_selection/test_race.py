@@ -294,8 +294,10 @@ def test_the_others_come_back_if_all_leaders_overflow_later_on(tiny_dit, photos,
 # -- finer steps at the end -----------------------------------------------------------------------
 def test_finer_steps_stay_within_the_grid():
     grid = TimestepGrid(tuple(GRID), 50)
-    assert grid.beside(0) == [50] and grid.beside(300) == [250, 350] and grid.beside(900) == [850]
-    assert TimestepGrid(tuple(GRID)).beside(300) == []
+    assert (
+        grid.next_to(0) == [50] and grid.next_to(300) == [250, 350] and grid.next_to(900) == [850]
+    )
+    assert TimestepGrid(tuple(GRID)).next_to(300) == []
     assert TimestepGrid((0, 100, 130), 50).reachable == [0, 30, 50, 80, 100, 130]
     assert TimestepGrid((20, 100)).reachable == [20, 100]
     assert grid.has_finer_steps and TimestepGrid(tuple(GRID), 299).has_finer_steps
