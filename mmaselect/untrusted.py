@@ -3,7 +3,8 @@
 
 Safetensors and JSON hold no code and need no guard. Files that ``torch.save`` wrote do, whichever
 code reads them: our code through :func:`load_tensors`, and libraries (MMEngine, accelerate) within
-:func:`only_weights`. A test walks the sources and refuses any other way.
+:func:`only_weights`. Plain pickles, as some data sets have them, go through :func:`load_plain`. A
+test walks the sources and refuses any other way.
 
 Knows no torch before a file is read, so that ``--help`` is there at once.
 """
@@ -11,16 +12,36 @@ Knows no torch before a file is read, so that ``--help`` is there at once.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 #: Switches of PyTorch's own, which every ``torch.load`` of a process obeys.
 ONLY_WEIGHTS = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 ANYTHING = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+#: What a plain pickle may name, by module: types that hold values, and run nothing of a file.
+_PLAIN = {
+    'builtins': (
+        *('bool', 'bytearray', 'bytes', 'complex', 'dict', 'float', 'frozenset', 'int', 'list'),
+        *('range', 'set', 'slice', 'str', 'tuple'),
+    ),
+    'collections': ('Counter', 'OrderedDict', 'defaultdict', 'deque'),
+    'datetime': ('date', 'datetime', 'time', 'timedelta', 'timezone'),
+    'pathlib': ('PosixPath', 'PurePosixPath', 'PureWindowsPath'),
+    'numpy': ('dtype', 'ndarray'),
+    'numpy.core.multiarray': ('_reconstruct', 'scalar'),
+    'numpy.core.numeric': ('_frombuffer',),
+}
+
+
+def only_weights_are_read() -> bool:
+    """Whether this process reads tensors and plain values alone."""
+    return os.environ.get(ONLY_WEIGHTS) == '1'
 
 
 def force_only_weights(trust: bool = False) -> None:
@@ -80,3 +101,39 @@ def load_tensors(
 
     with torch.serialization.safe_globals(list(allowed)):
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        # Python 2 and NumPy 2 name modules differently.
+        known = module.replace('__builtin__', 'builtins').replace('numpy._core', 'numpy.core')
+        if (known, name) == ('_codecs', 'encode'):
+            return _as_bytes
+        if name not in _PLAIN.get(known, ()):
+            raise UnpicklingError(
+                f'a pickled file holds {module}.{name} in place of plain values (numbers, texts, '
+                f'lists, dicts, NumPy arrays): reading it could run code. Save its content as '
+                f'JSON, or as such values'
+            )
+        return super().find_class(module, name)
+
+
+def _as_bytes(text: str, encoding: str) -> bytes:
+    """What stands for bytes in old protocols; no other codec is looked up."""
+    if encoding != 'latin1':
+        raise UnpicklingError(f'a pickled file holds bytes that are encoded as {encoding!r}')
+    return text.encode(encoding)
+
+
+def load_plain(file: IO[bytes], **kwargs: Any) -> Any:
+    """What ``pickle.dump`` wrote: plain values and NumPy arrays.
+
+    Args:
+        file: The file, open for reading.
+        kwargs: Of :class:`pickle.Unpickler`, such as ``encoding``.
+
+    Raises:
+        pickle.UnpicklingError: If it names anything else.
+        Exception: Whatever a damaged file makes pickle meet.
+    """
+    return _PlainUnpickler(file, **kwargs).load()

@@ -3,21 +3,28 @@
 
 import argparse
 import ast
+import collections
 import importlib.util
+import io
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
 
+from mmaselect import select
 from mmaselect.cli import main as command
 from mmaselect.launch.config import load_config
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.terminal.tool import run_tool
-from mmaselect.untrusted import ANYTHING, ONLY_WEIGHTS, load_tensors, only_weights
+from mmaselect.untrusted import ANYTHING, ONLY_WEIGHTS, load_plain, load_tensors, only_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -241,3 +248,99 @@ def test_a_config_in_yaml(tmp_path, capsys):
     with pytest.raises(ValueError, match='not a YAML of plain values'):
         load_config(base)
     assert not ran.exists()
+
+
+PLAIN = dict(
+    text='a',
+    numbers=[1, 2.5, True, None, 1 + 2j],
+    array=np.arange(6, dtype=np.uint8).reshape(2, 3),
+    scalar=np.float32(0.5),
+    names=np.array(['a', 'b'], dtype=object),
+    bytes=b'\xff\x00',
+    more=(collections.OrderedDict(a={1, 2}), collections.defaultdict(list, b=[3])),
+    path=Path('images/a.png'),
+)
+
+
+@pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_pickles(protocol):
+    found = load_plain(io.BytesIO(pickle.dumps(PLAIN, protocol)))
+    assert repr(found) == repr(PLAIN)
+
+
+@pytest.mark.parametrize(
+    'thing',
+    [os.system, argparse.Namespace(), torch.ones(1), np.load, getattr, eval, print, Path.unlink],
+    ids=str,
+)
+def test_pickles_of_anything_else(thing):
+    with pytest.raises(pickle.UnpicklingError, match=r'holds .*\..* in place of plain values'):
+        load_plain(io.BytesIO(pickle.dumps([thing])))
+    codec = b'c_codecs\nencode\n(Vabc\nVrot13\ntR.'
+    with pytest.raises(pickle.UnpicklingError, match='rot13'):
+        load_plain(io.BytesIO(codec))
+
+
+@DATASETS.register_module(force=True)
+class AnnotatedImages(BaseDataset):
+    """Any data set of MMEngine."""
+
+
+def test_a_pickled_annotation_file(tmp_path, tiny_dit, photos, monkeypatch, capsys):
+    """MMEngine reads it for any data set, in the tools and where images are calibration."""
+    monkeypatch.delenv(ANYTHING, raising=False)
+    monkeypatch.delenv(ONLY_WEIGHTS, raising=False)
+    names = sorted(path.name for path in Path(photos).iterdir())[:6]
+    plain = dict(metainfo={}, data_list=[dict(img_path=name) for name in names])
+    ran = tmp_path / 'ran'
+    (tmp_path / 'plain.pkl').write_bytes(pickle.dumps(plain))
+    (tmp_path / 'trap.pkl').write_bytes(pickle.dumps({**plain, 'metainfo': Payload(ran)}))
+
+    def data(name):
+        return dict(
+            type='AnnotatedImages',
+            ann_file=str(tmp_path / name),
+            data_prefix=dict(img_path=str(photos)),
+            pipeline=[dict(type='LoadImageFromFile')],
+        )
+
+    options = dict(timesteps=[0, 500], num_images=6, image_size=32, cache=False)
+    assert select(tiny_dit, data('plain.pkl'), blocks=[2], **options).num_images == 6
+    with pytest.raises(ValueError, match=r"'AnnotatedImages'.*trap\.pkl.*mkdir.*as JSON"):
+        select(tiny_dit, data('trap.pkl'), blocks=[2], **options)
+    assert not ran.exists()
+
+    tool = runpy.run_path(str(ROOT / 'tools' / 'select_timestep.py'))
+    for name in ('plain.pkl', 'trap.pkl'):
+        config = tmp_path / 'config.py'
+        backbone = dict(
+            type='mmaselect.ASelecTDiT',
+            pretrained=tiny_dit,
+            blocks=[2],
+            calibration=data(name),
+            selection=dict(timesteps=[0, 500], num_images=6, image_size=32),
+        )
+        config.write_text(f'model = dict(backbone={backbone!r})\n')
+        flags = [str(config), '--out', str(tmp_path / 'out')]
+        if name == 'plain.pkl':
+            run_tool(tool['main'], flags)
+            assert (tmp_path / 'out' / 'selection.json').is_file()
+        else:
+            with pytest.raises(SystemExit, match='mkdir'):
+                run_tool(tool['main'], flags)
+    assert not ran.exists()
+
+
+def test_a_data_set_of_a_run_is_read_by_the_guard(tmp_path, monkeypatch):
+    """Not the calibration's: what a dataloader of any tool reads."""
+    ran, trap = tmp_path / 'ran', tmp_path / 'trap.pkl'
+    trap.write_bytes(pickle.dumps(dict(metainfo={}, data_list=[Payload(ran)])))
+    with only_weights(), pytest.raises(pickle.UnpicklingError, match='mkdir'):
+        BaseDataset(ann_file=str(trap))
+    assert not ran.exists()
+    # Whoever trusts a file says so, as with a checkpoint.
+    monkeypatch.setenv(ANYTHING, '1')
+    monkeypatch.delenv(ONLY_WEIGHTS, raising=False)
+    with pytest.raises(TypeError):
+        BaseDataset(ann_file=str(trap))
+    assert ran.exists()

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def connect() -> None:
-    """Make the package known to MMEngine: its registries, its configs, its messages.
+    """Make the package known to MMEngine: its registries, its configs, its messages, its pickles.
 
     Raises:
         ImportError: If two distributions of OpenMMLab overwrite each other.
@@ -33,10 +33,12 @@ def connect() -> None:
     check_toolboxes()
     from mmaselect.openmmlab import registries  # noqa: F401 (its import is what makes it known)
     from mmaselect.openmmlab.messages import forward_messages
+    from mmaselect.openmmlab.pickled_files import guard_pickles
 
     # Bases such as 'mmseg::...' are then found with either distribution of OpenMMLab.
     map_config_scopes()
     # Before anything imports MMPretrain's models.
     leave_out_broken_multimodal()
     forward_messages()
+    guard_pickles()
     PLUGINS['dataset images'] = 'mmaselect.openmmlab.dataset_images:dataset_images'

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from mmaselect.checks import choice, is_sequence
 from mmaselect.images.reading import UnreadableImageError, as_rgb, load_rgb
 from mmaselect.images.sources import ARRAY_ORDERS, ImageSource, not_calibration
+from mmaselect.openmmlab.pickled_files import plain_values
 
 #: Wrappers that mix images with one another, which is augmentation: what they wrap is read.
 MIXERS = ('MultiImageMixDataset',)
@@ -128,7 +129,8 @@ def build_dataset(config: Mapping[str, Any]) -> BaseDataset:
         f'data_root and data_prefix'
     )
     try:
-        dataset = DATASETS.build(config)
+        with plain_values():
+            dataset = DATASETS.build(config)
     except ValueError as error:
         # What MMEngine's BaseDataset says when it serializes no entries.
         if 'need at least one array to concatenate' in str(error):
@@ -143,8 +145,10 @@ def build_dataset(config: Mapping[str, Any]) -> BaseDataset:
 
 
 def _cannot_build(config: Mapping[str, Any], error: Exception) -> str:
+    file = config.get('ann_file')
     return (
-        f'the dataset {config.get("type")!r} (of calibration, or of a dataloader) cannot be built '
+        f'the dataset {config.get("type")!r} (of calibration, or of a dataloader'
+        f'{f"; ann_file={file!r}" if file else ""}) cannot be built '
         f'from its config: {type(error).__name__}: {error}'
     )
 
