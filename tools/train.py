@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_by_place(config.train_dataloader)
     settle_checkpoint(config, must_resume=args.resume is not None)
     runner = build_runner(config)
-    with naming_memory(config):
+    with naming_memory(runner):
         runner.train()
     print_summary(runner)
     leave_process_group()

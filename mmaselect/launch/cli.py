@@ -17,6 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmaselect.launch.config import check_optimizer, check_pyramid, get_toolbox, load_config
+from mmaselect.launch.determinism import let_the_rest_warn, prepare_determinism
 from mmaselect.launch.distributed import (
     AverageNormStatistics,
     prepare_cpu_launch,
@@ -169,15 +170,36 @@ def command_to_go_on(launcher: str) -> str:
 
 
 @contextlib.contextmanager
-def naming_memory(config: Config) -> Iterator[None]:
-    """An error of a device that is full during training names what can be made smaller."""
+def naming_memory(runner: Runner) -> Iterator[None]:
+    """An error of a device that is full during training says what is on it, and what can shrink.
+
+    Args:
+        runner: The runner that trains within the block.
+    """
+    from mmaselect.models import ASelecTDiT
+
     try:
         yield
     except torch.OutOfMemoryError as error:
+        frozen = [each.dit for each in runner.model.modules() if isinstance(each, ASelecTDiT)]
+        trained = sum(
+            value.numel() * value.element_size()
+            for value in runner.model.parameters()
+            if value.requires_grad
+        )
+        needs = [
+            f'{dit.weight_bytes / 2**30:.2f} GiB of frozen weights in '
+            f'{str(dit.dtype).removeprefix("torch.")}'
+            for dit in frozen
+        ]
+        # Weights, gradients, and the two moments of Adam.
+        needs.append(f'{4 * trained / 2**30:.2f} GiB of trained ones with gradients and Adam')
         raise torch.OutOfMemoryError(
-            f'{error}\nTo need less memory in training, lower train_dataloader.batch_size (now '
-            f"{config.train_dataloader.get('batch_size')}) or the images' size, set dtype='bf16' "
-            f'in the backbone, or train with --amp'
+            f'out of memory in training: the model needs {" and ".join(needs)}, and activations '
+            f'come on top. Lower train_dataloader.batch_size (now '
+            f'{runner.cfg.train_dataloader.get("batch_size")}) or the size of the images that the '
+            f"pipeline gives (crop_size), set dtype='bf16' in the backbone, or train with --amp. "
+            f'In a selection, lower selection.batch_size or selection.image_size\n({error})'
         ) from error
 
 
@@ -197,14 +219,9 @@ def build_runner(config: Config) -> Runner:
 
     settle_strategy(config)
     on_cpus = prepare_cpu_launch(config)
-    if (config.get('randomness') or {}).get('deterministic'):
-        # Read when CUDA starts, which is later.
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    prepare_determinism(config)
     runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    if torch.are_deterministic_algorithms_enabled():
-        # Adaptive pooling (UPerHead) and histc (IoUMetric) have no deterministic kernel on CUDA:
-        # they warn, where MMEngine's setting would end the run.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    let_the_rest_warn()
     if isinstance(runner, FlexibleRunner):
         build_model(runner)
     if on_cpus:
