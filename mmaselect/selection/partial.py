@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -104,7 +105,10 @@ class PartialSums:
         grid = list(meters)
         self._clear_old()
         try:
-            stored = load_tensors(check_regular(self.path))
+            with zipfile.ZipFile(check_regular(self.path)) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f'the checksum of its entry {damaged!r} does not match')
+            stored = load_tensors(self.path)
             done = SweepProgress(**stored['done'])
             if stored.get('order') != self.order:
                 raise ValueError('its images were taken in another order')

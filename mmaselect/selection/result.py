@@ -18,6 +18,8 @@ from mmaselect.selection.caveats import Caveat
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
 #: version of the package alone costs nobody a sweep.
 SELECTION_VERSION = 3
+#: Entry of a stored result: a hash of all others.
+CHECKSUM = 'checksum'
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,12 @@ class SelectionResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SelectionResult:
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: If the content is not what was written. Results of versions that wrote no
+                ``checksum`` are read without that check.
+        """
 
         def curve(criterion: str, part: dict[str, Any]) -> Curve:
             return Curve(
@@ -198,6 +205,11 @@ class SelectionResult:
             )
 
         data = dict(data)
+        if CHECKSUM in data and data.pop(CHECKSUM) != _checksum(data):
+            raise ValueError(
+                'its content is not what was written: it was edited or damaged. Select again, or '
+                'remove the entry checksum if the change is meant'
+            )
         name = data['criterion']
         for part, kind in (('others', Mapping), ('per_tap', Sequence), ('curve', Sequence)):
             if not isinstance(data[part], kind):
@@ -219,8 +231,9 @@ class SelectionResult:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write ``selection.json``: the whole file or none of it."""
-        return write_json(path, self.to_dict())
+        """Write ``selection.json`` with a checksum of its content: the whole file or none of it."""
+        data = self.to_dict()
+        return write_json(path, {**data, CHECKSUM: _checksum(data)})
 
     @classmethod
     def load(cls, path: str | Path) -> SelectionResult:
@@ -309,6 +322,11 @@ def _check_curve(curve: Curve, grid: Sequence[int]) -> None:
         raise ValueError(
             f'timestep {curve.timestep!r} is not the best of the curve of {curve.criterion}'
         )
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    """Hash of a result's entries, the same before and after they are written."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:

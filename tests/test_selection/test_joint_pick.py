@@ -320,5 +320,5 @@ def test_the_figure_has_a_map_for_each_feature(full):
 def test_json_has_the_place(full, tmp_path):
     data = json.loads(full.save(tmp_path / 'selection.json').read_text())
     assert data['cells'] == [list(full.cells[0])]
-    del data['cells']
+    del data['cells'], data['checksum']
     assert SelectionResult.from_dict(data).cells == []

@@ -4,6 +4,7 @@
 import io
 import json
 import logging
+import re
 import resource
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ from mmengine.logging import MMLogger
 
 from mmaselect.selection import Curve, CurvePoint, SelectionCache, SelectionResult
 from mmaselect.selection.caveats import Caveat
-from mmaselect.selection.result import settings_key
+from mmaselect.selection.result import CHECKSUM, settings_key
 
 
 @contextmanager
@@ -59,6 +60,7 @@ def test_a_selection_json_whose_warnings_are_texts_is_read(tmp_path):
     path = result.save(tmp_path / 'selection.json')
     data = json.loads(path.read_text())
     assert data['warnings'] == [vars(result.warnings[0])]
+    del data[CHECKSUM]
     path.write_text(json.dumps({**data, 'warnings': ['the curve is flat']}))
     (warning,) = SelectionResult.load(path).warnings
     assert (str(warning), warning.code, warning.advice) == ('the curve is flat', '', '')
@@ -108,12 +110,59 @@ def change(*where, to):
 def test_an_entry_that_no_sweep_wrote_is_named_and_not_used(tmp_path, edit):
     cache, result = SelectionCache(tmp_path), make_result()
     path = cache.store(result)
+    sealed = json.loads(path.read_text())
+    edit(sealed)
+    # Entries of versions that wrote no checksum are looked at as closely as can be.
+    plain = {name: value for name, value in sealed.items() if name != CHECKSUM}
+    for data in (sealed, plain):
+        path.write_text(json.dumps(data))
+        with hear() as heard:
+            assert cache.find(result.key) is None
+        assert str(path) in heard.getvalue() and 'selecting again' in heard.getvalue()
+        assert ('it was edited or damaged' in heard.getvalue()) == (data is sealed)
+
+
+def raise_the_rest(data):
+    """Another pick, and everything that `check` compares with it."""
+    for curve in (data, data['others']['HighFrequencyRatio'], *data['per_tap']):
+        curve['timestep'] = 200
+        curve['curve'][2]['score'] = 9.0
+    data['noise_level'] = data['curve'][2]['noise_level']
+
+
+@pytest.mark.parametrize(
+    'edit',
+    [
+        raise_the_rest,
+        change('num_images', to=400),
+        change('warnings', to=[]),
+        change('interval', to=[100, 100]),
+        change('curve', 3, 'score', to=-0.5),
+    ],
+)
+def test_an_edit_that_agrees_with_itself_is_found_out(tmp_path, edit):
+    cache, result = SelectionCache(tmp_path), make_result()
+    path = cache.store(result)
     data = json.loads(path.read_text())
     edit(data)
     path.write_text(json.dumps(data))
     with hear() as heard:
         assert cache.find(result.key) is None
-    assert str(path) in heard.getvalue() and 'selecting again' in heard.getvalue()
+    assert f'{path} cannot be used' in heard.getvalue() and 'edited' in heard.getvalue()
+    with pytest.raises(ValueError, match=re.escape(str(path)) + r'.*it was edited or damaged'):
+        SelectionResult.load(path)
+    # What nobody could tell from an old entry.
+    del data[CHECKSUM]
+    path.write_text(json.dumps(data))
+    assert cache.find(result.key) == SelectionResult.load(path) != result
+
+
+def test_a_layout_of_the_file_does_not_matter(tmp_path):
+    result = make_result()
+    path = result.save(tmp_path / 'selection.json')
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(sorted(data.items())), indent=7))
+    assert SelectionResult.load(path) == result
 
 
 @pytest.mark.parametrize('content', [b'', b'{"timestep": 1', b'[]', b'null', b'\xff\xfe', None])

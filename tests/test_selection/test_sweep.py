@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -395,7 +396,7 @@ def test_a_killed_selection_goes_on_where_it_was(tiny_dit, photos, tmp_path, pas
     assert [path.name for path in (tmp_path / 'cache').iterdir()] == [f'{result.key}.json']
 
 
-@pytest.mark.parametrize('damage', [b'', b'no archive', 'folder', 'states'])
+@pytest.mark.parametrize('damage', [b'', b'no archive', 'folder', 'states', 'bit'])
 def test_damaged_sums_are_no_obstacle(tiny_dit, photos, tmp_path, damage, monkeypatch):
     monkeypatch.setattr('mmaselect.selection.partial.SAVE_SECONDS', 0)
     monkeypatch.setattr('mmaselect.selection.partial._SHARE_OF_TIME', 0)
@@ -408,6 +409,15 @@ def test_damaged_sums_are_no_obstacle(tiny_dit, photos, tmp_path, damage, monkey
     if damage == 'states':
         stored = torch.load(path, weights_only=True)
         torch.save({**stored, 'sums': {key: {} for key in stored['sums']}}, path)
+    elif damage == 'bit':
+        with zipfile.ZipFile(path) as archive:
+            values = max(
+                (i for i in archive.infolist() if '/data/' in i.filename), key=lambda i: i.file_size
+            )
+            bytes_of = archive.read(values)
+        raw = bytearray(path.read_bytes())
+        raw[raw.find(bytes_of, values.header_offset) + len(bytes_of) // 2] ^= 0x10
+        path.write_bytes(raw)
     else:
         path.unlink()
         path.mkdir() if damage == 'folder' else path.write_bytes(damage)
