@@ -3,9 +3,9 @@ r"""What a selection costs, by replay: schedules of images and timesteps on what
 
 The scores of all cells (block, feature, timestep) are computed for nested sets of 16 to 128 images,
 and each schedule is played on them. A pass is one image through the model at one timestep: two for
-the views of an image, and in the first round one for the paper's curve. The added regret is that of
-the cell that a schedule picks against the cell that the full sweep picks. Probes are at a few
-timesteps; accuracy between two of them is interpolated.
+the views of an image, and one for the paper's curve on the images of the first round. The added
+regret is that of the cell that a schedule picks against the cell that the full sweep picks. Probes
+are at a few timesteps; accuracy between two of them is interpolated.
 
 Example:
   python benchmarks/bill.py digits_clean digits_noise flow_noise --out work_dirs/place
@@ -102,7 +102,7 @@ class Schedule:
         if self.refine:
             left = self._left(replay, seen, left, len(rounds))
             while new := self._finer(replay, seen, left):
-                passes += 2 * seen * len(new)
+                passes += (2 * seen + paper) * len(new)
                 left = sorted([*left, *new])
         return passes, replay.best(seen, left)
 

@@ -163,11 +163,11 @@ def probe(arrays: Mapping[str, np.ndarray], step: int, cells: list[int]) -> np.n
     return fitted.predict(other) == arrays['labels_test']
 
 
-def scores(arrays: Mapping[str, np.ndarray], ridge: float) -> np.ndarray:
+def scores(arrays: Mapping[str, np.ndarray], ridge: float, count: int = SETS) -> np.ndarray:
     """Sensitivity on each set of calibration images: (sets, cells, timesteps)."""
-    count = arrays['views_0'].shape[1]
+    total = arrays['views_0'].shape[1]
     rng = np.random.default_rng(0)
-    sets = [rng.permutation(count)[:SET] for _ in range(SETS if count > SET else 1)]
+    sets = [rng.permutation(total)[:SET] for _ in range(count if total > SET else 1)]
     found = []
     for step in arrays['grid']:
         rows = torch.from_numpy(arrays[f'views_{step}'])
@@ -285,7 +285,7 @@ def rules(cases: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
         regrets: dict[str, list[float]] = {}
         for arrays in cases.values():
             taps, accuracy = taps_of(arrays), 100 * arrays['hits'].mean(2)
-            found = scores(arrays, ridge)
+            found = scores(arrays, ridge, SETS // 3)
             depth = max(block for block, _ in taps) + 1
             left_out = {'all blocks': 0, 'without block 0': 1, 'without the first third': depth / 3}
             for rule, first in left_out.items():
