@@ -12,7 +12,7 @@ from mmaselect.cli.arguments import (
     model_source,
     new_parser,
 )
-from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
+from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
 from mmaselect.terminal.tool import user_path
 
 EXAMPLES = """
@@ -64,7 +64,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar='N|auto',
         help='where to read, 0 (clean) to 999 (noise); auto picks it on these images',
     )
-    parser.add_argument('--selection', choices=PRESETS, help=f'how auto picks. paper: {PAPER_NOTE}')
+    parser.add_argument(
+        '--selection',
+        choices=PRESETS,
+        help=f'how auto picks. paper: {PAPER_NOTE}. fast: {FAST_NOTE}',
+    )
     add_model_arguments(parser)
     add_image_arguments(parser)
     group = parser.add_argument_group('files')

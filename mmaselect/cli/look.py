@@ -14,7 +14,7 @@ from mmaselect.cli.arguments import (
     model_source,
     new_parser,
 )
-from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
+from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
 from mmaselect.terminal.tool import user_path
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     group.add_argument(
         '--selection',
-        metavar='FILE|paper',
+        metavar='FILE|paper|fast',
         help='a selection.json, whose pick and curve are shown; or paper, to select by the '
-        f"paper's criterion: {PAPER_NOTE}",
+        f"paper's criterion: {PAPER_NOTE}; or fast: {FAST_NOTE}",
     )
     group.add_argument('--no-selection', action='store_true', help='select nothing, show no curve')
     group.add_argument(

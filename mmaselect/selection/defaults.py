@@ -24,4 +24,12 @@ DEFAULT_CONFIDENCE = 0.999
 #: What ``selection='NAME'`` stands for.
 PRESETS: dict[str, dict[str, Any]] = {
     'paper': dict(criterion=PAPER_CRITERION, others=()),
+    'fast': dict(
+        timesteps=(0, 50, 100, 150, 200, 300, 400, 500, 600, 800), confidence=0.95, refine=25
+    ),
 }
+#: What help texts say of it.
+FAST_NOTE = (
+    'ten timesteps and finer steps at the end, about six times fewer passes than all 40 timesteps '
+    'on all images, and three to four times fewer than the default'
+)

@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from mmaselect.checks import is_sequence
-from mmaselect.selection.defaults import PAPER_NOTE, PRESETS
+from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
 from mmaselect.selection.options import SelectionOptions
 
 
@@ -33,7 +33,7 @@ def add_option_flags(
             '--selection',
             choices=PRESETS,
             help='preset to start from, which the other flags change. paper: the criterion of the '
-            f'paper, to compare with: {PAPER_NOTE}',
+            f'paper, to compare with: {PAPER_NOTE}. fast: {FAST_NOTE}',
         )
     for option in fields(SelectionOptions):
         flag = option.metadata['flag']

@@ -53,6 +53,9 @@ def test_presets_and_replacing():
     assert paper.criterion == dict(type='PaperHFR') and paper.others == ()
     assert SelectionOptions.parse(dict(preset='paper', seed=3)).replaced(seed=4).seed == 4
     assert SelectionOptions.parse(paper) is paper
+    fast = SelectionOptions.parse('fast')
+    assert fast.criterion == SelectionOptions().criterion and fast.refine == 25
+    assert fast.grid(1000).has_finer_steps and len(fast.grid(1000).coarse) == 10
     sized = SelectionOptions(image_size=48, num_images=9).replaced(preset='paper', seed=2)
     assert sized == SelectionOptions(**PRESETS['paper'], image_size=48, num_images=9, seed=2)
     with pytest.raises(ValueError, match="selection 'book' is not a preset"):
@@ -117,7 +120,7 @@ def test_sizes_as_flags():
             r'criterion HighFrequencyRatio: .*It takes cutoff',
         ),
         (dict(others=[7]), 'others: a criterion is given by its name, or .*; got 7'),
-        (dict(preset='book'), "selection 'book' is not a preset: choose from paper, or give a"),
+        (dict(preset='book'), "is not a preset: choose from paper, fast, or give a dict"),
         (dict(images=3), r"selection has unknown keys \['images'\]: it takes criterion, others"),
         ('book', "selection 'book' is not a preset"),
         (5, 'selection must be a dict with text keys: it takes criterion, .*; got 5'),
