@@ -221,6 +221,7 @@ def test_a_state_of_a_pretraining(tmp_path):
     accelerator.register_for_checkpointing(registered)
     state = tmp_path / 'states' / 'step_00000001'
     accelerator.save_state(str(state))
+    (state / 'progress.json').write_text('{"step": 1, "images": 1, "seconds": 1}')
     with torch.no_grad():
         registered.weight.fill_(9)
     RunFolder(tmp_path).load_state(state, accelerator.load_state)

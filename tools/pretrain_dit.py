@@ -62,6 +62,7 @@ from mmaselect.pretraining.query_probe import ProbeImages
 from mmaselect.pretraining.run_folder import RunFolder
 from mmaselect.pretraining.tokens import TokenDrop
 from mmaselect.pretraining.trainer import Trainer
+from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
 
 
@@ -353,7 +354,9 @@ def prepare(args: argparse.Namespace, accelerator: Accelerator) -> Trainer:
         fixed = ('vae', 'patch', 'width', 'depth', 'heads', 'target', 'optimizer', 'batch', 'seed')
         settings = {name: getattr(args, name) for name in fixed}
         settings |= {'size': size, 'images': len(images), 'classes': list(images.classes)}
-        folder.prepare(settings, args.resume)
+        if vae is not None:
+            settings['vae_weights'] = weights_fingerprint(vae)
+        folder.prepare(settings, args.resume, images.digests)
         if args.init is not None and not goes_on:
             folder.log({'step': 0, 'images': 0, 'init': args.init})
     accelerator.wait_for_everyone()

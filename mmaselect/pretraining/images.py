@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmaselect.files import check_regular
 from mmaselect.images import (
     IMAGE_SUFFIXES,
     UnreadableImageError,
@@ -21,6 +23,9 @@ from mmaselect.images import (
     load_rgb,
     resize_and_crop,
 )
+
+#: Hexadecimal digits of a hash that are kept.
+DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class ImageSet:
         images: (N, 3, S, S), uint8, RGB.
         labels: (N,), int64; all 0 in a folder without classes.
         classes: Class names, in the order of the labels; empty in a folder without classes.
+        digests: Hash of each file by its path in the folder, in the order of the images.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    digests: dict[str, str]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,10 +132,16 @@ def read_images(folder: str | Path, size: int | None = None) -> ImageSet:
             f'{free / 2**30:.1f} GiB are free: use a smaller --size, or fewer images'
         )
     images = np.empty((len(files), size, size, 3), np.uint8)
+    digests = [''] * len(files)
 
     def read(i: int) -> str | None:
+        def read_and_hash(path: str | Path) -> bytes:
+            data = check_regular(path).read_bytes()
+            digests[i] = hashlib.sha256(data).hexdigest()[:DIGEST_DIGITS]
+            return data
+
         try:
-            images[i] = resize_and_crop(load_rgb(files[i]), size)
+            images[i] = resize_and_crop(load_rgb(files[i], read_and_hash), size)
         except UnreadableImageError as error:
             return f'{error.path} ({error.reason})'
         return None
@@ -142,6 +155,11 @@ def read_images(folder: str | Path, size: int | None = None) -> ImageSet:
             + '\n  '.join(broken[:10])
             + more
         )
+    root = Path(folder).expanduser()
+    names = [file.relative_to(root).as_posix() for file in files]
     return ImageSet(
-        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), classes
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(labels),
+        classes,
+        dict(zip(names, digests, strict=True)),
     )

@@ -3,24 +3,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 
+from mmaselect.checks import is_number
 from mmaselect.files import write_atomically, write_json, written_aside
 from mmaselect.untrusted import only_weights, what_was_refused
 
 KEPT_STATES = 2
+#: Setting that is a hash of all images. Runs of versions that did not hash them have none.
+CONTENT = 'content'
+#: Settings that such runs lack.
+_LATER = (CONTENT, 'vae_weights')
+
+
+def _checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Hashes of the files of a state; of all by default."""
+    if names is None:
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    found = {}
+    for name in names:
+        with (folder / name).open('rb') as file:
+            found[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return found
+
+
+def _way_out(state: Path) -> str:
+    return f'Remove {str(state)!r}: --resume then goes back to an older state, or starts anew'
 
 
 class RunFolder:
-    """``settings.json``, ``states/step_NNNNNNNN/``, ``log.jsonl`` and ``loss.png``.
+    """``settings.json``, ``images.txt``, ``states/step_NNNNNNNN/``, ``log.jsonl`` and ``loss.png``.
 
     A state is written under another name and renamed when complete, so the newest one under its own
     name can always be resumed from, whenever the run was killed.
@@ -34,18 +55,25 @@ class RunFolder:
         self.states = self.path / 'states'
         self.log_file = self.path / 'log.jsonl'
         self.settings_file = self.path / 'settings.json'
+        self.images_file = self.path / 'images.txt'
 
-    def prepare(self, settings: dict[str, Any], resume: bool) -> None:
-        """Make the folder, or check that its run can resume with these settings.
+    def prepare(
+        self, settings: dict[str, Any], resume: bool, images: Mapping[str, str] | None = None
+    ) -> None:
+        """Make the folder, or check that its run can resume with these settings and images.
 
         Args:
             settings: What must not change within a run.
             resume: Whether a run that is already there is to go on.
+            images: Hash of each training image by its name, in their order.
 
         Raises:
             FileExistsError: If a run is there and ``resume`` is False.
-            ValueError: If the run that is there had other settings.
+            ValueError: If the run that is there had other settings or images.
         """
+        listing = ''.join(f'{digest}  {name}\n' for name, digest in (images or {}).items())
+        if images is not None:
+            settings = {**settings, CONTENT: hashlib.sha256(listing.encode()).hexdigest()}
         state = self.newest()
         if state is not None and not resume:
             raise FileExistsError(
@@ -62,10 +90,15 @@ class RunFolder:
                     'give another --out'
                 )
             before = json.loads(self.settings_file.read_text())
+            if images is not None and before.get(CONTENT, settings[CONTENT]) != settings[CONTENT]:
+                raise ValueError(
+                    f'the run in {self.path} cannot resume with other images: '
+                    f'{self._other_images(images)}. Give those it had, or another --out'
+                )
             changed = [
                 f'{key}: {before.get(key)!r} before, {value!r} now'
                 for key, value in settings.items()
-                if before.get(key) != value
+                if before.get(key) != value and (key in before or key not in _LATER)
             ]
             if changed:
                 raise ValueError(
@@ -73,7 +106,27 @@ class RunFolder:
                     f'{"; ".join(changed)}): give those it had, or another --out'
                 )
         self.states.mkdir(parents=True, exist_ok=True)
+        if images is not None:
+            write_atomically(self.images_file, listing)
         write_json(self.settings_file, settings)
+
+    def _other_images(self, images: Mapping[str, str]) -> str:
+        """What differs from the images that the run had, in words."""
+        before = {}
+        if self.images_file.is_file():
+            for line in self.images_file.read_text(encoding='utf-8').splitlines():
+                digest, _, name = line.partition('  ')
+                before[name] = digest
+        told = []
+        for names, what in (
+            ([n for n in images if n in before and before[n] != images[n]], 'other content'),
+            ([n for n in before if n not in images], 'missing'),
+            ([n for n in images if n not in before], 'new'),
+        ):
+            if names:
+                more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+                told.append(f'{", ".join(names[:3])}{more} ({what})')
+        return '; '.join(told) or 'their order differs'
 
     def newest(self) -> Path | None:
         """The newest complete state, or None."""
@@ -90,6 +143,7 @@ class RunFolder:
         folder = self.states / f'step_{step:08d}'
         unfinished = self.states / f'.{folder.name}'
         save(unfinished)
+        progress = {**progress, 'checksums': _checksums(unfinished)}
         (unfinished / 'progress.json').write_text(json.dumps(progress))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(unfinished, folder)
@@ -109,9 +163,17 @@ class RunFolder:
         Raises:
             ValueError: If a file is damaged, or names objects that are neither tensors nor values.
         """
-        way_out = (
-            f'Remove {str(state)!r}: --resume then goes back to an older state, or starts anew'
-        )
+        way_out = _way_out(state)
+        expected = RunFolder.read_progress(state).get('checksums', {})
+        try:
+            found = _checksums(state, expected)
+        except OSError as error:
+            raise ValueError(f'{str(state)!r} is incomplete ({error}). {way_out}') from error
+        for name, checksum in expected.items():
+            if found[name] != checksum:
+                raise ValueError(
+                    f'{str(state / name)!r} is damaged: its checksum does not match. {way_out}'
+                )
         try:
             with only_weights():
                 load(str(state))
@@ -125,8 +187,22 @@ class RunFolder:
 
     @staticmethod
     def read_progress(state: Path) -> dict[str, Any]:
-        """What was stored next to a state."""
-        return json.loads((state / 'progress.json').read_text())
+        """What was stored next to a state: ``step``, ``images``, ``seconds`` and ``checksums``.
+
+        Raises:
+            ValueError: If it is not there, or damaged.
+        """
+        path = state / 'progress.json'
+        try:
+            progress = json.loads(path.read_text())
+            if any(not is_number(progress[name]) for name in ('step', 'images', 'seconds')):
+                raise ValueError('it must tell step, images and seconds')
+            dict(progress.get('checksums', {}))  # none in states of older versions
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f'{str(path)!r} cannot be read ({error!r}). {_way_out(state)}'
+            ) from error
+        return progress
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the log."""

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from forks import exit_code, forked
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.pretraining.run_folder import RunFolder
@@ -47,6 +48,7 @@ def tool():
 @pytest.fixture(autouse=True)
 def _fresh_accelerate():
     """Accelerate keeps the precision of the first run of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -406,6 +408,102 @@ def test_a_run_is_not_overwritten_nor_continued_with_another_network(tool, data,
         tool.main(argv)
     with pytest.raises(ValueError, match='depth: 2 before, 3 now'):
         tool.main([*argv, '--resume', '--depth', '3'])
+
+
+@pytest.fixture(scope='module')
+def stopped(tool, tmp_path_factory):
+    """A run after its first step, and its images."""
+    root = tmp_path_factory.mktemp('stopped')
+    for number, name in enumerate('ab'):
+        write_images(root / 'images' / name, 4, seed=number)
+    argv = [*SMALL, '--data', str(root / 'images'), '--precision', 'no']
+    tool.main([*argv, '--out', str(root / 'run'), '--steps', '1'])
+    return root
+
+
+def resume(tool, root, steps=2):
+    argv = [*SMALL, '--data', str(root / 'images'), '--precision', 'no', '--steps', str(steps)]
+    tool.main([*argv, '--out', str(root / 'run'), '--resume'])
+
+
+def _replace_a_picture(images):
+    Image.new('RGB', (8, 8), 'red').save(images / 'a' / '2.png')
+
+
+def _swap_classes(images):
+    (images / 'a' / '1.png').rename(images / 'x.png')
+    (images / 'b' / '1.png').rename(images / 'a' / '1.png')
+    (images / 'x.png').rename(images / 'b' / '1.png')
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        (_replace_a_picture, r'a/2\.png \(other content\)'),
+        (_swap_classes, r'a/1\.png, b/1\.png \(other content\)'),
+        (lambda f: (f / 'b' / '3.png').unlink(), r'b/3\.png \(missing\)'),
+        (lambda f: shutil.copy(f / 'b' / '3.png', f / 'b' / '9.png'), r'b/9\.png \(new\)'),
+        (
+            lambda f: (f / 'b' / '3.png').rename(f / 'b' / '4.png'),
+            r'b/3\.png \(missing\); b/4\.png \(new\)',
+        ),
+    ],
+)
+def test_other_images_are_named_on_resume(tool, stopped, tmp_path, change, named):
+    root = Path(shutil.copytree(stopped, tmp_path / 'copy'))
+    change(root / 'images')
+    with pytest.raises(ValueError, match=f'cannot resume with other images: {named}. Give those'):
+        resume(tool, root)
+    assert RunFolder(root / 'run').newest().name == 'step_00000001'
+
+
+def test_images_may_move_and_older_runs_resume(tool, stopped, tmp_path):
+    root = Path(shutil.copytree(stopped, tmp_path / 'copy'))
+    resume(tool, root)
+    run = RunFolder(root / 'run')
+    settings = json.loads(run.settings_file.read_text())
+    del settings['content']
+    run.settings_file.write_text(json.dumps(settings))
+    run.images_file.unlink()
+    progress = run.newest() / 'progress.json'
+    told = json.loads(progress.read_text())
+    del told['checksums']
+    progress.write_text(json.dumps(told))
+    resume(tool, root, 3)
+    assert run.newest().name == 'step_00000003' and run.images_file.is_file()
+
+
+def test_another_vae_is_found_on_resume(tool, data, tiny_latent_dit, tmp_path):
+    vae = Path(shutil.copytree(Path(tiny_latent_dit) / 'vae', tmp_path / 'vae'))
+    argv = [*SMALL, '--data', f'{data}/train', '--vae', str(vae), '--out', str(tmp_path / 'run')]
+    tool.main([*argv, '--steps', '1'])
+    (file,) = vae.glob('*.safetensors')
+    weights = load_file(file)
+    weights['encoder.conv_in.bias'] += 0.1
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r'vae_weights: .* before, .* now'):
+        tool.main([*argv, '--steps', '2', '--resume'])
+
+
+@pytest.mark.parametrize(
+    'name', ['model.safetensors', 'optimizer.bin', 'custom_checkpoint_0.pkl', 'progress.json']
+)
+def test_a_damaged_state_is_named(tool, stopped, tmp_path, name):
+    root = Path(shutil.copytree(stopped, tmp_path / 'copy'))
+    state = RunFolder(root / 'run').newest()
+    data = bytearray((state / name).read_bytes())
+    data[len(data) // 2] ^= 0x40
+    data = data[: len(data) // 2] if name == 'progress.json' else data
+    (state / name).write_bytes(data)
+    with pytest.raises(
+        ValueError,
+        match=rf'step_00000001.*{name if "json" not in name else ""}.*'
+        rf"Remove '.*step_00000001'.*--resume",
+    ):
+        resume(tool, root)
+    # The way out that the message tells.
+    shutil.rmtree(state)
+    resume(tool, root)
 
 
 @pytest.mark.parametrize(
