@@ -173,6 +173,23 @@ def test_look(tiny_dit, photos, tmp_path, capsys):
     assert 'How the timestep was picked' not in page.read_text()
 
 
+def test_look_at_photographs_that_come_along(tiny_dit, tmp_path, capsys):
+    page = tmp_path / 'look.html'
+    options = ['--out', str(page), '--timesteps', '0,300', '--image-size', '32']
+    command = ['look', '--demo', '--pretrained', tiny_dit, *options, '--position-images', '4']
+    assert main(command) == 0
+    html = page.read_text()
+    # Blocks over the whole depth, as no pick is made in one of them.
+    assert html.count('<th>block') == 3 and 'without position' in html
+    assert 'astronaut.png' in html and 'chelsea.png' in html
+    assert main([*command[:-1], '0']) == 0
+    assert 'without position' not in page.read_text()
+    assert main([*command, 'cat.jpg']) == 1
+    assert '--demo brings images of its own' in capsys.readouterr().err
+    assert main(['look', '--pretrained', tiny_dit, *options]) == 1
+    assert 'give --demo for two photographs' in capsys.readouterr().err
+
+
 def test_look_from_a_config(tiny_dit, photos, tmp_path, capsys):
     config = tmp_path / 'config.py'
     backbone = dict(

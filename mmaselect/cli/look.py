@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmaselect.cli.arguments import (
     add_image_arguments,
@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 #: Fewer images are too few for a pick: criteria that tell images apart are then always right.
 ENOUGH_IMAGES = 16
+#: A portrait (NASA, public domain) and a cat (Stefan van der Walt, CC0).
+DEMO_PHOTOGRAPHS = ('astronaut.png', 'chelsea.png')
 EXAMPLES = """
 examples:
+  # two photographs that scikit-image brings
+  mmaselect look --demo --out look.html
+
   # the DiT that ships with the package: nothing is downloaded, seconds on a CPU
   mmaselect look photos/cat.jpg photos/dog.jpg --pretrained mmaselect://dit_cifar10 --out look.html
 
@@ -53,7 +58,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         examples=EXAMPLES,
     )
     parser.add_argument(
-        'images', nargs='+', metavar='IMAGE', help='image files; of a folder, its first images'
+        'images', nargs='*', metavar='IMAGE', help='image files; of a folder, its first images'
+    )
+    parser.add_argument(
+        '--demo',
+        action='store_true',
+        help='look at two photographs that scikit-image brings (a portrait and a cat), with '
+        'mmaselect://dit_cifar10 unless --pretrained names a model',
     )
     parser.add_argument(
         '--out', type=user_path, required=True, metavar='FILE.html', help='page to write'
@@ -92,6 +103,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar='N',
         help=f'images to show at most; default: {MAX_IMAGES}',
     )
+    group.add_argument(
+        '--position-images',
+        type=int,
+        metavar='N',
+        help='images of colored noise that are read at each timestep to estimate what depends on '
+        'position alone, which the page subtracts; 0 subtracts nothing. Default: 16',
+    )
     return parser
 
 
@@ -121,12 +139,22 @@ def run(args: argparse.Namespace) -> None:
     from mmaselect.checks import whole_number
     from mmaselect.look import look_at, save_look_page
 
+    if args.demo:
+        if args.images:
+            raise ValueError('--demo brings images of its own: leave out yours, or --demo')
+        args.images = [str(path) for path in demo_photographs()]
+        if args.config is None:
+            args.pretrained = args.pretrained or 'mmaselect://dit_cifar10'
+    elif not args.images:
+        raise ValueError('no images: name files or folders, or give --demo for two photographs')
     if (args.config is None) == (args.pretrained is None):
         raise ValueError('give either --pretrained MODEL or --config FILE')
     limit = whole_number('--max-images', args.max_images, 1)
     images = find_images(args.images)
     dit, name, selection, notes = (from_config if args.config else from_model)(args, images)
-    shown = {} if args.timesteps is None else {'timesteps': args.timesteps}
+    shown: dict[str, Any] = {} if args.timesteps is None else {'timesteps': args.timesteps}
+    if args.position_images is not None:
+        shown['position_images'] = args.position_images
     shown_images = images[:limit]
     look = look_at(
         shown_images,
@@ -144,6 +172,33 @@ def run(args: argparse.Namespace) -> None:
     print(path)
 
 
+def demo_photographs() -> list[Path]:
+    """Two photographs of scikit-image's own data: free of charge, and in its wheel.
+
+    Raises:
+        ModuleNotFoundError: If scikit-image is not installed.
+    """
+    try:
+        from skimage import data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            '--demo shows photographs of scikit-image, which is not installed: pip install '
+            'scikit-image, or name images of yours'
+        ) from error
+    folder = Path(data.__file__).parent
+    return [folder / name for name in DEMO_PHOTOGRAPHS]
+
+
+def blocks_over_depth(args: argparse.Namespace) -> list[int]:
+    """Three blocks over the whole depth, the family's default among them."""
+    from mmaselect.diffusion import PipelineSource
+    from mmaselect.diffusion.families import family_of
+
+    family = family_of(PipelineSource(model_source(args)))
+    depth = family.num_blocks
+    return sorted({depth // 4, family.default_block, 3 * depth // 4})
+
+
 Found = tuple['FrozenDiT', str, 'SelectionResult | None', list[str]]
 
 
@@ -155,9 +210,15 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     from mmaselect.images import load_rgb
     from mmaselect.look import look_size
 
+    nothing_to_pick_on = args.calibration is None and len(images) < ENOUGH_IMAGES
+    shows_no_pick = args.no_selection or (args.selection is None and nothing_to_pick_on)
+    blocks = args.blocks
+    if blocks is None and shows_no_pick:
+        # A pick is of the blocks that are read, and is looked for in the default one.
+        blocks = blocks_over_depth(args)
     dit = FrozenDiT.from_pretrained(
         model_source(args),
-        blocks=args.blocks,
+        blocks=blocks,
         features=args.feature or 'query',
         dtype=args.dtype or 'auto',
         condition=condition(args),
@@ -167,7 +228,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     selection = stored_selection(args, dit)
     if selection is not None:
         return dit, args.pretrained, selection, []
-    if args.calibration is None and len(images) < ENOUGH_IMAGES:
+    if nothing_to_pick_on:
         note = (
             f'No timestep was picked: {len(images)} images are too few for it. Give --calibration '
             f'FOLDER to have one picked on your images.'

@@ -37,12 +37,15 @@ def _label_row(axis: Axes, look: Look, place: int) -> None:
     )
 
 
-def colors_figure(look: Look, images: Sequence[int] | None = None) -> Figure:
+def colors_figure(
+    look: Look, images: Sequence[int] | None = None, position: bool = False
+) -> Figure:
     """Tokens as colors: a row for each timestep, a column for each map and image.
 
     Args:
         look: What :func:`look_at` gave.
         images: Which of the images; all if None.
+        position: Keep what depends on position alone in the maps.
 
     Raises:
         ValueError: If there is no such image.
@@ -52,18 +55,24 @@ def colors_figure(look: Look, images: Sequence[int] | None = None) -> Figure:
     if not chosen:
         raise ValueError('images is empty: name at least one, or give None for all')
     figure, axes = _new_figure(1 + len(look.timesteps), len(look.keys) * len(chosen))
+    colors = look.colors if position else look.content_colors or look.colors
     for column, (key, image) in enumerate((k, i) for k in look.keys for i in chosen):
         axes[0, column].imshow(look.images[image])
         axes[0, column].set_title(f'block {key[0]}, {key[1]}', fontsize=8)
         for row, step in enumerate(look.timesteps):
-            axes[row + 1, column].imshow(look.colors[step, key][image], interpolation='nearest')
+            axes[row + 1, column].imshow(colors[step, key][image], interpolation='nearest')
     for row in range(len(look.timesteps)):
         _label_row(axes[row + 1, 0], look, row)
     return figure
 
 
 def similarity_figure(
-    look: Look, image: int, row: int, column: int, key: TapKey | None = None
+    look: Look,
+    image: int,
+    row: int,
+    column: int,
+    key: TapKey | None = None,
+    position: bool = False,
 ) -> Figure:
     """Where else one token recurs: its cosine similarity to all tokens of all images.
 
@@ -73,6 +82,7 @@ def similarity_figure(
         row: From above, in tokens.
         column: From the left, in tokens.
         key: (block, feature) of the map; the first one if None.
+        position: Keep what depends on position alone in the maps.
 
     Raises:
         ValueError: If there is no such token or map.
@@ -89,7 +99,8 @@ def similarity_figure(
         Rectangle(corner, look.stride, look.stride, fill=False, edgecolor='red', linewidth=1.5)
     )
     for place, step in enumerate(look.timesteps):
-        found = similarity(look.maps[step, key], image, row, column).numpy()
+        values = look.maps[step, key] if position else look.content(step, key)
+        found = similarity(values, image, row, column).numpy()
         for other in range(len(look.images)):
             axis = axes[place + 1, other]
             axis.imshow(found[other], vmin=found.min(), vmax=1.0, interpolation='nearest')

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from mmaselect.apis.features import pick_device
-from mmaselect.checks import check_image_size, seed_number
+from mmaselect.checks import check_image_size, seed_number, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
+from mmaselect.diffusion.codec import PixelCodec
 from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images import resize_and_crop, to_model_range
 from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
+from mmaselect.look.position import ENOUGH_FOR_POSITION, colored_noise, position_map
 from mmaselect.selection import SelectionResult, parse_timesteps
 from mmaselect.terminal.progress import progress_bar
 
@@ -26,6 +28,9 @@ from mmaselect.terminal.progress import progress_bar
 LOOK_GRID = '0:1000:125'
 #: Tokens along each side below which a model is looked at in a larger picture.
 FEW_TOKENS = 16
+
+#: A timestep and a (block, feature).
+Cell = tuple[int, TapKey]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Look:
         maps: By timestep and (block, feature): (N, C, h, w), float32, on the CPU.
         colors: By the same: (N, h, w, 3), uint8. One timestep's are turned towards those of the one
             before it, so that a thing keeps its color.
+        positions: By the same: (C, h, w), the part of every map that depends on position alone. Its
+            mean over the tokens is zero. Empty if it was not estimated.
+        content_colors: Colors of the maps without that part; empty if it was not estimated.
+        inputs: By timestep: (N, h', w', 3), uint8: what the transformer is given, the noisy image.
+            For a latent model, the three main directions of the noisy latent as colors.
+        num_train_timesteps: Timesteps that there are.
         selection: The selection that the curve is of, if there is one.
     """
 
@@ -53,14 +64,31 @@ class Look:
     timesteps: tuple[int, ...]
     noise_levels: tuple[float, ...]
     keys: tuple[TapKey, ...]
-    maps: dict[tuple[int, TapKey], Tensor]
-    colors: dict[tuple[int, TapKey], np.ndarray]
+    maps: dict[Cell, Tensor]
+    colors: dict[Cell, np.ndarray]
+    positions: dict[Cell, Tensor]
+    content_colors: dict[Cell, np.ndarray]
+    inputs: dict[int, np.ndarray]
+    num_train_timesteps: int
     selection: SelectionResult | None = None
 
     @property
     def pick(self) -> int | None:
         """The selected timestep; None without a selection."""
         return None if self.selection is None else self.selection.timestep
+
+    def content(self, step: int, key: TapKey) -> Tensor:
+        """A map without the part that depends on position alone.
+
+        Args:
+            step: One of the timesteps.
+            key: (block, feature).
+
+        Returns:
+            Tensor: (N, C, h, w); the map itself if that part was not estimated.
+        """
+        values, position = self.maps[step, key], self.positions.get((step, key))
+        return values if position is None else values - position
 
 
 def look_at(
@@ -78,12 +106,16 @@ def look_at(
     device: str | torch.device | None = None,
     progress: bool = True,
     name: str | None = None,
+    position_images: int = ENOUGH_FOR_POSITION,
     **model_kwargs: Any,
 ) -> Look:
     """Read a few images at a grid of timesteps.
 
     Each image has noise of its own, the same at all timesteps: with one draw for two images, equal
     noise would look like a correspondence.
+
+    Tokens of a diffusion transformer hold their position, and at high noise little else. The mean
+    map over images of colored noise, which share nothing but positions, estimates that part.
 
     Args:
         images: One or more, in any form that :class:`~mmaselect.FeatureExtractor` takes.
@@ -102,6 +134,9 @@ def look_at(
         device: CUDA if there is one, by default.
         progress: Draw a progress bar.
         name: How titles call the model; what ``model`` says if None.
+        position_images: Images of colored noise that are read at each timestep to estimate what
+            depends on position alone; 0 estimates nothing. Where as many images are given, these
+            serve, and no others are read.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Raises:
@@ -118,6 +153,7 @@ def look_at(
     further = [name for name in model_kwargs if name != 'condition']
     check_flat_names(further, look_at)
     seed = seed_number('seed', seed)
+    position_images = whole_number('position_images', position_images, 0)
     device = pick_device(device)
     if image_size is not None:
         image_size = check_image_size('image_size', image_size)
@@ -137,10 +173,21 @@ def look_at(
         steps.add(dit.process.check_timestep(selection.timestep))
     ordered = sorted(steps)
     seen = np.stack([resize_and_crop(picture, size) for picture in pictures])
-    maps = _read(dit, seen, ordered, seed, batch_size, progress)
+    # Few images share more than positions, say a sky above: images of nothing serve in their place.
+    extra = position_images if len(seen) < position_images else 0
+    read = seen
+    if extra:
+        read = np.concatenate([seen, colored_noise(extra, seen.shape[1:3], seed)])
+    found, inputs = _read(dit, read, ordered, seed, batch_size, progress, len(seen))
+    maps = {where: values[: len(seen)] for where, values in found.items()}
+    positions = {}
+    if position_images:
+        positions = {
+            where: position_map(values[-position_images:]) for where, values in found.items()
+        }
     height, width = seen.shape[1:3]
     tokens = -(-height // dit.stride) * -(-width // dit.stride)
-    return Look(
+    look = Look(
         model=name or (dit.family.title if isinstance(model, FrozenDiT) else str(model)),
         images=seen,
         names=tuple(_name(image, place) for place, image in enumerate(given)),
@@ -150,8 +197,16 @@ def look_at(
         keys=dit.keys,
         maps=maps,
         colors=_colors(maps, ordered, dit.keys),
+        positions=positions,
+        content_colors={},
+        inputs=inputs,
+        num_train_timesteps=dit.num_train_timesteps,
         selection=selection,
     )
+    if not positions:
+        return look
+    content = {where: look.content(*where) for where in maps}
+    return replace(look, content_colors=_colors(content, ordered, dit.keys))
 
 
 def _name(image: Any, place: int) -> str:
@@ -171,8 +226,11 @@ def _read(
     seed: int,
     batch_size: int,
     progress: bool,
-) -> dict[tuple[int, TapKey], Tensor]:
-    parts: dict[tuple[int, TapKey], list[Tensor]] = {}
+    shown: int,
+) -> tuple[dict[Cell, Tensor], dict[int, np.ndarray]]:
+    """Maps of all images, and what the transformer is given for the first ones."""
+    parts: dict[Cell, list[Tensor]] = {}
+    given: dict[int, list[Tensor]] = {}
     pixels = to_model_range(torch.from_numpy(images).permute(0, 3, 1, 2))
     with progress_bar('images x timesteps', disable=not progress) as bar:
         task = bar.add_task('reading features', total=len(images) * len(timesteps))
@@ -184,13 +242,33 @@ def _read(
             for step in timesteps:
                 for key, value in dit.features(latent, step, noise).items():
                     parts.setdefault((step, key), []).append(value.float().cpu())
+                if start < shown:
+                    level = dit.process.at(step, dit.num_tokens(images.shape[1:3]))
+                    noisy = dit.process.add_noise(latent, noise, level)
+                    given.setdefault(step, []).append(noisy.float().cpu())
                 bar.advance(task, len(batch))
-    return {where: torch.cat(found) for where, found in parts.items()}
+    maps = {where: torch.cat(found) for where, found in parts.items()}
+    height, width = images.shape[1:3]
+    inputs = {
+        step: _seen_input(torch.cat(found)[:shown], isinstance(dit.codec, PixelCodec))[
+            :, :height, :width
+        ]
+        for step, found in given.items()
+    }
+    return maps, inputs
+
+
+def _seen_input(noisy: Tensor, is_pixels: bool) -> np.ndarray:
+    """Noisy pixels in [-1, 1], or a noisy latent, (N, C, H, W), as colors (N, H, W, 3), uint8."""
+    if not is_pixels:
+        return scores_to_colors(token_scores(noisy))
+    levels = ((noisy.clamp(-1, 1) + 1) * 127.5).round()
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _colors(
-    maps: dict[tuple[int, TapKey], Tensor], timesteps: Sequence[int], keys: Sequence[TapKey]
-) -> dict[tuple[int, TapKey], np.ndarray]:
+    maps: dict[Cell, Tensor], timesteps: Sequence[int], keys: Sequence[TapKey]
+) -> dict[Cell, np.ndarray]:
     colors = {}
     for key in keys:
         before = None

@@ -9,9 +9,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from torch import Tensor
 
 from mmaselect.files import write_atomically
 from mmaselect.look.gathering import Look
+from mmaselect.look.position import ENOUGH_FOR_POSITION
 from mmaselect.look.similarity import pack_tokens
 from mmaselect.report.plot import selection_figure
 from mmaselect.report.rendering import as_base64, figure_uri, image_uri, render
@@ -29,22 +31,29 @@ def look_page(look: Look, dimensions: int = 64, notes: Sequence[str] = ()) -> st
     Returns:
         str: HTML that needs no other file and no network.
     """
-    cells: list[list[dict[str, Any]]] = []
-    errors = []
-    for step in look.timesteps:
-        row = []
-        for key in look.keys:
-            packed = pack_tokens(look.maps[step, key], dimensions)
-            errors.append(packed.error)
-            row.append(
-                {
-                    'colors': [as_base64(one.tobytes()) for one in look.colors[step, key]],
-                    'tokens': [as_base64(one.tobytes()) for one in packed.values],
-                    'dimensions': packed.values.shape[-1],
-                    'scale': packed.scale,
-                }
-            )
-        cells.append(row)
+    views = [('raw', look.maps, look.colors)]
+    if look.positions:
+        content = {where: look.content(*where) for where in look.maps}
+        views.insert(0, ('content', content, look.content_colors))
+    errors: list[float] = []
+
+    def view(values: Tensor, colors: np.ndarray) -> dict[str, Any]:
+        packed = pack_tokens(values, dimensions)
+        errors.append(packed.error)
+        return {
+            'colors': [as_base64(one.tobytes()) for one in colors],
+            'tokens': [as_base64(one.tobytes()) for one in packed.values],
+            'dimensions': packed.values.shape[-1],
+            'scale': packed.scale,
+        }
+
+    cells = [
+        [
+            {name: view(maps[step, key], colors[step, key]) for name, maps, colors in views}
+            for key in look.keys
+        ]
+        for step in look.timesteps
+    ]
     height, width = next(iter(look.colors.values())).shape[1:3]
     selection = look.selection
     scores: dict[int, float | None] = {}
@@ -59,10 +68,17 @@ def look_page(look: Look, dimensions: int = 64, notes: Sequence[str] = ()) -> st
         warnings=[] if selection is None else selection.warnings,
         scores=scores,
         error=max(errors),
+        enough=ENOUGH_FOR_POSITION,
         data={
             'width': width,
             'height': height,
             'images': [image_uri(image, 'jpeg') for image in look.images],
+            'inputs': [
+                [image_uri(image, 'jpeg') for image in look.inputs[step]] for step in look.timesteps
+            ],
+            'rows': [f't = {step}' for step in look.timesteps],
+            'columns': [f'block {block}, {feature}' for block, feature in look.keys],
+            'pick': None if look.pick is None else look.timesteps.index(look.pick),
             'palette': as_base64(palette.astype(np.uint8).tobytes()),
             'cells': cells,
         },
