@@ -1704,6 +1704,55 @@ def _layer_decay(shop: Workshop) -> None:
     )
 
 
+# -- entries of a config that do not fit each other ------------------------------------------------
+def _entry(*options: str) -> Callable[[Workshop], None]:
+    """``tools/train.py`` with some entries of the demo config set to others."""
+
+    def attempt(shop: Workshop) -> None:
+        _train(_demo(shop), '--work-dir', shop.here / 'work', '--cfg-options', *options)
+
+    return attempt
+
+
+_HEAD = 'model.decode_head'
+for _name, _options, _words in (
+    ('in_index', [f'{_HEAD}.in_index=3'], ['decode_head.in_index is 3', 'one map']),
+    ('in_channels', [f'{_HEAD}.in_channels=32'], ['decode_head.in_channels is 32', '16']),
+    ('num_classes', [f'{_HEAD}.num_classes=2'], ['decode_head.num_classes is 2', '9 classes']),
+    (
+        'in_channels of several maps',
+        ['model.backbone.blocks=[1,2]', f'{_HEAD}.in_index=[0,1]', f'{_HEAD}.in_channels=[16,8]',
+         f'{_HEAD}.input_transform=resize_concat'],
+        ['decode_head.in_channels is 24', '2 maps', '32'],
+    ),
+    ('no calibration', ['model.backbone.calibration=None'], ['model.backbone.calibration']),
+    ('calibration that is gone', ['model.backbone.calibration=gone'], ['gone', 'does not exist']),
+    ('calibration of another kind', ['model.backbone.calibration=5'], ['calibration must be']),
+):  # fmt: skip
+    add('entries', _name, _entry(*_options), *_words)
+
+
+def _one_image_to_a_batch_norm(shop: Workshop) -> None:
+    config = _demo(shop)
+    head = dict(
+        _delete_=True, type='PSPHead', in_channels=16, channels=8, num_classes=9,
+        pool_scales=(1,), norm_cfg=dict(type='BN'), align_corners=False,
+    )  # fmt: skip
+    config.write_text(
+        f'{config.read_text()}model["decode_head"] = {head!r}\ntrain_dataloader["batch_size"] = 1\n'
+    )
+    _train(config, '--work-dir', shop.here / 'work')
+
+
+add(
+    'entries',
+    'one image to a batch norm',
+    _one_image_to_a_batch_norm,
+    'train_dataloader.batch_size is 1',
+    'drop_last',
+)
+
+
 # -- several ranks ---------------------------------------------------------------------------------
 def _ranks(trouble: str, words: tuple[str, ...] = (), world: int = 2) -> Callable[[Workshop], None]:
     """A selection by several processes, of which one has trouble; the others say which."""

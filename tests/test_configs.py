@@ -18,6 +18,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
 from mmaselect.launch.config import load_config
+from mmaselect.launch.entries import check_entries
 from mmaselect.leaderboard.paper import ROWS
 from mmaselect.selection import DEFAULT_CRITERION, SelectionOptions
 
@@ -188,6 +189,7 @@ def test_builds_and_takes_a_loss(path, tiny_folder):
     with DefaultScope.overwrite_default_scope(config.default_scope):
         batch = batch_for(config)
         model = build(config, tiny_folder)
+        check_entries(model)
         data = model.data_preprocessor(batch, training=True)
         losses, _ = model.parse_losses(model(**data, mode='loss'))
         losses.backward()

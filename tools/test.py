@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mmaselect.launch.cli import build_runner, load_run_config, make_parser, set_dataloaders
 from mmaselect.launch.distributed import leave_process_group
+from mmaselect.launch.entries import naming_entries
 
 # It checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.openmmlab.checkpoints import check_checkpoint_file, check_weights_fit
@@ -266,7 +267,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if toolbox == 'mmdet':  # masks as runs, not as pixels
             from mmdet.evaluation import DumpDetResults as dump_results
         runner.test_evaluator.metrics.append(dump_results(out_file_path=predictions))
-    metrics = runner.test()
+    with naming_entries(config, runner):
+        metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         dump(metrics, args.out)
     leave_process_group()

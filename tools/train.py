@@ -23,6 +23,7 @@ from mmaselect.launch.cli import (
     set_dataloaders,
 )
 from mmaselect.launch.distributed import leave_process_group
+from mmaselect.launch.entries import check_calibration_is_there, naming_entries
 from mmaselect.launch.summary import print_summary
 
 # It checks that the toolboxes are installed, and says what to do if not.
@@ -143,8 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     seed_by_place(config.train_dataloader)
     settle_checkpoint(config, must_resume=args.resume is not None)
+    check_calibration_is_there(config)
     runner = build_runner(config)
-    with naming_memory(runner):
+    with naming_memory(runner), naming_entries(config, runner):
         runner.train()
     print_summary(runner)
     leave_process_group()

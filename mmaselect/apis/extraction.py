@@ -39,7 +39,7 @@ from mmaselect.apis.stored_features import (
 )
 from mmaselect.files import write_json, written_aside
 from mmaselect.images import resize_and_crop
-from mmaselect.images.reading import load_rgb
+from mmaselect.images.reading import UnreadableImageError, load_rgb
 from mmaselect.images.units import ImageRef, ImageUnits, image_digest
 from mmaselect.logs import logger
 from mmaselect.terminal.progress import progress_bar
@@ -83,7 +83,7 @@ class _Loader(Dataset):
     def __getitem__(self, ref: Any) -> tuple[bytes, Tensor] | Exception:
         try:
             data = ref.read()
-            pixels = resize_and_crop(load_rgb(ref.name, lambda _: data), self.size)
+            pixels = resize_and_crop(load_rgb(ref.path, lambda _: data), self.size)
             # A tensor travels from a worker in shared memory.
             return image_digest(data), torch.from_numpy(pixels.copy())
         except Exception as error:  # raised in the main process, whole
@@ -209,7 +209,7 @@ class Extraction:
                 try:
                     if self.matches(unit):
                         return False
-                except (DamagedFeaturesError, OSError):
+                except (DamagedFeaturesError, UnreadableImageError, OSError):
                     continue
         return bool(self._unchecked)
 
@@ -223,7 +223,7 @@ class Extraction:
             if self.matches(unit):
                 return True
             why = 'its images have changed'
-        except (DamagedFeaturesError, OSError) as error:
+        except (DamagedFeaturesError, UnreadableImageError, OSError) as error:
             why = str(error)
         logger.warning(
             'features: %s is computed again: %s',
@@ -237,7 +237,7 @@ class Extraction:
         """Whether a process has written the unit to its end."""
         try:
             return bool(self.stored(unit, whole=False))
-        except (DamagedFeaturesError, OSError):
+        except (DamagedFeaturesError, UnreadableImageError, OSError):
             return False
 
     def _remove(self, unit: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mmaselect.checks import is_sequence, seed_number
+from mmaselect.checks import is_sequence, seed_number, shorten
 from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
@@ -48,8 +48,8 @@ def calibration_source(
     """Images to select a timestep on, from whatever a caller has.
 
     Args:
-        images: A folder or a list of folders, a registered dataset or its config, an image source,
-            or images in any form that :func:`~mmaselect.images.inputs.list_images` takes.
+        images: Paths or datasets, as :func:`~mmaselect.images.sources.build_image_source` takes
+            them, or images in any form that :func:`~mmaselect.images.inputs.list_images` takes.
         labels: One class label per image of a list, for label-aware criteria.
         array_order: Channel order of datasets in memory.
         value_range: What tensors of floats have; (-1, 1) if None.
@@ -58,11 +58,18 @@ def calibration_source(
         FileNotFoundError: If a path leads nowhere.
         ValueError: If there are no images, or labels do not fit them.
     """
-    listed = is_sequence(images) and not all(isinstance(one, (str, Path)) for one in images)
-    files = is_sequence(images) and not listed and any(os.path.isfile(one) for one in images)
+    given: Any = images
+    paths = [given] if isinstance(given, (str, Path)) else given
+    is_paths = is_sequence(paths) and all(isinstance(one, (str, Path)) for one in paths)
+    is_files = is_paths and len(paths) > 0 and all(os.path.isfile(one) for one in paths)
     single = isinstance(images, (np.ndarray, Tensor, Image.Image, bytes, bytearray))
-    if listed or files or single:
-        return ImageList(images, labels, value_range)
+    if single or (is_sequence(images) and (not is_paths or (is_files and labels is not None))):
+        return ImageList(given, labels, value_range)
+    if labels is not None:
+        raise ValueError(
+            f'labels are for a list of images, one for each; images is {shorten(images)}, whose '
+            f'order is its own. Leave labels out, or give a list of files'
+        )
     return build_image_source(images, array_order)
 
 

@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmaselect.diffusion import ModelSource
 
+#: Help of the images that a subcommand reads.
+IMAGES_HELP = (
+    'folder of images, searched recursively; image files; a .txt file with the path of an image on '
+    'each line; .zip files, tar shards or parquet files (with * or {000..099} for several); a '
+    'folder that save_to_disk of datasets wrote, datasets://NAME/SPLIT; any path with a scheme '
+    'that fsspec knows, such as s3://'
+)
+
 
 def new_parser(
     commands: argparse._SubParsersAction, name: str, help: str, description: str, examples: str
@@ -92,6 +100,11 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument('--batch-size', type=int, default=16, help='images per pass; default: 16')
     group.add_argument('--seed', type=int, default=0, help='of the noise; default: 0')
+
+
+def one_or_all(given: list[str]) -> str | list[str]:
+    """What ``nargs='+'`` gives, as functions take it: one path alone, several as a list."""
+    return given[0] if len(given) == 1 else given
 
 
 def block(text: str) -> int | str:

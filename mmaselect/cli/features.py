@@ -6,11 +6,13 @@ from __future__ import annotations
 import argparse
 
 from mmaselect.cli.arguments import (
+    IMAGES_HELP,
     add_image_arguments,
     add_model_arguments,
     condition,
     model_source,
     new_parser,
+    one_or_all,
 )
 from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
 from mmaselect.terminal.tool import user_path
@@ -49,10 +51,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         'images',
+        nargs='+',
         metavar='IMAGES',
-        help='folder of images, searched recursively; or tar shards or parquet files (with '
-        '{000..099} or * for several), a folder that save_to_disk of datasets wrote, '
-        'datasets://NAME/SPLIT; any path with a scheme that fsspec knows, such as s3://',
+        help=IMAGES_HELP,
     )
     parser.add_argument(
         '--out', type=user_path, required=True, help='folder to write to, outside of IMAGES'
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     from mmaselect.apis import StoredFeatures, save_features
 
     stored = save_features(
-        args.images,
+        one_or_all(args.images),
         args.out,
         model_source(args),
         timestep=args.timestep,

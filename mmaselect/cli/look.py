@@ -13,6 +13,7 @@ from mmaselect.cli.arguments import (
     condition,
     model_source,
     new_parser,
+    one_or_all,
 )
 from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
 from mmaselect.terminal.tool import user_path
@@ -85,7 +86,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     group.add_argument(
         '--calibration',
-        metavar='FOLDER',
+        nargs='+',
+        metavar='IMAGES',
         help='images to select the timestep on, as `mmaselect select` does; default: those of the '
         f'config, else all that are given, if they are {ENOUGH_IMAGES} or more',
     )
@@ -236,7 +238,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
         return dit, args.pretrained, None, [note]
     selection = select_timestep(
         dit,
-        args.calibration or [load_rgb(image) for image in images],
+        one_or_all(args.calibration) if args.calibration else [load_rgb(image) for image in images],
         selection=preset(args),
         image_size=args.image_size,
         batch_size=args.batch_size,
@@ -274,7 +276,7 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
             raise ValueError('a backbone has one feature: give --feature one name')
         backbone.feature = args.feature[0]
     if args.calibration is not None:
-        backbone.update(calibration=args.calibration, timestep='auto')
+        backbone.update(calibration=one_or_all(args.calibration), timestep='auto')
     if isinstance(backbone.type, str):
         backbone.type = 'mmaselect.ASelecTDiT'
     init_default_scope(config.get('default_scope', 'mmengine'))

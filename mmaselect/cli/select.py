@@ -5,7 +5,15 @@ from __future__ import annotations
 
 import argparse
 
-from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser, places
+from mmaselect.cli.arguments import (
+    IMAGES_HELP,
+    add_model_arguments,
+    condition,
+    model_source,
+    new_parser,
+    one_or_all,
+    places,
+)
 from mmaselect.selection.option_flags import add_option_flags, given_options
 from mmaselect.terminal.tool import user_path
 
@@ -40,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         'unlabeled images, and say how clear the pick is.',
         examples=EXAMPLES,
     )
-    parser.add_argument('images', metavar='IMAGES', help='folder of images, searched recursively')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help=IMAGES_HELP)
     parser.add_argument(
         '--out', type=user_path, help='folder for selection.json, selection.png and selection.html'
     )
@@ -63,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     options = given_options(args)
     sweep = build_sweep(
         model_source(args),
-        args.images,
+        one_or_all(args.images),
         **places(args),
         selection=options.pop('preset', None),
         dtype=args.dtype,

@@ -168,10 +168,8 @@ def convert_camvid(
     with progress_bar('frames') as bar:
         for frame_file, label_file in bar.track(find_pairs(frames, labels), description='CamVid'):
             split = split_of(frame_file.stem)
-            with Image.open(frame_file) as opened:
-                frame = opened.convert('RGB')
-            with Image.open(label_file) as opened:
-                colors = np.asarray(opened.convert('RGB'))
+            frame = _read(frame_file)
+            colors = np.asarray(_read(label_file))
             classes = Image.fromarray(convert_labels(colors, table, str(label_file)))
             if size is not None:
                 frame = frame.resize(size, Image.Resampling.LANCZOS)
@@ -182,3 +180,18 @@ def convert_camvid(
                 image.save(folder / frame_file.name)
             counts[split] += 1
     return counts
+
+
+def _read(path: Path) -> Image.Image:
+    """An image file, RGB.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it.
+    """
+    try:
+        with Image.open(path) as opened:
+            return opened.convert('RGB')
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise ValueError(
+            f'image {str(path)!r} cannot be read ({error}): remove it, and fetch it again'
+        ) from error

@@ -11,6 +11,8 @@ from mmaselect.images.reading import (
     UnreadableImageError,
     as_rgb,
     load_rgb,
+    naming_image,
+    open_image,
     resize_and_crop,
     to_model_range,
 )
@@ -34,6 +36,8 @@ __all__ = [
     'as_rgb',
     'find_image_files',
     'load_rgb',
+    'naming_image',
+    'open_image',
     'resize_and_crop',
     'to_model_range',
 ]

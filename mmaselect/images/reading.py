@@ -4,18 +4,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from mmaselect.checks import shorten
+from mmaselect.logs import logger
 
 #: What transparent images are laid on, RGB: about the mean color of photographs (ImageNet's), which
 #: makes edges neither with light objects nor with dark ones. MMCV's choice for grey images.
 CANVAS = (124, 117, 104)
+#: What makes an image upright, by the orientation that EXIF states.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(ValueError):
@@ -33,6 +46,47 @@ class UnreadableImageError(ValueError):
         )
         self.path = path
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)  # it travels from the workers of a loader
+
+
+@contextmanager
+def naming_image(path: str | Path) -> Iterator[None]:
+    """Any error of what reads an image carries the name of its file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableImageError: In place of any other error.
+    """
+    try:
+        yield
+    except UnreadableImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            path, f'{error}; if it is what it should be, raise PIL.Image.MAX_IMAGE_PIXELS'
+        ) from error
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        is_told = isinstance(error, (OSError, SyntaxError, ValueError)) and str(error)
+        kind = '' if is_told else f'{type(error).__name__}: '
+        raise UnreadableImageError(path, f'{kind}{error}') from error
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """A file as a PIL image, until the block ends; for what :func:`load_rgb` does not give.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableImageError: If the file cannot be read, or the block raises.
+    """
+    with naming_image(path), Image.open(path) as image:
+        yield image
 
 
 def load_rgb(path: str | Path, read: Callable[[str | Path], bytes] | None = None) -> np.ndarray:
@@ -52,30 +106,42 @@ def load_rgb(path: str | Path, read: Callable[[str | Path], bytes] | None = None
     Raises:
         UnreadableImageError: If the file is missing or cannot be decoded; the message names it.
     """
-    try:
+    with naming_image(path):
         # A pipe would be waited for, without end.
         if read is None and Path(path).exists() and not Path(path).is_file():
             kind = 'a folder' if Path(path).is_dir() else 'a pipe, a socket or a device'
             raise OSError(f'it is {kind} and no regular file')
         with Image.open(path if read is None else io.BytesIO(read(path))) as image:
-            return _rgb_of(image)
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError(
-            path, f'{error}; if it is what it should be, raise PIL.Image.MAX_IMAGE_PIXELS'
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImageError(path, str(error)) from error
+            return _rgb_of(image, str(path))
 
 
-def _rgb_of(image: Image.Image) -> np.ndarray:
-    """A PIL image of any mode as (H, W, 3) uint8, RGB, upright.
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """An image turned as EXIF states. No entry but the orientation is read."""
+    image.load()  # turns a TIFF by itself
+    try:
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception as error:  # the parser raises whatever a malformed block leads it to
+        logger.warning(
+            'image %r is read as it is stored: its EXIF data are malformed (%s: %s), so that no '
+            'orientation is known',
+            name,
+            type(error).__name__,
+            error,
+        )
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb_of(image: Image.Image, name: str) -> np.ndarray:
+    """A PIL image of any mode as (H, W, 3) uint8, RGB, upright; messages call it by the name.
 
     Raises:
         ValueError: If its values have no range that is known.
     """
     # Netpbm's 16-bit grey comes in 32 bits, scaled to 16.
     wide = image.mode.startswith('I;16') or (image.mode == 'I' and image.format == 'PPM')
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image, name)
     if wide:
         return as_rgb(np.asarray(image).astype(np.uint16))
     if image.mode in ('I', 'F'):
@@ -106,8 +172,8 @@ def as_rgb(
     """
     if isinstance(image, Image.Image):
         try:
-            return _rgb_of(image)
-        except (OSError, ValueError) as error:
+            return _rgb_of(image, name)
+        except Exception as error:  # as of a file: of any kind
             raise ValueError(f'{name}: {error}') from error
     if not isinstance(image, np.ndarray):
         raise ValueError(

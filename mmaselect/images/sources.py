@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Where images come from: a folder, or arrays in memory."""
+"""Where images come from: folders and other paths, or arrays in memory."""
 
 from __future__ import annotations
 
@@ -25,6 +25,44 @@ logger = logging.getLogger(__name__)
 ARRAY_ORDERS = ('rgb', 'bgr')
 #: What image files are told by.
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+#: What images are given as, for messages.
+IMAGE_KINDS = (
+    "a folder of images, image files (a list, or 'photos/*.jpg'), a .txt file with the path of an "
+    'image on each line, .zip, .tar or .parquet files, or a data set of Hugging Face'
+)
+#: Kind of the files of a suffix.
+KINDS_OF_SUFFIX = {
+    **dict.fromkeys(IMAGE_SUFFIXES, 'image'),
+    **dict.fromkeys(('.lst', '.txt'), 'list'),
+    **{f'.{kind}': kind for kind in ('parquet', 'tar', 'zip')},
+}
+
+
+def has_pattern(path: str) -> bool:
+    """Whether a path has ``*``, ``?`` or ``[``, and so may stand for several."""
+    return any(letter in path for letter in '*?[')
+
+
+def is_hugging_face(images: Any) -> bool:
+    """Whether images are a data set of the package ``datasets``."""
+    return hasattr(images, 'cast_column') and hasattr(images, 'features')
+
+
+def path_kind(path: str) -> str:
+    """What a path of images leads to: ``'folder'``, or a kind of file by its suffix.
+
+    Raises:
+        ValueError: If it is a file of another kind.
+    """
+    suffix = Path(path.split('?')[0] if '://' in path else path).suffix.lower()
+    if not os.path.isdir(path) and suffix in KINDS_OF_SUFFIX:
+        return KINDS_OF_SUFFIX[suffix]
+    if os.path.isfile(path):
+        raise ValueError(
+            f'{path!r} is a file of the kind {suffix or "without a suffix"!r}, from which no '
+            f'images are read: give {IMAGE_KINDS}'
+        )
+    return 'folder'
 
 
 def find_image_files(folder: Path) -> list[Path]:
@@ -142,9 +180,10 @@ class ImageFolder(ImageSource):
         self.paths: list[Path] = []
         for one in self.folders:
             if not one.is_dir():
+                wrong = 'is a file' if one.exists() else 'does not exist'
                 raise FileNotFoundError(
-                    f'image folder {str(one)!r} does not exist. Give a folder of images, a list of '
-                    f'folders, or the config of a registered dataset'
+                    f'image folder {str(one)!r} {wrong}. Give {IMAGE_KINDS}; or the config of a '
+                    f'registered dataset'
                 )
             found = find_image_files(one)
             if not found:
@@ -217,11 +256,14 @@ def build_image_source(
     """An image source from a config's ``calibration``.
 
     Args:
-        calibration: A folder of images or a list of folders, a source that is built already, or,
-            where OpenMMLab is installed, a registered dataset or its config.
+        calibration: Paths of images, one or a list, of any kind that
+            :func:`~mmaselect.images.units.image_units` takes; a data set of Hugging Face; a source
+            that is built already; or, where OpenMMLab is installed, a registered dataset or its
+            config.
         array_order: Channel order of datasets in memory, ``'rgb'`` or ``'bgr'``.
 
     Raises:
+        FileNotFoundError: If a path leads nowhere.
         ImportError: If a dataset's config is given without OpenMMLab.
         ValueError: If there is nothing to calibrate on.
     """
@@ -232,10 +274,13 @@ def build_image_source(
         )
     if isinstance(calibration, ImageSource):
         return calibration
-    if isinstance(calibration, (str, Path)):
-        return ImageFolder(calibration)
-    if is_sequence(calibration) and all(isinstance(one, (str, Path)) for one in calibration):
-        return ImageFolder(calibration)
+    paths = _as_paths(calibration)
+    if paths is not None and all(is_plain_folder(path) for path in paths):
+        return ImageFolder(paths)
+    if paths is not None or is_hugging_face(calibration):
+        from mmaselect.images.units import UnitImages, image_units
+
+        return UnitImages(image_units(calibration, 1))
     if 'dataset images' not in PLUGINS:
         if isinstance(calibration, Mapping) and 'type' in calibration:
             raise ImportError(
@@ -246,9 +291,64 @@ def build_image_source(
     return resolve_name(PLUGINS['dataset images'])(calibration, array_order)
 
 
+def _as_paths(calibration: Any) -> list[str] | None:
+    """Paths among what a ``calibration`` may be; None if it is something else."""
+    given = list(calibration) if is_sequence(calibration) else [calibration]
+    if not all(isinstance(one, (str, Path)) for one in given):
+        return None
+    return [
+        str(Path(check_path('calibration', one)).expanduser())
+        if '://' not in str(one)
+        else str(one)
+        for one in given
+    ]
+
+
+def is_plain_folder(path: str) -> bool:
+    """Whether a path is a folder of images, or one that does not exist."""
+    if '://' in path or os.path.isfile(os.path.join(path, 'dataset_info.json')):
+        return False
+    return os.path.isdir(path) or not (os.path.exists(path) or has_pattern(path) or '{' in path)
+
+
+def check_calibration(calibration: Any) -> str | None:
+    """Check what can be a ``calibration``, without looking for images.
+
+    Args:
+        calibration: What a config has.
+
+    Returns:
+        str | None: A path that leads nowhere, if there is one: a model that gets its timestep from
+        a checkpoint may be on a machine without the images.
+
+    Raises:
+        ValueError: If it is of no kind that images come from.
+    """
+    if calibration is None or isinstance(calibration, ImageSource) or is_hugging_face(calibration):
+        return None
+    if isinstance(calibration, Mapping):
+        if not isinstance(calibration.get('type'), (str, type)):
+            raise ValueError(not_calibration(calibration))
+        return None
+    paths = _as_paths(calibration)
+    if paths is None:
+        if hasattr(calibration, 'get_data_info') or hasattr(calibration, 'dataset'):
+            return None  # a dataset that is built already, which the bridge looks at
+        raise ValueError(not_calibration(calibration))
+    if not paths:
+        raise ValueError('calibration is an empty list: give at least one folder of images')
+    for path in paths:
+        is_open = '://' in path or ((has_pattern(path) or '{' in path) and not os.path.exists(path))
+        if not is_open and not os.path.exists(path):
+            return path
+        if not is_open:
+            path_kind(path)
+    return None
+
+
 def not_calibration(calibration: object) -> str:
     """The message for a ``calibration`` that cannot be one."""
     return (
-        f"calibration must be a folder of images, a list of folders, or a dataset's config with "
-        f"its 'type'; got {shorten(calibration)}"
+        f"calibration must be {IMAGE_KINDS}; a list of these; or a dataset's config with its "
+        f"'type'; got {shorten(calibration)}"
     )

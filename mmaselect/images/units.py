@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Images in units that are read on their own: parts of a folder, tar shards, rows of parquet files.
+"""Images in units that are read on their own: parts of a folder, archives, rows of parquet files.
 
 A unit is what one process claims, reads and is done with, so that any number of processes can share
 a set of images. Addresses with a scheme (``s3://``, ``gs://``, ``https://``) go through fsspec.
@@ -12,15 +12,31 @@ import json
 import os
 import tarfile
 import tempfile
+import zipfile
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from mmaselect.checks import check_path, is_sequence, shorten
-from mmaselect.images.sources import IMAGE_SUFFIXES, ImageFolder
+from mmaselect.images.reading import load_rgb, naming_image
+from mmaselect.images.sources import (
+    IMAGE_KINDS,
+    IMAGE_SUFFIXES,
+    KINDS_OF_SUFFIX,
+    ImageFolder,
+    ImageSource,
+    has_pattern,
+    is_hugging_face,
+    path_kind,
+)
 from mmaselect.install import install_hint
 
 #: Bytes of an image's digest.
@@ -38,18 +54,30 @@ class ImageRef:
         name: What the image is called: unique within the set, with ``/`` between folders.
         where: A path, an address with a scheme, or the bytes themselves.
         span: First byte and number of bytes, where the file holds more than the image.
+        member: Name in a zip file.
     """
 
     name: str
     where: str | bytes
     span: tuple[int, int] | None = None
+    member: str | None = None
+
+    @property
+    def path(self) -> str:
+        """How messages call it: the path of its file, if it has one of its own."""
+        is_part = isinstance(self.where, bytes) or self.span or self.member
+        return self.name if is_part else str(self.where)
 
     def read(self) -> bytes:
         """The encoded bytes.
 
         Raises:
-            OSError: If they cannot be read.
+            UnreadableImageError: If they cannot be read.
         """
+        with naming_image(self.path):
+            return self._bytes()
+
+    def _bytes(self) -> bytes:
         if isinstance(self.where, bytes):
             return self.where
         if '://' in self.where:
@@ -58,11 +86,21 @@ class ImageRef:
         file_path = Path(self.where)
         if not file_path.is_file():
             raise OSError('it is gone, or no regular file')
+        if self.member is not None:
+            return _opened_zip(self.where, file_path.stat().st_mtime_ns, os.getpid()).read(
+                self.member
+            )
         if self.span is None:
             return file_path.read_bytes()
         with file_path.open('rb') as file:
             file.seek(self.span[0])
             return file.read(self.span[1])
+
+
+@lru_cache(maxsize=8)
+def _opened_zip(path: str, changed: int, process: int) -> zipfile.ZipFile:
+    """A zip file, whose table of contents is read once in each process."""
+    return zipfile.ZipFile(path)
 
 
 def image_digest(data: bytes) -> bytes:
@@ -75,15 +113,22 @@ class ImageUnits(ABC):
 
     Attributes:
         has_parts (bool): Whether a unit may hold more images than one file of features.
+        holds_bytes (bool): Whether the references of an opened unit are the images themselves.
         total (int | None): Number of all images, where that is known beforehand.
     """
 
     has_parts = True
+    holds_bytes = False
     total: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of units."""
+
+    def count(self, number: int) -> int:
+        """Number of images of a unit."""
+        with self.open(number) as refs:
+            return len(refs)
 
     @abstractmethod
     def open(self, number: int) -> Any:
@@ -121,6 +166,9 @@ class _Listed(ImageUnits):
     def open(self, number: int) -> Iterator[list[ImageRef]]:
         yield self._part(number)
 
+    def count(self, number: int) -> int:
+        return len(self._part(number))
+
     def names(self, number: int) -> list[str]:
         return [ref.name for ref in self._part(number)]
 
@@ -136,8 +184,14 @@ class _Listed(ImageUnits):
         )
 
 
-class _Tars(ImageUnits):
-    """Tar shards, as webdataset writes them: a unit each."""
+class _Archives(ImageUnits):
+    """Files that hold many images: a unit each.
+
+    Attributes:
+        kind: ``'tar'``, shards as webdataset writes them, or ``'zip'``.
+    """
+
+    kind: str
 
     def __init__(self, files: Sequence[str]) -> None:
         self.files = list(files)
@@ -151,19 +205,15 @@ class _Tars(ImageUnits):
         with _local(file) as path:
             yield list(self._members(path, PurePosixPath(file).name, file))
 
-    def _members(self, path: str, tar: str, shown: str) -> Iterator[ImageRef]:
-        try:
-            with tarfile.open(path, 'r:') as opened:
-                for member in opened:
-                    if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
-                        name = f'{tar}/{member.name.removeprefix("./")}'
-                        yield ImageRef(name, path, (member.offset_data, member.size))
-        except tarfile.TarError as error:
-            raise ValueError(
-                f'{shown!r} is not a tar shard ({error}): give uncompressed tar files, as '
-                f'webdataset '
-                f'writes them'
-            ) from error
+    @abstractmethod
+    def _members(self, path: str, name: str, shown: str) -> Iterator[ImageRef]:
+        """The images of an archive.
+
+        Args:
+            path: The file on this machine.
+            name: Name of the archive, which begins those of its images.
+            shown: How messages call it.
+        """
 
     def stamp(self, number: int) -> str | None:
         file = self.files[number]
@@ -171,11 +221,51 @@ class _Tars(ImageUnits):
 
     def listing(self) -> dict[str, Any]:
         names = [PurePosixPath(file).name for file in self.files]
-        return dict(kind='tar', count=len(names), names=_hash(names))
+        return dict(kind=self.kind, count=len(names), names=_hash(names))
+
+
+class _Tars(_Archives):
+    kind = 'tar'
+
+    def _members(self, path: str, name: str, shown: str) -> Iterator[ImageRef]:
+        try:
+            with tarfile.open(path, 'r:') as opened:
+                for member in opened:
+                    inner = member.name.removeprefix('./')
+                    if member.isfile() and _is_image(inner):
+                        yield ImageRef(f'{name}/{inner}', path, (member.offset_data, member.size))
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(
+                f'{shown!r} is not a tar shard ({error}): give uncompressed tar files, as '
+                f'webdataset writes them'
+            ) from error
+
+
+class _Zips(_Archives):
+    kind = 'zip'
+
+    def _members(self, path: str, name: str, shown: str) -> Iterator[ImageRef]:
+        try:
+            with zipfile.ZipFile(path) as opened:
+                entries = opened.infolist()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f'{shown!r} is not a zip file, or is damaged ({error})') from error
+        for entry in entries:
+            if _is_image(entry.filename):
+                yield ImageRef(f'{name}/{entry.filename}', path, member=entry.filename)
+
+
+def _is_image(member: str) -> bool:
+    """Whether an archive's entry is an image: by its suffix, as in a folder, and not hidden."""
+    parts = PurePosixPath(member).parts
+    hidden = any(part.startswith(('.', '__MACOSX')) for part in parts)
+    return member.lower().endswith(IMAGE_SUFFIXES) and not hidden
 
 
 class _Parquets(ImageUnits):
     """Parquet files with a column of images: each row group is a unit."""
+
+    holds_bytes = True
 
     def __init__(self, files: Sequence[str], column: str | None) -> None:
         try:
@@ -183,13 +273,16 @@ class _Parquets(ImageUnits):
         except ImportError as error:
             raise ImportError(f'a parquet file {_INSTALL.format("pyarrow")}') from error
         self._read: Any = pyarrow.parquet.ParquetFile
-        self.files, self.column, self.groups = list(files), column, []
+        self.files, self.column = list(files), column
+        self.groups: list[tuple[int, int, int]] = []
+        self._ends: list[int] = []
         self.total = 0
         for place, file in enumerate(self.files):
             with self._opened(file) as opened:
                 for group in range(opened.num_row_groups):
                     self.groups.append((place, group, self.total))
                     self.total += opened.metadata.row_group(group).num_rows
+                    self._ends.append(self.total)
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
@@ -218,6 +311,9 @@ class _Parquets(ImageUnits):
             rows = opened.read_row_group(group, columns=[column])[column].to_pylist()
         yield [_of_row(value, first + row) for row, value in enumerate(rows)]
 
+    def count(self, number: int) -> int:
+        return self._ends[number] - self.groups[number][2]
+
     def stamp(self, number: int) -> str | None:
         file = self.files[self.groups[number][0]]
         return _stamp_of(file) if '://' in file else None
@@ -231,6 +327,7 @@ class _Dataset(ImageUnits):
     """A Hugging Face data set with a column of images: so many rows to a unit."""
 
     has_parts = False
+    holds_bytes = True
 
     def __init__(self, dataset: Any, size: int, column: str | None) -> None:
         import datasets
@@ -252,6 +349,9 @@ class _Dataset(ImageUnits):
         first = number * self.size
         values = self.dataset[first : first + self.size][self.column]
         yield [_of_row(value, first + row) for row, value in enumerate(values)]
+
+    def count(self, number: int) -> int:
+        return min(self.size, len(self.dataset) - number * self.size)
 
     def listing(self) -> dict[str, Any]:
         return dict(kind='dataset', count=self.total, column=self.column)
@@ -302,11 +402,12 @@ def image_units(images: Any, size: int, column: str | None = None) -> ImageUnits
     """The images that a user names, in units.
 
     Args:
-        images: A folder, searched recursively; tar shards or parquet files (a path, with ``*`` or
-            ``{000..099}`` for several); a data set of ``datasets``, the folder that its
-            ``save_to_disk`` wrote, or ``datasets://NAME/SPLIT`` from the hub; any of the paths with
-            a scheme that fsspec knows (``s3://``, ``gs://``, ``https://``, ``file://``); or a list
-            of files of one kind.
+        images: A folder, searched recursively; image files; a text file with the path of an image
+            on each line (of MMPretrain's ``path label``, the path); zip files, tar shards or
+            parquet files; each with ``*`` or ``{000..099}`` for several. A data set of
+            ``datasets``, the folder that its ``save_to_disk`` wrote, or ``datasets://NAME/SPLIT``
+            from the hub; any of the paths with a scheme that fsspec knows (``s3://``, ``gs://``,
+            ``https://``, ``file://``); or a list of paths.
         size: Images to a unit, where nothing else sets it.
         column: Column of a table: the one that holds encoded images.
 
@@ -315,7 +416,7 @@ def image_units(images: Any, size: int, column: str | None = None) -> ImageUnits
         ValueError: If it holds no images.
         ImportError: If a package is missing that reads it.
     """
-    if hasattr(images, 'cast_column') and hasattr(images, 'features'):
+    if is_hugging_face(images):
         return _Dataset(images, size, column)
     text = str(images) if not is_sequence(images) else ''
     if text.startswith('datasets://'):
@@ -326,27 +427,70 @@ def image_units(images: Any, size: int, column: str | None = None) -> ImageUnits
         str(check_path('images', one)) for one in (images if is_sequence(images) else [images])
     ]
     files = [file for one in given for file in _expanded(one)]
-    kinds = {_kind(file) for file in files}
-    if kinds == {'tar'}:
-        return _Tars(files)
+    kinds = {path_kind(file) for file in files}
     if kinds == {'parquet'}:
         return _Parquets(files, column)
-    if kinds != {'folder'}:
+    if column is not None:
+        raise ValueError(f'column is of parquet files and data sets; images is {shorten(images)}')
+    if kinds == {'tar'}:
+        return _Tars(files)
+    if kinds == {'zip'}:
+        return _Zips(files)
+    if not kinds <= {'folder', 'image', 'list'}:
         raise ValueError(
-            f'images must be a folder, tar shards or parquet files, of one kind; got '
+            f'images must be of one kind, such as folders or tar shards; got {sorted(kinds)} in '
             f'{shorten(images)}'
         )
-    if any('://' in file for file in files):
-        return _Listed([ref for file in files for ref in _remote_folder(file)], size, 'folder')
-    folder = ImageFolder(files if len(files) > 1 else files[0])
-    tops = [one.resolve() for one in folder.folders]
-    refs = []
-    for path in folder.paths:
-        top = next(one for one in folder.folders if path.is_relative_to(one))
-        within = path.relative_to(top).as_posix()
-        prefix = f'{folder.folders.index(top)}/' if len(tops) > 1 else ''
-        refs.append(ImageRef(prefix + within, str(path)))
-    return _Listed(refs, size, 'folder')
+    return _Listed(list(_refs_of_files(files)), size, 'folder')
+
+
+def _refs_of_files(files: Sequence[str]) -> Iterator[ImageRef]:
+    """The images of folders, image files and lists; names tell several folders apart."""
+    several = len(files) > 1
+    for number, file in enumerate(files):
+        kind = path_kind(file)
+        if kind == 'image':
+            yield ImageRef(file, file)
+        elif kind == 'list':
+            yield from _listed(file)
+        elif '://' in file:
+            yield from _remote_folder(file)
+        else:
+            prefix = f'{number}/' if several else ''
+            folder = ImageFolder(file)
+            for path in folder.paths:
+                yield ImageRef(prefix + path.relative_to(folder.folder).as_posix(), str(path))
+
+
+def _listed(file: str) -> Iterator[ImageRef]:
+    """The images whose paths are the lines of a text file.
+
+    The first line tells what all are: paths from the folder of the file or from the working
+    directory; alone, or with a label behind them.
+
+    Raises:
+        ValueError: If it is not such a list.
+    """
+    try:
+        lines = Path(file).read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{file!r} is not a text file of paths ({error})') from error
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise ValueError(f'{file!r} lists no images: it is empty')
+    folders = [Path(file).parent, Path()]
+    for is_labeled in (False, True):
+        cut = [line.rsplit(maxsplit=1)[0] for line in lines] if is_labeled else lines
+        for folder in folders:
+            if (folder / cut[0]).is_file():
+                for name in cut:
+                    yield ImageRef(name, str(folder / name))
+                return
+    raise ValueError(
+        f'{file!r} must have the path of an image on each line, from its own folder or from '
+        f'{str(Path.cwd())!r}; there is no file {lines[0]!r}. A list of names without folder and '
+        f'suffix is read by the dataset that it is of: give the config of that dataset'
+    )
 
 
 def local_folders(images: Any) -> list[Path]:
@@ -367,16 +511,11 @@ def _local_path(text: str) -> str:
     return text.removeprefix('file://') if text.startswith('file://') else text
 
 
-def _kind(file: str) -> str:
-    suffix = PurePosixPath(file.split('?')[0]).suffix.lower()
-    return {'.tar': 'tar', '.parquet': 'parquet'}.get(suffix, 'folder')
-
-
 def _expanded(text: str) -> list[str]:
     """All files that a path with ``*`` or ``{000..099}`` stands for."""
     text = _local_path(text)
     several = [text]
-    if '{' in text:
+    if '{' in text and not os.path.exists(text):
         try:
             from braceexpand import braceexpand
         except ImportError as error:
@@ -388,20 +527,26 @@ def _expanded(text: str) -> list[str]:
             found += _remote_glob(one) if '*' in one else [one]
             continue
         path = Path(one).expanduser()
-        if '*' in one:
-            found += sorted(
-                str(file)
-                for file in Path(path.anchor or '.').glob(str(path.relative_to(path.anchor)))
-            )
+        if has_pattern(one) and not path.exists():
+            matches = Path(path.anchor or '.').glob(str(path.relative_to(path.anchor)))
+            found += sorted(str(file) for file in matches if _is_meant(file, path.suffix))
         else:
             found.append(str(path))
     missing = [one for one in found if '://' not in one and not os.path.exists(one)]
     if missing or not found:
         raise FileNotFoundError(
             f'there are no images at {missing[0] if missing else text!r} (from '
-            f'{str(Path.cwd())!r}): give a folder, tar shards, parquet files or a data set'
+            f'{str(Path.cwd())!r}): give {IMAGE_KINDS}'
         )
     return found
+
+
+def _is_meant(file: Path, suffix: str) -> bool:
+    """Whether what a pattern matches can hold images; notes and hidden files are left out."""
+    if file.name.startswith('.'):
+        return False
+    kind = 'folder' if file.is_dir() else KINDS_OF_SUFFIX.get(file.suffix.lower(), '')
+    return bool(kind) and (kind != 'list' or suffix.lower() == file.suffix.lower())
 
 
 def _file_system(address: str) -> tuple[Any, str]:
@@ -478,3 +623,50 @@ def _hub_dataset(address: str) -> Any:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+
+
+class UnitImages(ImageSource):
+    """Images of units by index: as a calibration set asks for them.
+
+    Args:
+        units: The images.
+
+    Raises:
+        ValueError: If there is no image, or if the images would have to be fetched from elsewhere.
+    """
+
+    def __init__(self, units: ImageUnits) -> None:
+        if isinstance(units, _Archives) and any('://' in file for file in units.files):
+            raise ValueError(
+                f'{units.files[0]!r} is an archive in a remote store, all of which would be '
+                f'fetched to choose images from: copy one to this machine'
+            )
+        self.units = units
+        self._opened: dict[int, list[ImageRef]] = {}
+        counts = [units.count(number) for number in range(len(units))]
+        self._starts = [0, *accumulate(counts)]
+        if not len(self):
+            raise ValueError(
+                f'there are no images in {shorten(units.listing())} '
+                f'({", ".join(IMAGE_SUFFIXES)}): at least one is needed'
+            )
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def ref(self, index: int) -> ImageRef:
+        """Where an image is."""
+        unit = bisect_right(self._starts, index) - 1
+        if unit not in self._opened:
+            if self.units.holds_bytes:
+                self._opened.clear()
+            with self.units.open(unit) as refs:
+                self._opened[unit] = refs
+        return self._opened[unit][index - self._starts[unit]]
+
+    def load(self, index: int) -> np.ndarray:
+        ref = self.ref(index)
+        return load_rgb(ref.path, lambda _: ref.read())
+
+    def name(self, index: int) -> str:
+        return self.ref(index).path

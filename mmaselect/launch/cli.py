@@ -214,6 +214,7 @@ def build_runner(config: Config) -> Runner:
         FrozenCacheHook,
         SelectionHook,
     )
+    from mmaselect.launch.entries import check_entries
     from mmaselect.launch.hooks import IterationSeedHook, PlainCheckpointHook, SaveOnStopHook
     from mmaselect.models import ASelecTDiT
 
@@ -224,6 +225,7 @@ def build_runner(config: Config) -> Runner:
     let_the_rest_warn()
     if isinstance(runner, FlexibleRunner):
         build_model(runner)
+    check_entries(runner.model)
     if on_cpus:
         runner.register_hook(AverageNormStatistics())
     present = {type(hook) for hook in runner.hooks}

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.families import family_of
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.images.labeled import IGNORE_INDEX
+from mmaselect.images.reading import open_image
 from mmaselect.images.sources import IMAGE_SUFFIXES
 
 #: Names of folders, as data sets call them.
@@ -202,7 +202,7 @@ def _short_side(paths: Sequence[Path]) -> int:
     """Short side of the smaller images among some."""
     sides = []
     for path in paths[:: max(1, len(paths) // 50)]:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             sides.append(min(image.size))
     return int(np.quantile(sides, 0.1))
 
@@ -281,13 +281,14 @@ def _class_names(root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
     """Names of the classes in label maps, from ``classes.txt`` if there is one."""
     values: set[int] = set()
     for path in masks[:MASKS_READ]:
-        with Image.open(path) as mask:
-            if mask.mode not in ('L', 'P', '1', 'I', 'I;16'):
-                raise ValueError(
-                    f'{path} has the mode {mask.mode}, and a label map has one number for each '
-                    f'pixel: convert it, say by Image.fromarray(labels.astype(numpy.uint8))'
-                )
-            values.update(int(value) for value in np.unique(np.asarray(mask)))
+        with open_image(path) as mask:
+            mode, labels_there = mask.mode, np.unique(np.asarray(mask))
+        if mode not in ('L', 'P', '1', 'I', 'I;16'):
+            raise ValueError(
+                f'{path} has the mode {mode}, and a label map has one number for each pixel: '
+                f'convert it, say by Image.fromarray(labels.astype(numpy.uint8))'
+            )
+        values.update(int(value) for value in labels_there)
     labels = sorted(values - {IGNORE_INDEX})
     if not labels or labels[-1] > IGNORE_INDEX:
         raise ValueError(

@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DATASETS, TRANSFORMS
 
 from mmaselect.checks import choice, is_sequence
-from mmaselect.images.reading import UnreadableImageError, as_rgb, load_rgb
+from mmaselect.images.reading import UnreadableImageError, as_rgb, load_rgb, naming_image
 from mmaselect.images.sources import ARRAY_ORDERS, ImageSource, not_calibration
 from mmaselect.openmmlab.pickled_files import plain_values
 
@@ -196,7 +196,15 @@ class DatasetImages(ImageSource):
         return len(self.dataset)
 
     def entry(self, index: int) -> tuple[dict[str, Any], Loading]:
-        """An entry of the dataset, and what loads it."""
+        """An entry of the dataset, and what loads it.
+
+        Raises:
+            UnreadableImageError: If the dataset raises anything.
+        """
+        with naming_image(f'image {index} of {type(self.dataset).__name__}'):
+            return self._entry(index)
+
+    def _entry(self, index: int) -> tuple[dict[str, Any], Loading]:
         if _has_loading(self.dataset):
             found = self.dataset[index]
             if isinstance(found, tuple):

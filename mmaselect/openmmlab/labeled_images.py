@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmaselect.images.labeled import LabeledImages, LabeledSource
+from mmaselect.images.reading import naming_image
 from mmaselect.openmmlab.dataset_images import DatasetImages, build_dataset
 
 
@@ -63,8 +64,9 @@ class DatasetLabels(DatasetImages, LabeledSource):
                 )
             info['seg_fields'] = []
             # The config's own, if it has one: it may state a backend or reduce_zero_label.
-            for transform in loading.label_transforms() or [self._load_annotations]:
-                info = transform(info)
+            with naming_image(info['seg_map_path']):
+                for transform in loading.label_transforms() or [self._load_annotations]:
+                    info = transform(info)
         return np.asarray(info['gt_seg_map'])
 
     def identity(self, index: int) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mmaselect.files import check_regular
@@ -21,6 +20,7 @@ from mmaselect.images import (
     UnreadableImageError,
     find_image_files,
     load_rgb,
+    open_image,
     resize_and_crop,
 )
 
@@ -95,9 +95,9 @@ def common_size(files: list[Path]) -> int:
     seen: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 seen.setdefault(image.size, file)
-        except OSError:
+        except UnreadableImageError:
             continue  # `read_images` reports all unreadable files together
         if len(seen) > 1 or any(w != h for w, h in seen):
             examples = ', '.join(f'{w}x{h} ({f.name})' for (w, h), f in seen.items())

@@ -1,12 +1,14 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 import os
+import pickle
+import struct
 
 import cv2
 import mmcv
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmaselect.images import (
     CANVAS,
@@ -70,6 +72,51 @@ def toolbox(path):
 def test_pixels_are_those_of_the_toolboxes(photo, tmp_path, name, mode, options):
     photo.convert(mode).save(tmp_path / name, **options)
     assert np.array_equal(load_rgb(tmp_path / name), toolbox(tmp_path / name))
+
+
+def exif_block(*entries):
+    """An EXIF block of raw entries (tag, type, count, four bytes)."""
+    packed = [struct.pack('<HHI4s', *entry) for entry in entries]
+    head = b'Exif\0\0II*\0' + struct.pack('<IH', 8, len(packed))
+    return head + b''.join(packed) + bytes(4)
+
+
+@pytest.mark.parametrize('kind', ['jpg', 'png', 'webp'])
+def test_a_malformed_entry_of_exif_does_not_end_a_run(photo, tmp_path, kind, caplog):
+    path, plain = tmp_path / f'x.{kind}', tmp_path / f'plain.{kind}'
+    turned, text = (0x0112, 3, 1, b'\x06\0\0\0'), (0x011A, 2, 4, b'abc\0')
+    photo.save(plain)
+    photo.save(path, exif=exif_block(turned, text))
+    upright = np.asarray(Image.open(plain).convert('RGB').transpose(Image.Transpose.ROTATE_270))
+    with pytest.raises(TypeError, match='abs'), Image.open(path) as image:
+        ImageOps.exif_transpose(image)  # what Pillow makes of it
+    assert np.array_equal(load_rgb(path), upright)
+    assert np.array_equal(as_rgb(Image.open(path)), upright)
+    assert not caplog.records, 'the orientation is known'
+    for block in (b'Exif\0\0garbage', exif_block((0x0112, 2, 4, b'top\0')), b'Exif\0\0II*\0'):
+        photo.save(path, exif=block)
+        assert np.array_equal(load_rgb(path), load_rgb(plain)), 'as it is stored'
+    if kind != 'jpg':  # whose parser leaves such a block out by itself
+        assert 'its EXIF data are malformed' in caplog.text and path.name in caplog.text
+
+
+def test_whatever_a_decoder_raises_names_the_file(photo, tmp_path, monkeypatch):
+    path = tmp_path / 'x.png'
+    photo.save(path)
+    for raised in (struct.error('unpack'), KeyError('x'), TypeError("'str'"), MemoryError()):
+
+        def load(self, raised=raised):
+            raise raised
+
+        monkeypatch.setattr('PIL.PngImagePlugin.PngImageFile.load', load)
+        with pytest.raises(UnreadableImageError, match=rf'x\.png.*{type(raised).__name__}'):
+            load_rgb(path)
+        with pytest.raises(ValueError, match='image 7'):
+            as_rgb(Image.open(path), 'image 7')
+    with pytest.raises(UnreadableImageError, match=r'far\.png.*ConnectionResetError') as caught:
+        load_rgb('s3://far.png', lambda name: (_ for _ in ()).throw(ConnectionResetError()))
+    copied = pickle.loads(pickle.dumps(caught.value))  # as from the worker of a loader
+    assert str(copied) == str(caught.value) and copied.reason == caught.value.reason
 
 
 @pytest.mark.parametrize('kind', ['jpg', 'png', 'webp'])

@@ -58,7 +58,7 @@ def test_whatever_a_config_names(tmp_path):
     with pytest.raises(ValueError, match=r'Entries.* found no images'):
         build_image_source(dict(type=Entries, entries=[]))
     for wrong in (5, [5], {}, dict(data_root='x'), [[]]):
-        with pytest.raises(ValueError, match='calibration must be a folder of images, a list of'):
+        with pytest.raises(ValueError, match=r"must be a folder of images, .* with its 'type'"):
             build_image_source(wrong)
     with pytest.raises(ValueError, match=r"dataset 'NoSuch' \(of calibration.*cannot be built"):
         build_image_source(dict(type='NoSuch'))

@@ -20,9 +20,9 @@ from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
 from mmaselect.diffusion.pixel_gate import ORDERS, PixelGate
 from mmaselect.diffusion.timestep_plan import TimestepPlan
-from mmaselect.images.sources import build_image_source
+from mmaselect.images.sources import build_image_source, check_calibration
 from mmaselect.images.thumbnails import try_thumbnails
-from mmaselect.logs import log
+from mmaselect.logs import log, warn
 from mmaselect.models.backbones.checkpoint_guard import (
     CheckpointGuard,
     keys_read,
@@ -146,7 +146,9 @@ class ASelecTDiT(BaseModule, Adopts):
             or a dict of some of the fields of :class:`~mmaselect.selection.SelectionOptions`, and
             of ``preset='paper'``, which they change.
         calibration: Where calibration images come from: the config of any registered dataset
-            (labels unused), or a folder of images.
+            (labels unused), a folder of images, or whatever else
+            :func:`~mmaselect.images.units.image_units` takes: a list of files,
+            ``'photos/*.jpg'``, a .txt file of paths, .zip, .tar or .parquet files.
         condition: None for the null class or the empty prompt; a class label or a prompt otherwise.
         input_mean: What was subtracted from the pixels that arrive here, in 0..255 units: three
             numbers, or one for all channels. The model's own [-1, 1] range is restored from it. By
@@ -206,7 +208,7 @@ class ASelecTDiT(BaseModule, Adopts):
         feature: str = 'query',
         timestep: str | int | Sequence[str | int] | Mapping[str, Any] = 'auto',
         selection: Mapping[str, Any] | str | None = None,
-        calibration: str | Path | Mapping[str, Any] | None = None,
+        calibration: str | Path | Sequence[str | Path] | Mapping[str, Any] | None = None,
         condition: Any = None,
         input_mean: float | Sequence[float] | None = None,
         input_std: float | Sequence[float] | None = None,
@@ -219,6 +221,7 @@ class ASelecTDiT(BaseModule, Adopts):
         **flat: Any,
     ) -> None:
         super().__init__(init_cfg)
+        missing = check_calibration(calibration)
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
         noise = gathered('noise', noise, 'mode', OLD_NOISE, flat)
         self.source = ModelSource.gather(
@@ -247,6 +250,11 @@ class ASelecTDiT(BaseModule, Adopts):
                 f"the noise: cache='latents'"
             )
         check_init_cfg(init_cfg)
+        if missing is not None and plan.is_automatic:
+            warn(
+                f'calibration {missing!r} does not exist here: the timestep has to come with a '
+                f'checkpoint'
+            )
         if not isinstance(feature, str):
             raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
         self.pretrained = str(self.source.model)
