@@ -135,7 +135,37 @@ def probe_folder(
     """
     train, test = _labeled_images(dit, Path(folder), options, num_train, num_test)
     timesteps = parse_timesteps(options.timesteps, dit.num_train_timesteps)
-    classes = train.source.classes  # type: ignore[attr-defined]
+    points = _probe(dit, train, test, timesteps, options)
+    selection = Sweep.of_source(dit, _part(train), options, cache).run()
+    return FolderProbe(tuple(points), selection, _classes(train), len(train), len(test))
+
+
+def probe_timesteps(
+    dit: FrozenDiT, folder: str | Path, timesteps: Sequence[int], options: SelectionOptions
+) -> list[ProbePoint]:
+    """Fit a linear probe at some timesteps, and select nothing.
+
+    Args:
+        dit: As in :func:`probe_folder`.
+        folder: As in :func:`probe_folder`.
+        timesteps: Where to probe.
+        options: Size of images and batches, and seed.
+    """
+    train, test = _labeled_images(dit, Path(folder), options, None, None)
+    return _probe(dit, train, test, timesteps, options)
+
+
+def _classes(images: LabeledImages) -> tuple[str, ...]:
+    return images.source.classes  # type: ignore[attr-defined]
+
+
+def _probe(
+    dit: FrozenDiT,
+    train: LabeledImages,
+    test: LabeledImages,
+    timesteps: Sequence[int],
+    options: SelectionOptions,
+) -> list[ProbePoint]:
     points = []
     with progress_bar('steps') as bar:
         task = bar.add_task('encoding', total=len(train) + len(test))
@@ -151,7 +181,7 @@ def probe_folder(
             pooled = [_pooled(encoded, timestep) for encoded in sets]
             for block, feature in dit.keys:
                 fitted, held = (features[block, feature] for features in pooled)
-                probe = fit_probe(fitted, labels[0], len(classes), PROBE)
+                probe = fit_probe(fitted, labels[0], len(_classes(train)), PROBE)
                 correct = int((probe.predict(held) == labels[1]).sum())
                 low, high = wilson_interval(correct, len(test))
                 points.append(
@@ -166,8 +196,7 @@ def probe_folder(
                     )
                 )
             bar.advance(task)
-    selection = Sweep.of_source(dit, _part(train), options, cache).run()
-    return FolderProbe(tuple(points), selection, classes, len(train), len(test))
+    return points
 
 
 def _part(images: LabeledImages) -> ClassFolders:

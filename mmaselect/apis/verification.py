@@ -1,13 +1,13 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """What there is to check on the first day with a model's weights, and with an accelerator.
 
-Features are compared with those that plain hooks read from the whole transformer as diffusers loads
-it. The test suite has the stronger proof, against the pipelines' own calls, on tiny models.
+Features are compared with those that plain hooks read while diffusers' own pipeline makes an image.
+Where its call cannot be compared, they are read from the whole transformer as diffusers loads it,
+with the inputs that we give it.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import time
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.apis.features import pick_device
+from mmaselect.apis.pipeline_call import CallFindings, compare_call, open_pipeline
 from mmaselect.apis.selection import select_timestep
+from mmaselect.checks import choice
 from mmaselect.diffusion import FrozenDiT, ModelSource, PipelineSource, draw_noise, family_of
 from mmaselect.diffusion.families.base import POST_FEATURES
-from mmaselect.files import written_aside
+from mmaselect.files import write_json
 from mmaselect.version import __version__
 
 #: Name of the file that a check writes.
@@ -45,6 +47,7 @@ def verify_model(
     device: str | torch.device | None = None,
     image_size: int | None = None,
     batch_size: int = 2,
+    against: str = 'auto',
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Check a model's features against diffusers, and measure what they cost here.
@@ -58,15 +61,21 @@ def verify_model(
         device: CUDA if there is one, by default.
         image_size: Side of the random images, in pixels; the model's own by default.
         batch_size: Images per pass.
+        against: ``'pipeline'`` for the pipeline's own call, ``'transformer'`` for the whole
+            transformer alone (which loads no text encoders), or ``'auto'``: the latter where the
+            call cannot be compared, and the result says why.
         out: Folder for ``verify.json``; nothing is written if None.
 
     Returns:
-        dict: What was found. ``passed`` says whether every feature fits; ``features`` has the
-        error of each, relative to its norm; ``seconds``, ``bytes`` and ``tflops`` are measured.
+        dict: What was found. ``passed`` says whether every feature fits, and every input that the
+        pipeline gives its transformer; ``features`` and ``inputs`` have the error of each, relative
+        to its norm; ``seconds``, ``bytes`` and ``tflops`` are measured.
 
     Raises:
-        ValueError: If the model is a file of weights, which diffusers cannot load by itself.
+        ValueError: If the model is a file of weights, which diffusers cannot load by itself; or if
+            the pipeline is asked for, and its call cannot be compared.
     """
+    choice('against', against, ('auto', 'pipeline', 'transformer'))
     source = ModelSource.parse(model)
     where = pick_device(device)
     family = family_of(PipelineSource(source))
@@ -82,15 +91,25 @@ def verify_model(
     latent = ours.encode(torch.rand(batch_size, 3, side, side, device=where) * 2 - 1)
     noise = draw_noise(tuple(latent.shape[1:]), list(range(batch_size))).to(where)
 
-    errors: dict[str, float] = {}
-    for part in _TIMES:
-        timestep = int(part * ours.num_train_timesteps)
-        found = ours.features(latent, timestep, noise)
-        wanted = _plain(ours, stock, latent, timestep, noise)
-        for block, feature in wanted:
-            value, reference = found[block, feature], wanted[block, feature].float()
-            error = (value.float() - reference).norm() / reference.norm().clamp_min(1e-30)
-            errors[f't={timestep} block {block} {feature}'] = float(error)
+    timesteps = [int(part * ours.num_train_timesteps) for part in _TIMES]
+    calls: dict[int, CallFindings] = {}
+    compared = 'the whole transformer (it was asked for)'
+    if against != 'transformer':
+        try:
+            pipeline = open_pipeline(PipelineSource(source), stock, ours.dtype)
+            calls = {t: compare_call(pipeline, ours, t, side, batch_size) for t in timesteps}
+            compared = f'the call of {type(pipeline).__name__}'
+            del pipeline  # its text encoders may be larger than all else
+        except Exception as error:  # whatever a pipeline of diffusers may raise
+            reason = f'{type(error).__name__}: {error}'
+            if against == 'pipeline':
+                raise ValueError(
+                    f'the call of the pipeline of {source} cannot be compared ({reason}): try '
+                    f"against='transformer'"
+                ) from error
+            compared = f'the whole transformer ({reason})'
+    if not calls:
+        calls = {t: _whole_transformer(ours, stock, latent, t, noise) for t in timesteps}
 
     # What one default block costs, against the whole model with a hook on it.
     one = FrozenDiT.from_pretrained(source, dtype=dtype).to(where)
@@ -104,13 +123,29 @@ def verify_model(
     tolerance = TOLERANCES[ours.dtype]
     result: dict[str, Any] = {
         'model': str(source),
-        'passed': all(error <= tolerance for error in errors.values()),
+        'passed': all(
+            not call.wrong and all(error <= tolerance for error in call.features.values())
+            for call in calls.values()
+        ),
+        'against': compared,
         'tolerance': tolerance,
-        'features': errors,
+        'features': {
+            f't={timestep} block {block} {feature}': error
+            for timestep, call in calls.items()
+            for (block, feature), error in call.features.items()
+        },
+        'inputs': {
+            f't={timestep} {name}': error
+            for timestep, call in calls.items()
+            for name, error in call.inputs.items()
+        },
+        'wrong_inputs': sorted({name for call in calls.values() for name in call.wrong}),
+        # What one step of the pipeline could not be made to have, so that ours was put there.
+        'given_inputs': sorted({name for call in calls.values() for name in call.given}),
         # Operands and results of attention products: the test suite compares them.
-        'not_compared': [
-            f'block {block} {name}' for block, name in found if (block, name) not in wanted
-        ],
+        'not_compared': sorted(
+            {f'block {block} {name}' for call in calls.values() for block, name in call.left_out}
+        ),
         'dtype': str(ours.dtype).removeprefix('torch.'),
         'image_size': side,
         'batch_size': batch_size,
@@ -137,29 +172,44 @@ def verify_model(
             for name, preset in (('default', None), ('paper', 'paper'))
         }
     if out is not None:
-        with written_aside(Path(out) / FILE) as aside:
-            aside.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+        write_json(Path(out) / FILE, result)
     return result
 
 
 def verified_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table in Markdown of what :func:`verify_model` found; a sentence if there is nothing."""
+    """Tables in Markdown of what :func:`verify_model` found; a sentence if there is nothing."""
     if not results:
         return 'No `verify.json` has been handed in yet: no published model was verified.\n'
     lines = [
-        '| model | device | features | largest error | speed-up | weights | utilization |',
-        '| --- | --- | --- | --- | --- | --- | --- |',
+        '| model | device | compared with | features | largest error | speed-up | weights | '
+        'utilization |',
+        '| --- | --- | --- | --- | --- | --- | --- | --- |',
     ]
     for each in results:
         seconds, size = each['seconds'], each['bytes']
         lines.append(
             f'| {each["model"]} | {each["device"]}, {each["dtype"]}, {each["image_size"]} px | '
+            f'{each["against"].partition(" (")[0]} | '
             f'{"equal" if each["passed"] else "**different**"} | '
             f'{max(each["features"].values()):.1e} | '
             f'{seconds["whole_transformer"] / seconds["features"]:.2f} | '
             f'{size["features"] / 1e9:.2f} of {size["whole_transformer"] / 1e9:.2f} GB | '
             f'{each["tflops"]["utilization"]:.0%} |'
         )
+    picks = [
+        f'| {each["model"]} | {found["criterion"]} | {found["timestep"]} | {found["num_images"]} | '
+        f'{found["seconds"]:.1f} | '
+        + (f'{found["probe"]["accuracy"]:.1f} |' if 'probe' in found else 'no labels |')
+        for each in results
+        for found in each.get('selection', {}).values()
+    ]
+    if picks:
+        lines += [
+            '',
+            '| model | criterion | picked timestep | images | seconds | linear probe there (%) |',
+            '| --- | --- | --- | --- | --- | --- |',
+            *picks,
+        ]
     return '\n'.join(lines) + '\n'
 
 
@@ -177,6 +227,21 @@ def _stock(source: ModelSource, dtype: torch.dtype) -> nn.Module:
     if cls is diffusers.Transformer2DModel:  # the legacy name of published DiTs
         cls = diffusers.DiTTransformer2DModel
     return cls.from_pretrained(part.folder, torch_dtype=dtype, variant=source.variant).eval()
+
+
+def _whole_transformer(
+    dit: FrozenDiT, stock: nn.Module, latent: Tensor, timestep: int, noise: Tensor
+) -> CallFindings:
+    """Compare features with those of the stock transformer, given the same inputs."""
+    found, wanted = (
+        dit.features(latent, timestep, noise),
+        _plain(dit, stock, latent, timestep, noise),
+    )
+    findings = CallFindings(left_out=[key for key in found if key not in wanted])
+    for key, value in wanted.items():
+        error = (found[key].float() - value.float()).norm() / value.float().norm().clamp_min(1e-30)
+        findings.features[key] = float(error)
+    return findings
 
 
 @torch.no_grad()

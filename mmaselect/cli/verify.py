@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmaselect.cli.arguments import new_parser
 from mmaselect.terminal.tool import user_path
+
+if TYPE_CHECKING:
+    from mmaselect.diffusion import ModelSource
 
 EXAMPLES = """
 examples:
@@ -16,10 +21,11 @@ examples:
   # a published model on a GPU; verify.json is what docs/verified.md is made from
   mmaselect verify facebook/DiT-XL-2-256 --dtype bf16 --out work_dirs/verify/dit
 
-  # and what the default criterion and the paper's pick on images of yours
+  # and what the default criterion and the paper's pick on images of yours; in folders of classes,
+  # with the accuracy of a linear probe at either pick
   mmaselect verify facebook/DiT-XL-2-256 --images photos/
 
-The exit status is 1 if a feature differs from that of diffusers.
+The exit status is 1 if a feature, or an input of the transformer, differs from that of diffusers.
 """
 
 
@@ -29,8 +35,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         'verify',
         help="check a model's features against diffusers, and measure them",
-        description="Compare a model's features with those of the whole transformer that "
-        'diffusers loads, and measure speed, memory and utilization.',
+        description="Compare a model's features with those that plain hooks read while diffusers' "
+        'own pipeline makes an image, and measure speed, memory and utilization.',
         examples=EXAMPLES,
     )
     parser.add_argument('model', metavar='MODEL', help='hub id, folder, or mmaselect://NAME')
@@ -43,6 +49,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument('--device', help='default: cuda if there is one, else cpu')
     parser.add_argument('--image-size', type=int, metavar='PIXELS', help="default: the model's own")
     parser.add_argument('--batch-size', type=int, default=2, help='images per pass; default: 2')
+    parser.add_argument(
+        '--against',
+        choices=['auto', 'pipeline', 'transformer'],
+        default='auto',
+        help="the pipeline's own call, or the whole transformer alone, which needs no text "
+        'encoders; default: auto, the former where it can be compared',
+    )
     parser.add_argument('--variant', help='such as fp16, of the files of weights')
     parser.add_argument('--revision', help='branch, tag or commit on the hub')
     return parser
@@ -54,17 +67,28 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         RuntimeError: If a feature differs.
     """
-    from mmaselect.apis.verification import verified_table, verify_model
+    from mmaselect.apis.verification import FILE, verified_table, verify_model
     from mmaselect.diffusion import ModelSource
+    from mmaselect.files import write_json
+    from mmaselect.images.class_folders import split_folders
 
     source = ModelSource(args.model, variant=args.variant, revision=args.revision)
-    names = ('images', 'out', 'blocks', 'dtype', 'device', 'image_size', 'batch_size')
-    result = verify_model(source, **{name: getattr(args, name) for name in names})
+    names = ('blocks', 'dtype', 'device', 'image_size', 'batch_size', 'against')
+    # Test images, where the folder has some, are for the probe alone.
+    images = None if args.images is None else split_folders(Path(args.images))[0]
+    result = verify_model(source, images=images, **{name: getattr(args, name) for name in names})
+    if args.images is not None:
+        _probe_picks(result, source, args)
+    if args.out is not None:
+        write_json(Path(args.out) / FILE, result)
     print(verified_table([result]), end='')
-    for name, found in result.get('selection', {}).items():
-        print(
-            f'{name} selection: {found["criterion"]} picks t = {found["timestep"]} from '
-            f'{found["num_images"]} images in {found["seconds"]:.1f} s'
+    print(f'compared with {result["against"]}')
+    if result['given_inputs']:
+        print(f'of its inputs, ours were put in: {", ".join(result["given_inputs"])}')
+    if result['wrong_inputs']:
+        raise RuntimeError(
+            f'{result["against"]} gives its transformer other values than we do: '
+            f'{", ".join(result["wrong_inputs"])} (see inputs in {FILE}, by --out)'
         )
     if not result['passed']:
         bad = {k: v for k, v in result['features'].items() if v > result['tolerance']}
@@ -72,3 +96,23 @@ def run(args: argparse.Namespace) -> None:
             f'{len(bad)} of {len(result["features"])} features differ from those of diffusers by '
             f'more than {result["tolerance"]:g} of their norm, such as {next(iter(bad))}'
         )
+
+
+def _probe_picks(result: dict[str, Any], source: ModelSource, args: argparse.Namespace) -> None:
+    """Add the accuracy of a linear probe at each pick, where the images lie in class folders."""
+    from mmaselect.analysis.folder_probe import probe_timesteps
+    from mmaselect.apis.features import pick_device
+    from mmaselect.diffusion import FrozenDiT
+    from mmaselect.images.class_folders import ClassFolders, split_folders
+    from mmaselect.selection import SelectionOptions
+
+    try:
+        ClassFolders(split_folders(Path(args.images))[0])
+    except ValueError:
+        return  # without labels
+    dit = FrozenDiT.from_pretrained(source, dtype=args.dtype).to(pick_device(args.device))
+    picks = sorted({found['timestep'] for found in result['selection'].values()})
+    points = {p.timestep: p for p in probe_timesteps(dit, args.images, picks, SelectionOptions())}
+    for found in result['selection'].values():
+        point = points[found['timestep']]
+        found['probe'] = dict(accuracy=point.accuracy, low=point.low, high=point.high)

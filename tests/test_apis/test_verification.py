@@ -86,25 +86,57 @@ def test_what_cannot_be_compared(tmp_path, tiny_latent_dit):
         verify_model(dict(model=file, base=tiny_latent_dit))
 
 
-def test_the_page_says_what_there_is():
+def test_the_tables():
+    assert 'No `verify.json` has been handed in yet' in verified_table([])
+    files = sorted((ROOT / 'benchmarks' / 'verified').glob('*.json'))
+    assert files
     page = (ROOT / 'docs' / 'verified.md').read_text()
-    assert page.endswith(verified_table([]))
+    assert verified_table([json.loads(file.read_text()) for file in files]) in page
+
+
+def test_probes_at_both_picks(tiny_dit, tmp_path, capsys):
+    """Bright and dark images, in folders of classes."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for level, name in enumerate(('dark', 'bright')):
+        folder = tmp_path / 'images' / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 60, (32, 32, 3)) + 180 * level
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{number}.png')
+    command = ['verify', tiny_dit, '--dtype', 'fp32', '--blocks', '1', '--out', str(tmp_path)]
+    assert main([*command, '--images', str(tmp_path / 'images')]) == 0
+    found = json.loads((tmp_path / 'verify.json').read_text())['selection']
+    assert {*found} == {'default', 'paper'}
+    said = capsys.readouterr().out
+    for each in found.values():
+        assert 0 <= each['probe']['low'] <= each['probe']['accuracy'] <= 100
+        assert f'| {each["probe"]["accuracy"]:.1f} |' in said
 
 
 def test_the_day_of_the_gpu(tmp_path):
-    """It goes on with what is not done, and ends in time."""
+    """It resumes with what is not done, says what differs, and ends in time."""
     script = ROOT / 'benchmarks' / 'gpu_day.sh'
-    done = tmp_path / 'some_model'
-    done.mkdir()
-    (done / 'verify.json').write_text('{}')
-    run = subprocess.run(
-        ['bash', script, tmp_path, '0', 'some/model', 'other/model'],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    assert run.returncode == 1, run.stderr
-    assert run.stdout.splitlines() == [
+    for name, passed in (('some_model', 'true'), ('bad_model', 'false')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'verify.json').write_text(f'{{\n  "passed": {passed}\n}}')
+
+    def run(*arguments):
+        command = ['bash', script, *arguments, 'some/model', 'bad/model', 'other/model']
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+
+    done = run(tmp_path, '0')
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == [
         'some/model: done before',
+        f'bad/model: done before, and it differs: see {tmp_path}/bad_model/log.txt',
         'other/model: no time left; start again for the rest',
     ]
+    dry = run('--dry-run', tmp_path, '1')
+    assert dry.stdout.splitlines()[-1] == (
+        'other/model: would run mmaselect verify other/model --dtype bf16 '
+        f'--out {tmp_path}/other_model'
+    )
+    assert not (tmp_path / 'other_model').exists()

@@ -7,6 +7,7 @@ families, which takes a quarter of a minute. MIM reads ``configs/*/metafile.yml`
 download configs.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from mmaselect.apis.verification import verified_table
 from mmaselect.files import write_atomically
 from mmaselect.launch.config import load_config
 from mmaselect.leaderboard.paper import ROWS, config_text
@@ -159,6 +161,12 @@ def models_table() -> str:
     return table_json(derive_models())
 
 
+def verified() -> str:
+    """Tables of the files of ``mmaselect verify`` in ``benchmarks/verified``."""
+    files = sorted((ROOT / 'benchmarks' / 'verified').glob('*.json'))
+    return verified_table([json.loads(file.read_text(encoding='utf-8')) for file in files])
+
+
 #: File, from the root of the repository, to what makes its text.
 GENERATED: dict[str, Callable[[], str]] = {
     'docs/families.md': partial(page, 'docs/families.md', models=families_table),
@@ -166,6 +174,7 @@ GENERATED: dict[str, Callable[[], str]] = {
         page, 'docs/api/selection.md', options=options_table, warnings=caveats_table
     ),
     'docs/reproduce.md': partial(page, 'docs/reproduce.md', rows=partial(reproduction_table, {})),
+    'docs/verified.md': partial(page, 'docs/verified.md', verified=verified),
     **{row.config: partial(config_text, row) for row in ROWS},
     **{f'configs/{task}/metafile.yml': partial(metafile, task) for task in TASKS},
 }

@@ -19,7 +19,7 @@ from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.install import install_hint
 
 # Parts of pipelines that have no say in what a prompt is embedded to, and are not loaded.
-_LEFT_OUT = ('transformer', 'vae', 'image_encoder', 'feature_extractor', 'safety_checker')
+LEFT_OUT = ('transformer', 'vae', 'image_encoder', 'feature_extractor', 'safety_checker')
 
 
 def require_prompt_cleaners(
@@ -98,7 +98,7 @@ class TextFamily(Family):
 
     def pipeline_parts(self, source: PipelineSource, options: Mapping[str, Any]) -> dict[str, Any]:
         """Parts of the pipeline that are not loaded: None, or what stands in for them."""
-        return dict.fromkeys(_LEFT_OUT)
+        return dict.fromkeys(LEFT_OUT)
 
     def options_identity(self, options: Mapping[str, Any], source: PipelineSource) -> Any:
         """What an embedding depends on of the options: as they are, unless one names files."""
