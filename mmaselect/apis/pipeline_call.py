@@ -160,7 +160,7 @@ def compare_call(
         if error > tolerance:
             is_free = (name == latent and not is_started) or (name == time and not is_timed)
             (found.given if is_free else found.wrong).append(name)
-    # Rounding of the inputs is no matter of the features: they come from the same ones.
+    # Features are compared at equal inputs, so that rounding of the inputs plays no part.
     same = {name: inputs[name] for name in found.inputs if name not in found.wrong}
     _, maps, found.left_out = _call(pipeline, dit, settings, batch, same, shape, dit.keys)
     for key, wanted in maps.items():
