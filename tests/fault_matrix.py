@@ -1449,6 +1449,8 @@ for _name, _prepare in {
         (w / 'last_checkpoint').write_text(str(w / 'iter_5.pth')),
     ),
     'last_checkpoint empty': lambda s, w: (w / 'last_checkpoint').write_text(''),
+    'last_checkpoint not a text': lambda s, w: (w / 'last_checkpoint').write_bytes(b'\xff\xfe\0'),
+    'last_checkpoint too long': lambda s, w: (w / 'last_checkpoint').write_text('x' * 9000),
     'last_checkpoint gone': lambda s, w: (w / 'last_checkpoint').unlink(),
     'last_checkpoint names a file that is gone': lambda s, w: (w / 'last_checkpoint').write_text(
         'x.pth'

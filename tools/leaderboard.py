@@ -16,7 +16,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from mmaselect.leaderboard.runs import (
     setting_of,
     training_memory,
 )
-from mmaselect.leaderboard.table import PRIMARY_METRICS, group_runs, hide_constants
+from mmaselect.leaderboard.table import PRIMARY_METRICS, failed_rows, group_runs, hide_constants
 from mmaselect.report.leaderboard_page import save_leaderboard_page
 from mmaselect.terminal.progress import progress_bar
 from mmaselect.terminal.tables import markdown_table, write_csv
@@ -210,21 +211,65 @@ def test_in_process(run: Run, args: argparse.Namespace, path: Path) -> str | Non
     return None if done.returncode == 0 and path.is_file() else done.stdout[-3000:]
 
 
-def collect(args: argparse.Namespace) -> list[Run]:
-    """The runs that the command line names."""
-    runs = [find_run(work_dir, args.checkpoint) for work_dir in args.work_dirs]
+def named_runs(args: argparse.Namespace) -> list[tuple[str, Callable[[], Run]]]:
+    """What the command line names: how it is called, and what finds it.
+
+    Raises:
+        FileNotFoundError: If a name leads nowhere: it is a slip, not a damaged run.
+    """
+    named: list[tuple[str, Callable[[], Run]]] = []
+    for work_dir in args.work_dirs:
+        if not Path(work_dir).is_dir():
+            raise FileNotFoundError(f'work directory {work_dir!r} does not exist')
+        named.append((work_dir, partial(find_run, work_dir, args.checkpoint)))
     for config, checkpoint in args.pair:
-        runs.append(
-            check_run(Run(Path(config), Path(checkpoint), Path(checkpoint).resolve().parent))
-        )
-    return runs
+        folder = Path(checkpoint).resolve().parent
+        run = check_run(Run(Path(config), Path(checkpoint), folder))
+        named.append((checkpoint, partial(check_run, run)))
+    return named
+
+
+def result_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
+    """What is known of a run, which is tested unless it was before.
+
+    Raises:
+        RuntimeError: If the test fails.
+        Exception: Whatever a damaged config, selection or log leads to.
+    """
+    config = load_config(run.config, args.cfg_options)
+    get_toolbox(config)
+    path = Path(args.out) / 'results' / f'{result_key(run, config)}.json'
+    found = stored_result(path)
+    if found is None:
+        failure = test_in_process(run, args, path)
+        if failure is not None:
+            raise RuntimeError(f'the test of {run.checkpoint} failed:\n{failure}')
+        found = json.loads(path.read_text(encoding='utf-8'))
+    return dict(
+        setting=setting_of(config),
+        **describe(config),
+        **selection_facts(run.work_dir),
+        config=run.config.stem,
+        train_memory=training_memory(run.work_dir),
+        value=found['metrics'][found['metric']],
+        **found,
+    )
+
+
+def stored_result(path: Path) -> dict[str, Any] | None:
+    """What a test before wrote; None if it wrote nothing that can be used."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        return found if found['metric'] in found['metrics'] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def report(rows: list[dict[str, Any]]) -> None:
     """The table's first columns on the terminal."""
     texts = ('data set', 'model', 'head', 'criterion', 'block', 'feature', 'pick', 'schedule')
     there = {column for row in rows for column in row}
-    columns = [column for column in texts if column in there]
+    columns = [column for column in (*texts, 'problem') if column in there]
     numbers = [c for c in ('mean', 'deviation', 'to the best', 'runs', 'paper') if c in there]
     table = Table(title='leaderboard')
     for column in (*columns, *numbers):
@@ -239,45 +284,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Test what is missing, tabulate.
 
     Raises:
-        SystemExit: With 1 if a test failed; the table then lacks it.
+        SystemExit: With 1 if a run is damaged or its test failed; the table has a row that says so.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_args(argv)
     args.raw_options = raw_options(argv)
     out = Path(args.out)
-    runs = collect(args)
+    named = named_runs(args)
     if args.worker:
-        (run,) = runs
+        ((_, find),) = named
+        run = find()
         config = load_config(run.config, args.cfg_options)
         write_json(args.worker, test_one(run, config, out / 'tests' / Path(args.worker).stem))
         return
 
-    results, failures = [], []
+    results, failures = [], {}
     with progress_bar('models') as bar:
-        task = bar.add_task('testing', total=len(runs))
-        for run in runs:
-            config = load_config(run.config, args.cfg_options)
-            get_toolbox(config)
-            path = out / 'results' / f'{result_key(run, config)}.json'
-            failure = None if path.is_file() else test_in_process(run, args, path)
-            if failure is not None:
-                failures.append(f'{run.checkpoint}:\n{failure}')
-            else:
-                found = json.loads(path.read_text(encoding='utf-8'))
-                results.append(
-                    dict(
-                        setting=setting_of(config),
-                        **describe(config),
-                        **selection_facts(run.work_dir),
-                        config=run.config.stem,
-                        train_memory=training_memory(run.work_dir),
-                        value=found['metrics'][found['metric']],
-                        **found,
-                    )
-                )
+        task = bar.add_task('testing', total=len(named))
+        for name, find in named:
+            try:
+                results.append(result_of(find(), args))
+            except Exception as error:  # one damaged run is not the end of the table
+                failures[name] = f'{type(error).__name__}: {error}'
             bar.advance(task)
-    if results:
-        rows = group_runs(results)
+    rows = [*group_runs(results), *failed_rows(failures)]
+    if rows:
         write_csv(out / 'leaderboard.csv', rows)
         shown, same = hide_constants(rows)
         alike = ''.join(f'- {column}: {cell}\n' for column, cell in same.items())
@@ -288,7 +319,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.html:
             print(save_leaderboard_page(shown, out / 'leaderboard.html', same))
     if failures:
-        raise SystemExit('\n\n'.join(['these tests failed:', *failures]))
+        told = [f'{name}:\n{failure}' for name, failure in failures.items()]
+        raise SystemExit('\n\n'.join(['these runs have no result:', *told]))
 
 
 def raw_options(argv: Sequence[str]) -> list[str]:

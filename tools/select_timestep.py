@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from mmengine.config import ConfigDict, DictAction
-from mmengine.dist import infer_launcher, init_dist, is_main_process
+from mmengine.dist import infer_launcher, is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.cli.arguments import block, places
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.launch.config import load_config, type_name
-from mmaselect.launch.distributed import leave_process_group
+from mmaselect.launch.distributed import join_processes, leave_process_group
 from mmaselect.launch.flags import add_cfg_options, add_device, add_launcher
 from mmaselect.report import save_report
 from mmaselect.report.table import print_selection
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if args.launcher != 'none' and infer_launcher() != 'none':
-        init_dist(args.launcher, backend='gloo' if device == 'cpu' else 'nccl')
+        join_processes(args.launcher, torch.device(device).type)
         if device == 'cuda':
             device = f'cuda:{os.environ.get("LOCAL_RANK", args.local_rank)}'
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import all_reduce_params
+from mmengine.dist import all_reduce_params, init_dist
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -57,11 +57,7 @@ def prepare_cpu_launch(config: Config) -> bool:
     launcher = config.get('launcher', 'none')
     if launcher == 'none' or get_device() != 'cpu':
         return False
-    if launcher != 'pytorch':
-        raise ValueError(
-            f'No accelerator was found, and launcher {launcher!r} needs one; on CPU use '
-            "launcher 'pytorch' (tools/dist_train.sh, tools/dist_test.sh)."
-        )
+    _check_cpu_launcher(launcher)
     dist = config.get('env_cfg', {}).get('dist_cfg', {})
     asked, timeout = dist.get('backend', 'nccl'), dist.get('timeout')
     config.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
@@ -95,6 +91,32 @@ def prepare_cpu_launch(config: Config) -> bool:
             level=logging.WARNING,
         )
     return True
+
+
+def _check_cpu_launcher(launcher: str) -> None:
+    if launcher != 'pytorch':
+        raise ValueError(
+            f'No accelerator was found, and launcher {launcher!r} needs one; on CPU use '
+            "launcher 'pytorch' (torchrun, tools/dist_train.sh, tools/dist_test.sh)."
+        )
+
+
+def join_processes(launcher: str, device: str) -> None:
+    """Join the process group of a tool that needs no runner, on any device.
+
+    Args:
+        launcher: What started the processes.
+        device: ``'cpu'``, for which MMEngine's own start looks for a CUDA device; or another one.
+
+    Raises:
+        ValueError: If the launcher needs an accelerator.
+    """
+    if device != 'cpu':
+        init_dist(launcher, backend='nccl', timeout=COLLECTIVE_TIMEOUT)
+        return
+    _check_cpu_launcher(launcher)
+    wait = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT)
+    torch.distributed.init_process_group('gloo', timeout=wait)
 
 
 class AverageNormStatistics(Hook):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmaselect.leaderboard.paper import DATA, MODELS, PAPER_AVERAGE, SIX, SOURCE
@@ -89,6 +90,24 @@ def group_runs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             found = difference(values_of[id(row)], values_of[id(leader)])
             row['to the best'] = None if found is None else str(found)
     return rows + fine_grained_averages(rows)
+
+
+def failed_rows(failures: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row for each run that has no result.
+
+    Args:
+        failures: Name of the run to what is wrong with it.
+    """
+    return [
+        {'data set': Path(name).name, 'problem': shorten_line(failure)}
+        for name, failure in failures.items()
+    ]
+
+
+def shorten_line(text: str, limit: int = 200) -> str:
+    """The end of a text, in one line: errors end with their reason."""
+    line = ' '.join(text.split())
+    return line if len(line) <= limit else f'...{line[-limit:]}'
 
 
 def is_papers(model: str, head: str) -> bool:

@@ -203,15 +203,15 @@ def find_checkpoint(work_dir: str | os.PathLike) -> str | None:
     """
     work_dir = Path(work_dir)
     note = work_dir / 'last_checkpoint'
-    named = note.read_text(encoding='utf-8').strip() if note.is_file() else ''
+    named = _read_note(note) if note.is_file() else ''
     if '://' in named:
         return named  # of a storage backend
     broken = []
-    if named and Path(named).is_file():
+    if os.path.isfile(named):
         if zipfile.is_zipfile(named):
             return named
         broken.append(Path(named))
-    elif named and Path(named).is_dir():
+    elif named and os.path.isdir(named):
         return named  # DeepSpeed's are folders
     files = sorted(
         (path for path in work_dir.glob('*.pth') if path.name.startswith(('iter_', 'epoch_'))),
@@ -235,6 +235,20 @@ def find_checkpoint(work_dir: str | os.PathLike) -> str | None:
             f'written to their end (a full disk, or a run that was killed)'
         )
     return None
+
+
+def _read_note(note: Path) -> str:
+    """What ``last_checkpoint`` names; nothing, with a warning, if it cannot be read."""
+    try:
+        return note.read_text(encoding='utf-8').strip()
+    except (OSError, UnicodeDecodeError) as error:
+        print_log(
+            f'{note}, which names the last checkpoint, cannot be read ({error}): the newest '
+            f'checkpoint there is taken',
+            logger='current',
+            level=30,
+        )
+        return ''
 
 
 # -- writing --------------------------------------------------------------------------------------

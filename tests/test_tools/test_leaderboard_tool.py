@@ -56,13 +56,14 @@ def test_tests_once_and_groups_seeds(trained, tmp_path, monkeypatch, broken):
     if broken:
         (tmp_path / 'broken.pth').write_bytes(b'no checkpoint')
         pair = (first / 'tiny_cls.py', tmp_path / 'broken.pth')
-        with pytest.raises(SystemExit, match='these tests failed') as failed:
+        with pytest.raises(SystemExit, match='these runs have no result') as failed:
             leaderboard(*trained, '--pair', *pair, '--out', out)
         assert 'broken.pth' in str(failed.value)
     else:
         leaderboard(*trained, '--out', out)
 
-    (row,) = rows_of(out / 'leaderboard.csv')
+    row, *failed = rows_of(out / 'leaderboard.csv')
+    assert [one['data set'] for one in failed] == (['broken.pth'] if broken else [])
     (log,) = first.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     (logged,) = (line['accuracy/top1'] for line in lines if 'accuracy/top1' in line)
@@ -83,6 +84,8 @@ def test_tests_once_and_groups_seeds(trained, tmp_path, monkeypatch, broken):
     assert float(row['trained (M)']) == pytest.approx(51 / 1e6, abs=1e-3), 'a layer 16 -> 3'
     assert float(row['total (M)']) > 0.01
     assert int(row['testing (MB)']) > 50
+    if broken:
+        return
     assert (out / 'leaderboard.md').read_text().count('\n') == 3
 
     monkeypatch.setattr(
@@ -106,11 +109,65 @@ def test_tells_failures(tiny_dit, tmp_path, monkeypatch):
     python.write_text(f'#!/bin/bash\necho "$4" >> {tmp_path}/called; echo out of order; exit 1\n')
     python.chmod(0o755)
     monkeypatch.setattr('sys.executable', str(python))
-    with pytest.raises(SystemExit, match='these tests failed') as failed:
+    with pytest.raises(SystemExit, match='these runs have no result') as failed:
         leaderboard(*pairs, '--out', tmp_path / 'board')
     assert all(text in str(failed.value) for text in ('a.pth', 'b.pth', 'out of order'))
     called = (tmp_path / 'called').read_text().split()
     assert called == [str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth')]
+
+
+def test_a_damaged_work_dir_is_a_row(tmp_path, monkeypatch):
+    """Of whatever kind the damage is; the others of the table are there."""
+    good = dict(metrics={'mIoU': 50.0}, metric='mIoU', block='1', timestep=3, trained=1, total=2)
+    good |= dict(test_memory=1, seconds_per_image=0.1)
+    config = (
+        "default_scope = 'mmseg'\n"
+        "model = dict(backbone=dict(type='X'), decode_head=dict(type='H'))\n"
+        "test_dataloader = dict(dataset=dict(type='mmseg.D'))\n"
+    )
+    damages = {
+        'good': lambda d: None,
+        'config': lambda d: (d / 'config.py').write_text('x = ('),
+        'note': lambda d: (d / 'last_checkpoint').write_bytes(b'\xff\xfe'),
+        'selection': lambda d: (d / 'selection.json').write_text('{'),
+        'log': lambda d: (
+            (d / '1' / 'vis_data').mkdir(parents=True),
+            (d / '1' / 'vis_data' / 'scalars.json').write_text('{"memory": "much"'),
+        ),
+        'gone': lambda d: (d / 'iter_1.pth').unlink(),
+    }
+    for name, damage in damages.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / 'config.py').write_text(f'{config}name = {name!r}\n')
+        (folder / 'iter_1.pth').write_text(name)
+        (folder / 'last_checkpoint').write_text('iter_1.pth')
+        damage(folder)
+    tool = load(ROOT / 'tools' / 'leaderboard.py')
+    tested = []
+
+    def test(run, args, path):
+        tested.append(run.work_dir.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(good))
+
+    monkeypatch.setattr(tool, 'test_in_process', test)
+    folders = [str(tmp_path / name) for name in damages]
+    with pytest.raises(SystemExit, match='these runs have no result') as failed:
+        tool.main([*folders, '--out', str(tmp_path / 'board'), '--html'])
+    first, *others = rows_of(tmp_path / 'board' / 'leaderboard.csv')
+    assert first['mean'] == '50.0' and first['problem'] == ''
+    assert {row['data set'] for row in others} == {*damages} - {'good'}
+    for row in others:
+        assert row['problem'], row
+        assert str(tmp_path / row['data set']) in str(failed.value)
+    assert 'selection' in (tmp_path / 'board' / 'leaderboard.html').read_text()
+    for result in (tmp_path / 'board' / 'results').iterdir():
+        result.write_text('{')
+    tool.main([folders[0], '--out', str(tmp_path / 'board')])
+    assert tested.count('good') == 2, 'a damaged result is no result'
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        tool.main(['nowhere', '--out', str(tmp_path / 'board')])
 
 
 def test_help_teaches_with_examples(capsys):
