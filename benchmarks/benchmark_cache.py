@@ -8,20 +8,27 @@ epochs costs 1.2 passes over the images, and what the head costs alone.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import diffusers
+import numpy as np
 import torch
 import torch.multiprocessing as mp
 from common import SIZES, clock_of, describe, parser
+from PIL import Image
 from torch import Tensor, nn
 
 from mmaselect.models import ASelecTDiT
+from mmaselect.models.backbones.frozen_cache import image_keys
+from mmaselect.row_checks import RowReader
 
 EPOCHS = 90
 
@@ -115,6 +122,77 @@ def features_table(args, clock: Callable[[], float]) -> None:
                 del model
 
 
+def decoded(files: Sequence[io.BytesIO]) -> Tensor:
+    """Image files as a batch in [-1, 1]."""
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def checks_table(args, clock: Callable[[], float]) -> None:
+    """What hashing costs an epoch that is read from the cache, with a 1 x 1 convolution as head.
+
+    Images are in memory, so nothing hides it, or each is decoded from PNG. A row is checked when it
+    is first read: by the first epoch of a process.
+    """
+    files = [io.BytesIO() for _ in range(args.images)]
+    chance = np.random.default_rng(0)
+    for file in files:
+        Image.fromarray(chance.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, 'png')
+    images = decoded(files)
+    labels = torch.arange(args.images * 64).view(-1, 8, 8) % 10
+    options = dict(blocks=[3], timestep=50, noise='fixed')
+    seconds: dict[tuple[str, int, bool], list[float]] = {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        options['cache'] = dict(kind='features', folder=folder)
+
+        def epochs(name: str, loading: bool) -> None:
+            model = ASelecTDiT('mmaselect://dit_cifar10', **options)
+            model.cache.store((32, 32), 50)  # hashes the weights, as a selection does
+            head = nn.Conv2d(model.out_channels[0], 10, 1)
+            optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+            for epoch in range(2):
+                start = clock()
+                for rows in torch.arange(len(images)).split(args.batch_size):
+                    batch = decoded([files[row] for row in rows]) if loading else images[rows]
+                    loss = nn.functional.cross_entropy(head(model(batch)[0]), labels[rows])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                seconds.setdefault((name, epoch, loading), []).append(clock() - start)
+            model.cache.flush()
+
+        epochs('computed', False)
+        for repeat in range(args.repeats):
+            for name in ('checked', 'unchecked')[:: 1 if repeat % 2 else -1]:
+                with contextlib.ExitStack() as stack:
+                    if name == 'unchecked':
+                        patched = mock.patch.object(RowReader, 'is_whole', lambda *_: True)
+                        stack.enter_context(patched)
+                    epochs(name, False)
+                    epochs(name, True)
+    hashed = args.images / 1000
+    start = clock()
+    for rows in torch.arange(len(images)).split(args.batch_size):
+        image_keys(images[rows])
+    keys = (clock() - start) / hashed
+    print('\n| epoch from the cache | ms for 1,000 images | of no check | ... read from PNG | |')
+    print('|---|---|---|---|---|')
+    for name, epoch, words in (
+        ('unchecked', 0, 'first, rows not checked'),
+        ('checked', 0, 'first'),
+        ('checked', 1, 'second'),
+    ):
+        cells = []
+        for loading in (False, True):  # other processes only ever add to a time: the least counts
+            took, floor = (
+                min(seconds[key]) for key in ((name, epoch, loading), ('unchecked', 0, loading))
+            )
+            cells += [f'{1000 * took / hashed:.1f}', f'{took / floor:.3f}']
+        print(f'| {words} | {" | ".join(cells)} |')
+    print(f'\nHashing the images themselves: {1000 * keys:.1f} ms for 1,000 images.')
+
+
 def latents_table(args, clock: Callable[[], float]) -> None:
     """DiT-XL/2 to block 13 with the VAE of Stable Diffusion, on small images."""
     with tempfile.TemporaryDirectory() as folder:
@@ -201,11 +279,16 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument('--images', type=int, default=1024)
     arguments.add_argument('--latent-images', type=int, default=4)
+    arguments.add_argument('--repeats', type=int, default=15, help='of an epoch with checks')
+    arguments.add_argument('--checks-only', action='store_true', help='no other table')
     arguments.set_defaults(batch_size=64)
     args = arguments.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     print(describe())
     clock = clock_of(args.device)
+    checks_table(args, clock)
+    if args.checks_only:
+        return
     features_table(args, clock)
     latents_table(args, clock)
     if args.device == 'cpu':

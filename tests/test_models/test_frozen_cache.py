@@ -400,3 +400,16 @@ def test_shards_are_written_as_they_fill(tmp_path):
     assert len(shards(tmp_path)) == 2, '48 bytes an entry'
     assert len(store) == 10
     assert tensor_store.folder_bytes(tmp_path) > 400
+
+
+def test_what_the_cache_needs_is_named(tiny_dit, monkeypatch):
+    monkeypatch.setattr(tensor_store, '_MISSING', ImportError('No module named xxhash'))
+    with pytest.raises(ImportError, match='pip install xxhash'):
+        make(tiny_dit)
+    make(tiny_dit, cache=None)
+
+
+def test_checksums_fit_into_an_int64():
+    found = [tensor_store.checksum(bytes([n]), start) for n in range(64) for start in (0, -5)]
+    assert len(set(found)) == 128 and min(found) < 0 < max(found)
+    assert torch.tensor(found).tolist() == found

@@ -9,7 +9,6 @@ simply another image, and a hit can not be a wrong one. Everything else that the
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import weakref
@@ -29,14 +28,20 @@ from mmaselect.diffusion.finite_watch import explain
 from mmaselect.diffusion.loading import parse_dtype
 from mmaselect.diffusion.map_reader import Maps
 from mmaselect.files import cache_root
-from mmaselect.models.backbones.tensor_store import KEY_SIZE, TensorStore, folder_bytes
+from mmaselect.models.backbones.tensor_store import (
+    KEY_SIZE,
+    TensorStore,
+    folder_bytes,
+    key_of,
+    need_xxhash,
+)
 from mmaselect.row_checks import CHECK_SIZE
 from mmaselect.selection.identity import model_identity, weights_fingerprint
 from mmaselect.selection.result import settings_key
 
 KINDS = ('features', 'latents')
 #: Format of the folders; another one is another folder.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,13 @@ class FrozenCache:
 
     Raises:
         ValueError: If latents are to be kept of a model that has no VAE.
+        ImportError: If xxhash is not installed.
     """
 
     def __init__(
         self, dit: FrozenDiT, feature: str, options: CacheOptions, noise: tuple[int, int]
     ) -> None:
+        need_xxhash()
         if options.kind == 'latents' and isinstance(dit.codec, PixelCodec):
             raise ValueError(
                 "cache='latents' keeps what a VAE's encoder gives, and this model has none (it "
@@ -324,9 +331,9 @@ class FrozenCache:
 
 
 def image_keys(images: Tensor) -> list[bytes]:
-    """A hash of each image's values, (B, 3, H, W) in float32."""
+    """A hash of each image's values, (B, 3, H, W) in float32: XXH3, of KEY_SIZE bytes."""
     pixels = images.detach().float().cpu().contiguous().numpy()
-    return [hashlib.sha256(image.data).digest()[:KEY_SIZE] for image in pixels]
+    return [key_of(image.data) for image in pixels]
 
 
 def _flush(stores: Mapping[Any, TensorStore], owner: int) -> None:
