@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,6 +245,7 @@ def row_of(name: str, arrays: Mapping[str, np.ndarray], options: argparse.Namesp
     today, joint = pick(accuracy, found, [middle]), pick(accuracy, found, range(len(taps)))
     flat = hits.reshape(-1, hits.shape[-1]).astype(np.float32)
     picks = list(zip(joint.cells.tolist(), joint.steps.tolist(), strict=True))
+    ((cell, step), times), *_ = Counter(picks).most_common()
     crossed = [cross_fitted(flat, cell * len(grid) + step) for cell, step in picks]
     row = dict(
         case=name,
@@ -260,13 +262,9 @@ def row_of(name: str, arrays: Mapping[str, np.ndarray], options: argparse.Namesp
         middle_regret=today.regret.mean(),
         middle_of_time=today.regret_of_time.mean(),
         always_0=accuracy.max() - accuracy[middle, 0],
-        pick='; '.join(
-            f'{taps[cell][1]} of {taps[cell][0]}, t = {grid[step]}'
-            for cell, step in dict.fromkeys(picks)
-        ),
+        pick=f'{taps[cell][1]} of {taps[cell][0]}, t = {grid[step]} ({times} of {len(picks)})',
     )
     if options.features > 1:
-        cell, step = picks[0]
         views = torch.from_numpy(arrays[f'views_{grid[step]}'])[:, :SET]
         chosen = choose_features(
             dict(zip(taps, views, strict=True)), taps[cell], options.features, options.ridge
