@@ -164,11 +164,13 @@ def probe(arrays: Mapping[str, np.ndarray], step: int, cells: list[int]) -> np.n
     return fitted.predict(other) == arrays['labels_test']
 
 
-def scores(arrays: Mapping[str, np.ndarray], ridge: float, count: int = SETS) -> np.ndarray:
+def scores(
+    arrays: Mapping[str, np.ndarray], ridge: float, count: int = SETS, size: int = SET
+) -> np.ndarray:
     """Sensitivity on each set of calibration images: (sets, cells, timesteps)."""
     total = arrays['views_0'].shape[1]
     rng = np.random.default_rng(0)
-    sets = [rng.permutation(total)[:SET] for _ in range(count if total > SET else 1)]
+    sets = [rng.permutation(total)[:size] for _ in range(count if total > size else 1)]
     found = []
     for step in arrays['grid']:
         rows = torch.from_numpy(arrays[f'views_{step}'])
@@ -247,6 +249,8 @@ def row_of(name: str, arrays: Mapping[str, np.ndarray], options: argparse.Namesp
     picks = list(zip(joint.cells.tolist(), joint.steps.tolist(), strict=True))
     ((cell, step), times), *_ = Counter(picks).most_common()
     crossed = [cross_fitted(flat, cell * len(grid) + step) for cell, step in picks]
+    total = arrays['views_0'].shape[1]
+    every = pick(accuracy, scores(arrays, options.ridge, 1, total), range(len(taps)))
     row = dict(
         case=name,
         decided='yes' if name in DECIDED else 'no',
@@ -259,6 +263,7 @@ def row_of(name: str, arrays: Mapping[str, np.ndarray], options: argparse.Namesp
         cross_fitted=np.mean(crossed),
         of_place=joint.regret_of_place.mean(),
         of_time=joint.regret_of_time.mean(),
+        all_images=every.regret.mean(),
         middle_regret=today.regret.mean(),
         middle_of_time=today.regret_of_time.mean(),
         always_0=accuracy.max() - accuracy[middle, 0],
