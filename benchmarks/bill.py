@@ -25,6 +25,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from mmaselect.selection.criteria.view_pairs import SENSITIVITY_RIDGE
+from mmaselect.selection.defaults import PRESETS
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.terminal.tables import markdown_table
 
@@ -32,6 +33,8 @@ SIZES = (16, 32, 64, 128)
 #: Selections of each case, of images that are drawn at random from all.
 SETS = 6
 FULL = tuple(range(0, 1000, 25))
+#: A full sweep: two views, and the paper's curve.
+FULL_PASSES = 3 * SIZES[-1] * len(FULL)
 COARSE = (0, 50, 100, 200, 300, 400, 600, 800)
 
 
@@ -171,33 +174,21 @@ def replays(path: Path, ridge: float = SENSITIVITY_RIDGE) -> list[tuple[Replay, 
     return found
 
 
+FAST = PRESETS['fast']
 SCHEDULES = (
     Schedule('40 timesteps, all on 128 images', first=128, confidence=None),
     Schedule('40, 0.999 (the default)'),
     Schedule('40, 0.95', confidence=0.95),
-    Schedule('8, 0.999; climb by 25', COARSE, refine=25),
-    Schedule('8, 0.95; climb by 25', COARSE, confidence=0.95, refine=25),
+    Schedule("10, 0.95; 25 (`'fast'`)", FAST['timesteps'], 32, FAST['confidence'], refine=25),
+    Schedule('10, 0.99; 25', FAST['timesteps'], confidence=0.99, refine=25),
+    Schedule('10, 0.95', FAST['timesteps'], confidence=0.95),
+    Schedule('8, 0.95; 25', COARSE, confidence=0.95, refine=25),
     Schedule('8, 0.95', COARSE, confidence=0.95),
-    Schedule('8, indifference 0.001', COARSE, confidence=None, indifference=0.001),
+    Schedule('8, first 16, 0.95', COARSE, first=16, confidence=0.95),
     Schedule('8, indifference 0.003', COARSE, confidence=None, indifference=0.003),
     Schedule('8, indifference 0.01', COARSE, confidence=None, indifference=0.01),
-    Schedule('8, first 16, 0.95', COARSE, first=16, confidence=0.95),
     Schedule('8, 0.95, at most 4 then 2', COARSE, confidence=0.95, keep=(4, 2)),
-    Schedule(
-        '8, 0.95, at most 4 then 2; climb by 25',
-        COARSE,
-        confidence=0.95,
-        keep=(4, 2),
-        refine=25,
-    ),
-    Schedule(
-        "8, 0.95, at most 4 then 2; climb by 25; the paper's curve of 16",
-        COARSE,
-        confidence=0.95,
-        keep=(4, 2),
-        refine=25,
-        paper=16,
-    ),
+    Schedule('8, 0.95, at most 4 then 2; 25', COARSE, confidence=0.95, keep=(4, 2), refine=25),
 )
 
 
@@ -209,24 +200,28 @@ def main() -> None:
     parser.add_argument('cases', nargs='+', metavar='MODEL_CORRUPTION')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/place'))
     options = parser.parse_args()
-    played = [pair for name in options.cases for pair in replays(options.out / f'{name}.npz')]
+    played = {name: replays(options.out / f'{name}.npz') for name in options.cases}
     rows = []
     for schedule in SCHEDULES:
         row = dict(schedule=schedule.name)
-        for kind, replay_of in (('joint', 0), ('middle query', 1)):
-            pairs = [
-                (*SCHEDULES[0].play(pair[replay_of]), *schedule.play(pair[replay_of]))
-                for pair in played
-            ]
-            full, reference, passes, found = np.array(pairs).T
+        for number, kind in enumerate(('joint', 'one place')):
+            passes, added = [], []
+            for pairs in played.values():
+                for pair in pairs:
+                    _, reference = SCHEDULES[0].play(pair[number])
+                    count, found = schedule.play(pair[number])
+                    passes.append(count)
+                    added.append(reference - found)
+            by_case = np.reshape(added, (len(played), -1)).mean(1)
+            error = by_case.std(ddof=1) / len(by_case) ** 0.5 if len(by_case) > 1 else np.nan
             row |= {
-                f'{kind}: passes': f'{passes.mean():,.0f}',
-                'less by' + ' ' * replay_of: f'{full.mean() / passes.mean():.1f}',
-                f'{kind}: added regret': f'{(reference - found).mean():.2f}',
-                'worst' + ' ' * replay_of: f'{(reference - found).max():.1f}',
+                f'{kind}: passes': f'{np.mean(passes):,.0f}',
+                f'{kind}: less by': f'{FULL_PASSES / np.mean(passes):.1f}',
+                f'{kind}: added regret': f'{by_case.mean():.2f} ± {error:.2f}',
+                f'{kind}: worst': f'{max(added):.1f}',
             }
         rows.append(row)
-    print(f'{len(played)} sets of images of {len(options.cases)} cases\n')
+    print(f'{SETS} selections in each of {len(played)} cases\n')
     print(markdown_table(rows))
 
 
