@@ -137,7 +137,7 @@ def collect(
             pooled = [pool(batch.draws[0], dit.keys) for batch in images_.features(step)]
             arrays[f'{part}_{step}'] = torch.cat(pooled, 1).half().numpy()
         print(f'{name}: timestep {step}', flush=True)
-    for step in sorted({*grid, *VIEW_GRID}):
+    for step in sorted({*grid, *(() if options.probed_only else VIEW_GRID)}):
         views = [
             torch.stack(
                 [pool(dit.features(r.latent, step, r.noise), dit.keys) for r in batch.views], 2
@@ -288,7 +288,7 @@ def rules(cases: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict]:
         regrets: dict[str, list[float]] = {}
         for arrays in cases.values():
             taps, accuracy = taps_of(arrays), 100 * arrays['hits'].mean(2)
-            found = scores(arrays, ridge, SETS // 3)
+            found = scores(arrays, ridge, SETS // 4)
             depth = max(block for block, _ in taps) + 1
             left_out = {'all blocks': 0, 'without block 0': 1, 'without the first third': depth / 3}
             for rule, first in left_out.items():
@@ -380,6 +380,9 @@ def main() -> None:
     parser.add_argument('--num-test', type=int, default=1000)
     parser.add_argument(
         '--num-images', type=int, default=384, help=f'that {SETS} selections draw {SET} from'
+    )
+    parser.add_argument(
+        '--probed-only', action='store_true', help='no views at other timesteps than the probes'
     )
     parser.add_argument('--ridge', type=float, default=SENSITIVITY_RIDGE)
     parser.add_argument('--features', type=int, default=1, help='joined, of one pass')
