@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = {text: read_group(text) for text in options.join}
     taps = [tap for group in groups.values() for tap in group]
     blocks, features = (sorted({tap[place] for tap in taps}) for place in (0, 1))
-    dit = FrozenDiT.from_pretrained(options.pretrained, blocks=blocks, features=features)
+    dit = FrozenDiT.from_pretrained(options.pretrained, blocks=blocks, feature=features)
     model: Any = Joined(dit, groups)
 
     def images(split: str, count: int, first: int) -> EncodedImages:

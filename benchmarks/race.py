@@ -127,7 +127,7 @@ def collect(name: str, pool: int, out: Path) -> Pool:
     init_default_scope('mmpretrain')
     dit = FrozenDiT.from_pretrained(case.pretrained)
     blocks = list(range(1, dit.family.num_blocks))
-    dit = FrozenDiT.from_pretrained(case.pretrained, blocks=blocks, features='query')
+    dit = FrozenDiT.from_pretrained(case.pretrained, blocks=blocks, feature='query')
     source = CorruptedLabels(build_dataset(case.train), case.task)
     source.corruption, source.severity = case.corruption, case.severity
     images = LabeledImages(source, dit.native_size, pool, case.seed).with_views(ViewOptions())

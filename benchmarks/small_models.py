@@ -163,7 +163,7 @@ def read_model(
     if (folder / 'model_index.json').exists() or not (folder / 'transformer').exists():
         if blocks is None:
             blocks = range(FrozenDiT.from_pretrained(pretrained, blocks=0).num_blocks)
-        return FrozenDiT.from_pretrained(pretrained, blocks=list(blocks), features=features)
+        return FrozenDiT.from_pretrained(pretrained, blocks=list(blocks), feature=features)
     source = PipelineSource(ModelSource(folder))
     family = family_of(source)
     transformer = family.load_transformer(source, family.num_blocks, torch.float32)

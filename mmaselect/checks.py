@@ -8,13 +8,14 @@ NumPy and PyTorch are numbers, and come back as Python's own.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar, cast
 
 #: Seeds of NumPy end here.
 MAX_SEED = 2**32 - 1
@@ -166,6 +167,39 @@ def is_meant(name: Any, known: Collection[str]) -> str:
     """For the end of a message: the name that is meant, if one is close."""
     found = close_name(name, known)
     return '' if found is None else f'. Is {found!r} meant?'
+
+
+#: Second spellings of arguments, which every face understands.
+SPELLINGS = {'features': 'feature'}
+F = TypeVar('F', bound=Callable[..., Any])
+
+
+def any_spelling(face: F) -> F:
+    """Decorate a function or an ``__init__`` so that it understands :data:`SPELLINGS`.
+
+    The documented argument is ``feature``, whether it takes one or several.
+
+    Args:
+        face: Takes the first spelling.
+
+    Raises:
+        TypeError: When it is called with both.
+
+    Example:
+        >>> any_spelling(lambda feature: feature)(features='key')
+        'key'
+    """
+
+    @functools.wraps(face)
+    def understands(*args: Any, **kwargs: Any) -> Any:
+        for other in SPELLINGS.keys() & kwargs.keys():
+            name = SPELLINGS[other]
+            if name in kwargs:
+                raise TypeError(f'{name} and {other} are the same argument: give {name}')
+            kwargs[name] = kwargs.pop(other)
+        return face(*args, **kwargs)
+
+    return cast(F, understands)
 
 
 def check_names(

@@ -1049,7 +1049,7 @@ for _name, _value in (
 for _name, _meant in (
     ('block', 'is blocks meant'),
     ('calibraton', 'is calibration meant'),
-    ('features', 'is feature meant'),
+    ('featurs', 'is feature meant'),
     ('out_indices', 'is blocks meant'),
     ('n_images', 'selection=dict(num_images=...)'),
     ('revison', 'pretrained=dict(revision=...)'),

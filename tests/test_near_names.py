@@ -6,6 +6,7 @@ import pytest
 
 from mmaselect import ASelecTDiT, FeatureExtractor, FrozenDiT, select_timestep
 from mmaselect.apis import FeaturesOnly, TransformersBackbone, save_features
+from mmaselect.apis.sklearn import DiTFeatures
 from mmaselect.checks import close_name
 from mmaselect.look import look_at
 
@@ -31,7 +32,6 @@ def test_close_names(name, known, meant):
     [
         (dict(block=3), "ASelecTDiT has no argument 'block': is blocks meant"),
         (dict(calibraton='x'), 'is calibration meant'),
-        (dict(features='key'), 'is feature meant'),
         (dict(out_indices=[3]), 'is blocks meant'),
         (dict(n_images=5), r'is selection=dict\(num_images=...\) meant'),
         (dict(num_images=5), r'write selection=dict\(num_images=...\)'),
@@ -47,21 +47,51 @@ def test_the_backbone(tiny_dit, slip, message):
         ASelecTDiT(tiny_dit, timestep=5, **slip)
 
 
+#: Every face, by what it reads when it is called with the argument in some spelling.
+FACES = {
+    'FrozenDiT': lambda m, f, out, **given: FrozenDiT.from_pretrained(m, **given).keys,
+    'FeatureExtractor': lambda m, f, out, **given: FeatureExtractor(m, 50, **given).keys,
+    'FeaturesOnly': lambda m, f, out, **given: FeaturesOnly(m, 50, **given).dit.keys,
+    'TransformersBackbone': lambda m, f, out, **given: TransformersBackbone(
+        m, 50, **given
+    ).feature_info.module_name(),
+    'ASelecTDiT': lambda m, f, out, **given: ASelecTDiT(m, timestep=5, **given).dit.keys,
+    'scikit-learn': lambda m, f, out, **given: DiTFeatures(m, 50, **given).get_params()['feature'],
+    'select': lambda m, f, out, **given: (
+        select_timestep(m, IMAGES, timesteps=[0, 500], cache=False, progress=False, **given).cells
+    ),
+    'look_at': lambda m, f, out, **given: look_at(IMAGES[:1], m, timesteps=[5], **given).keys,
+    'save_features': lambda m, f, out, **given: list(
+        save_features(f, out, m, timestep=0, progress=False, **given)[0]
+    ),
+}
+
+
+@pytest.mark.parametrize('face', FACES)
+def test_feature_in_either_spelling_on_every_face(tiny_dit, photos, tmp_path, face):
+    call = FACES[face]
+    found = [
+        call(tiny_dit, photos, tmp_path / name, **{name: 'key'}) for name in ('feature', 'features')
+    ]
+    assert found[0] == found[1] and 'key' in str(found[0])
+    with pytest.raises(TypeError, match='feature and features are the same argument'):
+        call(tiny_dit, photos, tmp_path / 'both', feature='key', features='key')
+
+
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
         (lambda m, f: FeatureExtractor(m, 50, block=3), "FeatureExtractor .*'block': is blocks"),
         (lambda m, f: FeatureExtractor(m, 50, imagesize=32), 'is image_size meant'),
-        (lambda m, f: FeatureExtractor(m, 50, feature='key'), 'is features meant'),
+        (lambda m, f: FeatureExtractor(m, 50, featur='key'), 'is feature meant'),
         (lambda m, f: FeatureExtractor(m, 50, n_images=4), r'is selection=dict\(num_images'),
-        (lambda m, f: FeaturesOnly(m, 50, features='key'), 'is feature meant'),
+        (lambda m, f: FeaturesOnly(m, 50, featurs='key'), 'is feature meant'),
         (lambda m, f: TransformersBackbone(m, 50, image_means=0), 'is image_mean meant'),
         (lambda m, f: FrozenDiT.from_pretrained(m, block=3), 'from_pretrained .* is blocks'),
         (
             lambda m, f: select_timestep(m, IMAGES, n_images=5),
             r"^select .*'n_images': is num_images meant",
         ),
-        (lambda m, f: select_timestep(m, IMAGES, features='key'), 'is feature meant'),
         (lambda m, f: look_at(IMAGES, m, timestep=[5]), 'look_at .* is timesteps meant'),
         (lambda m, f: save_features(f, 'out', m, pol='mean'), 'save_features .* is pool meant'),
         (lambda m, f: FeatureExtractor(m, 50, nonsense=1), r"'nonsense'\. It takes pretrained"),

@@ -55,7 +55,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='blocks to score; negative ones count from the end; auto picks one, auto:4 four',
     )
     parser.add_argument(
-        '--feature', help="query, key, value, attention or output; default: the config's"
+        '--feature',
+        '--feature',
+        help="query, key, value, attention or output; default: the config's",
     )
     parser.add_argument(
         '--criterion-options',

@@ -237,7 +237,7 @@ def run_case(
     if blocks is None:
         first = FrozenDiT.from_pretrained(case.pretrained)
         blocks = list(range(1, first.family.num_blocks))
-    dit = FrozenDiT.from_pretrained(case.pretrained, blocks=list(blocks), features='query')
+    dit = FrozenDiT.from_pretrained(case.pretrained, blocks=list(blocks), feature='query')
     dit = dit.to(device)
     size = case.image_size or dit.native_size
     options = ProbeOptions(seed=case.seed)

@@ -56,6 +56,7 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
         help="blocks to read, negative ones count from the end, or 'all'; default: the config's",
     )
     parser.add_argument(
+        '--feature',
         '--features',
         nargs='+',
         help="query, key, value, attention, output, or 'all' of them; default: the config's",
@@ -151,7 +152,7 @@ def build_frozen(
     """
     arguments = {key: backbone[key] for key in ('dtype', 'condition') if key in backbone}
     dit = FrozenDiT.from_pretrained(
-        source_of(backbone), blocks=blocks, features=features, **arguments
+        source_of(backbone), blocks=blocks, feature=features, **arguments
     )
     return dit.follow(device)
 
@@ -319,7 +320,7 @@ def open_study(args: argparse.Namespace, tool: str) -> Study:
     backbone = find_backbone(config, args.config)
     device = pick_device(args.device)
     blocks = parse_blocks(args.blocks, backbone)
-    features = args.features or [backbone.get('feature', 'query')]
+    features = args.feature or [backbone.get('feature', 'query')]
     if blocks == 'all' or list(features) == ['all']:
         family = family_of(PipelineSource(source_of(backbone)))
         if blocks == 'all':

@@ -33,6 +33,7 @@ from mmaselect.apis.stored_features import (
 )
 from mmaselect.checks import (
     MAX_SIDE,
+    any_spelling,
     check_path,
     choice,
     flag,
@@ -55,6 +56,7 @@ STORED_DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfl
 _CALIBRATION_IMAGES = 1024
 
 
+@any_spelling
 def save_features(
     images: Any,
     out: str | Path,
@@ -63,7 +65,7 @@ def save_features(
     timestep: int | str | SelectionResult = 'auto',
     selection: SelectionOptions | Mapping[str, Any] | str | None = None,
     blocks: Sequence[int] | int | None = None,
-    features: str | Sequence[str] = 'query',
+    feature: str | Sequence[str] = 'query',
     image_size: int | None = None,
     pool: str = 'none',
     store: str = 'fp32',
@@ -97,7 +99,7 @@ def save_features(
         selection: How ``'auto'`` picks: ``'paper'``, or a dict with some of the fields of
             :class:`~mmaselect.selection.SelectionOptions`. Size, seed and batch are those below.
         blocks: Blocks to read; the family's default if None.
-        features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
         pool: ``'none'`` to keep the maps, ``'mean'`` for their mean over positions, (images, C).
         store: ``'fp32'``, ``'fp16'`` or ``'bf16'``, of the files.
@@ -164,10 +166,10 @@ def save_features(
     seed = seed_number('seed', seed)
     flag('overwrite', overwrite)
     flag('progress', progress)
-    if isinstance(blocks, str) or (isinstance(features, str) and features == 'auto'):
+    if isinstance(blocks, str) or (isinstance(feature, str) and feature == 'auto'):
         raise ValueError(
-            f'blocks={shorten(blocks)}, features={shorten(features)}: files are written of places '
-            f'that are named. Pick them first, by select(), and give blocks, features and timestep '
+            f'blocks={shorten(blocks)}, feature={shorten(feature)}: files are written of places '
+            f'that are named. Pick them first, by select(), and give blocks, feature and timestep '
             f'of its result'
         )
     is_auto = isinstance(timestep, str) and timestep == 'auto'
@@ -192,7 +194,7 @@ def save_features(
     if device is None and torch.cuda.is_available():
         device = f'cuda:{rank_and_world()[2] % torch.cuda.device_count()}'
     extract = FeatureExtractor(
-        pretrained, 0, blocks=blocks, features=features, dtype=dtype, device=device, seed=seed,
+        pretrained, 0, blocks=blocks, feature=feature, dtype=dtype, device=device, seed=seed,
         **model_kwargs,
     )  # fmt: skip
     dit = extract.dit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
-from mmaselect.checks import check_image_size, flag, gathered, shorten, whole_number
+from mmaselect.checks import any_spelling, check_image_size, flag, gathered, shorten, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.images.inputs import (
     ImageLike,
@@ -88,7 +88,7 @@ class FeatureExtractor:
         blocks: Blocks to read; the family's default if None. ``'auto'`` picks one on
             ``calibration``, together with the timestep or at a fixed one; ``'auto:4'`` picks four,
             ``'auto:<=30'`` one of the blocks up to 30.
-        features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         dtype: Precision of the frozen weights, or ``'auto'``, as in
             :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.
@@ -139,12 +139,13 @@ class FeatureExtractor:
         (True, 300)
     """
 
+    @any_spelling
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         blocks: Sequence[int] | int | str | None = None,
-        features: str | Sequence[str] = 'query',
+        feature: str | Sequence[str] = 'query',
         dtype: str | torch.dtype = 'auto',
         device: str | torch.device | None = None,
         seed: int = 0,
@@ -165,7 +166,7 @@ class FeatureExtractor:
         self.source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.pretrained = str(self.source.model)
         self.dit = FrozenDiT.from_pretrained(
-            self.source, blocks=blocks, features=features, dtype=dtype, condition=condition
+            self.source, blocks=blocks, feature=feature, dtype=dtype, condition=condition
         ).follow(device)
         self.progress = flag('progress', progress)
         self._reader = Reader(
@@ -224,7 +225,7 @@ class FeatureExtractor:
         return (
             f'FeatureExtractor({self.pretrained!r}, {dit.family.transformer_class}, '
             f'timestep={steps}, blocks={list(dit.blocks)} of {dit.num_blocks}, '
-            f'features={list(dit.feature_names)}, out_channels={self.out_channels}, '
+            f'feature={list(dit.feature_names)}, out_channels={self.out_channels}, '
             f'stride={self.stride}, image_size={self.image_size}, '
             f'dtype={str(dit.dtype).removeprefix("torch.")}, device={str(dit.device)!r})'
         )

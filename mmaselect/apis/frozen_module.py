@@ -61,7 +61,7 @@ class FrozenModule(nn.Module):
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
         source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.dit = FrozenDiT.from_pretrained(
-            source, blocks=blocks, features=feature, dtype=dtype, condition=condition
+            source, blocks=blocks, feature=feature, dtype=dtype, condition=condition
         ).follow(pick_device(device))
         self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
-from mmaselect.checks import is_sequence, shorten, three_numbers
+from mmaselect.checks import any_spelling, is_sequence, shorten, three_numbers
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.pixel_gate import PixelGate
 from mmaselect.install import install_hint
@@ -80,6 +80,7 @@ class TransformersBackbone(FrozenModule):
         [(2, 224, 8, 12), (2, 224, 8, 12)]
     """
 
+    @any_spelling
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,

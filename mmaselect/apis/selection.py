@@ -13,7 +13,7 @@ import torch
 
 from mmaselect.apis.features import pick_device
 from mmaselect.apis.reader import Calibration, calibration_source
-from mmaselect.checks import check_path, flag
+from mmaselect.checks import any_spelling, check_path, flag
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images.thumbnails import try_thumbnails
@@ -21,6 +21,7 @@ from mmaselect.report import save_report
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
 
 
+@any_spelling
 def select(
     model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     images: Calibration,
@@ -102,6 +103,7 @@ def select(
     return result
 
 
+@any_spelling
 def build_sweep(
     model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     images: Calibration,
@@ -130,7 +132,7 @@ def build_sweep(
         dit = model
     else:
         dit = FrozenDiT.from_pretrained(
-            model, blocks=blocks, features=feature, dtype=dtype, condition=condition, **options
+            model, blocks=blocks, feature=feature, dtype=dtype, condition=condition, **options
         ).follow(device)
     source = calibration_source(images, labels, how.array_order)
     return Sweep.of_source(dit, source, how, SelectionCache(how.cache_dir) if cache else None)

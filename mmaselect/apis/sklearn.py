@@ -12,7 +12,7 @@ import torch
 
 from mmaselect.apis.features import FeatureExtractor
 from mmaselect.apis.reader import OLD_TIMESTEP, Timesteps, timestep_plan
-from mmaselect.checks import gathered
+from mmaselect.checks import any_spelling, gathered
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.inputs import list_images
@@ -63,6 +63,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         (4, 224)
     """
 
+    @any_spelling
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource = 'mmaselect://dit_cifar10',
@@ -161,7 +162,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
             self.pretrained,
             timestep,
             blocks=self.blocks,
-            features=self.feature,
+            feature=self.feature,
             dtype=self.dtype,
             device=self.device,
             seed=self.seed,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
+from mmaselect.checks import any_spelling
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.pixel_gate import PixelGate
 
@@ -61,6 +62,7 @@ class FeaturesOnly(FrozenModule):
         [(2, 224, 8, 12), (2, 224, 8, 12)]
     """
 
+    @any_spelling
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,

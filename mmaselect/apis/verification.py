@@ -84,7 +84,7 @@ def verify_model(
     # What goes into an attention product is not an output of a module, and plain hooks do not see
     # it.
     names = [name for name in family.features if name not in POST_FEATURES]
-    ours = FrozenDiT.from_pretrained(source, blocks=blocks, features=names, dtype=dtype).to(where)
+    ours = FrozenDiT.from_pretrained(source, blocks=blocks, feature=names, dtype=dtype).to(where)
     stock = _stock(source, ours.dtype).to(where)
     side = image_size or ours.native_size
     torch.manual_seed(0)

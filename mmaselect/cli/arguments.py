@@ -57,6 +57,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     )
     group.add_argument(
         '--feature',
+        '--features',
         nargs='+',
         default=['query'] if required else None,
         metavar='NAME',

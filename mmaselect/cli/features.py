@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
         timestep=args.timestep,
         selection=args.selection,
         blocks=args.blocks,
-        features=args.feature,
+        feature=args.feature,
         image_size=args.image_size,
         pool=args.pool,
         store=args.store,

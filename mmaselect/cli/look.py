@@ -221,7 +221,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     dit = FrozenDiT.from_pretrained(
         model_source(args),
         blocks=blocks,
-        features=args.feature or 'query',
+        feature=args.feature or 'query',
         dtype=args.dtype or 'auto',
         condition=condition(args),
     ).follow(pick_device(args.device))

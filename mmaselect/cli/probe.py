@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     dit = FrozenDiT.from_pretrained(
         model_source(args),
         blocks=args.blocks,
-        features=args.feature,
+        feature=args.feature,
         dtype=args.dtype,
         condition=condition(args),
     ).to(pick_device(args.device))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.checks import is_meant, is_sequence, keywords, shorten
+from mmaselect.checks import any_spelling, is_meant, is_sequence, keywords, shorten
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import Codec, PixelCodec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
@@ -46,27 +46,27 @@ class _PassComplete(Exception):
     """The last wanted feature is there."""
 
 
-def _as_features(features: str | Sequence[str], family: Family) -> tuple[str, ...]:
-    if not isinstance(features, str) and not is_sequence(features):
+def _as_features(feature: str | Sequence[str], family: Family) -> tuple[str, ...]:
+    if not isinstance(feature, str) and not is_sequence(feature):
         raise ValueError(
-            f'features must be one or more of {", ".join(family.features)}, got {shorten(features)}'
+            f'feature must be one or more of {", ".join(family.features)}, got {shorten(feature)}'
         )
-    if isinstance(features, str) and features == 'auto':
+    if isinstance(feature, str) and feature == 'auto':
         # One head fits whatever is picked: all candidates have as many channels as the queries.
         known = [name for name in SEARCHED if name in family.features]
         block = family.default_block
         width = family.channels(block, known[0])
         return tuple(name for name in known if family.channels(block, name) == width)
-    features = (features,) if isinstance(features, str) else tuple(features)
-    for feature in features:
-        if not isinstance(feature, str) or feature not in family.features:
+    names = (feature,) if isinstance(feature, str) else tuple(feature)
+    for name in names:
+        if not isinstance(name, str) or name not in family.features:
             raise ValueError(
-                f'feature {feature!r} is not available for {family.title}: choose from '
-                f'{", ".join(family.features)}{is_meant(feature, family.features)}'
+                f'feature {name!r} is not available for {family.title}: choose from '
+                f'{", ".join(family.features)}{is_meant(name, family.features)}'
             )
-    if not features:
-        raise ValueError(f'features is empty: choose from {", ".join(family.features)}')
-    return features
+    if not names:
+        raise ValueError(f'feature is empty: choose from {", ".join(family.features)}')
+    return names
 
 
 class FrozenDiT(nn.Module):
@@ -91,6 +91,7 @@ class FrozenDiT(nn.Module):
         torch.Size([1, 224, 8, 8])
     """
 
+    @any_spelling
     def __init__(
         self,
         transformer: ModelMixin,
@@ -99,13 +100,13 @@ class FrozenDiT(nn.Module):
         codec: Codec,
         condition: Mapping[str, Tensor],
         blocks: Sequence[int] | int | str | None = None,
-        features: str | Sequence[str] = ('query',),
+        feature: str | Sequence[str] = ('query',),
     ) -> None:
         super().__init__()
         #: What a selection has to pick in addition to the timestep; None where blocks and features
         #: are
         #: given, or picked already.
-        self.search = PlaceSearch.of(blocks, features, family.published_block)
+        self.search = PlaceSearch.of(blocks, feature, family.published_block)
         self._picked: tuple[TapKey, ...] | None = None
         #: Name of the source that it was loaded from.
         self.name: str | None = None
@@ -114,7 +115,7 @@ class FrozenDiT(nn.Module):
         self.transformer = transformer
         self.codec = codec
         self.blocks = family.resolve_blocks(blocks)
-        self.feature_names = _as_features(features, family)
+        self.feature_names = _as_features(feature, family)
         self._condition_names = tuple(condition)
         for name, value in condition.items():
             self.register_buffer(f'condition_{name}', value, persistent=False)
@@ -122,11 +123,12 @@ class FrozenDiT(nn.Module):
         super().train(False)
 
     @classmethod
+    @any_spelling
     def from_pretrained(
         cls,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         blocks: Sequence[int] | int | str | None = None,
-        features: str | Sequence[str] = ('query',),
+        feature: str | Sequence[str] = ('query',),
         dtype: str | torch.dtype = 'auto',
         condition: Any = None,
         **flat: Any,
@@ -140,7 +142,7 @@ class FrozenDiT(nn.Module):
                 if None. Only the blocks up to the deepest of them are built. ``'auto'`` (or
                 ``'auto:4'`` for four, ``'auto:<=30'`` for block 30 at most) leaves them to a
                 selection: see :meth:`settle`.
-            features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
+            feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'`` (output of
                 the attention layer) and ``'output'`` (of the block); where a class has QK norm or
                 rotary embedding, also ``'query_post'`` and ``'key_post'``, which come after them.
                 ``'auto'`` leaves the choice of one to a selection.
@@ -169,7 +171,7 @@ class FrozenDiT(nn.Module):
             logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
         family = family_of(source)
         resolved = family.resolve_blocks(blocks)
-        _as_features(features, family)
+        _as_features(feature, family)
         with source.naming('scheduler'):
             process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
@@ -191,7 +193,7 @@ class FrozenDiT(nn.Module):
                 f'vae={str(description.vae)!r} gives latents of {codec.channels} channels, and '
                 f'{family.title} takes {family.in_channels}: it is the VAE of another model'
             )
-        dit = cls(transformer, family, process, codec, prepared, blocks, features)
+        dit = cls(transformer, family, process, codec, prepared, blocks, feature)
         dit.name = source.name
         return dit
 

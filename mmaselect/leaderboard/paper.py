@@ -277,7 +277,7 @@ FIGURES = (
         'fig5',
         'accuracy by block and by query, key, value, attention and output',
         'block_feature_grid',
-        ('--blocks', '3', '6', '9', '12', '15', '18', '--features', 'all'),
+        ('--blocks', '3', '6', '9', '12', '15', '18', '--feature', 'all'),
         'query 90.6, value 88.7; middle blocks win',
     ),
 )

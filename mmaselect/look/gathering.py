@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.apis.features import pick_device
-from mmaselect.checks import check_image_size, seed_number, whole_number
+from mmaselect.checks import any_spelling, check_image_size, seed_number, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
 from mmaselect.diffusion.codec import PixelCodec
 from mmaselect.diffusion.model_source import check_flat_names
@@ -91,13 +91,14 @@ class Look:
         return values if position is None else values - position
 
 
+@any_spelling
 def look_at(
     images: ImageLike | Sequence[ImageLike],
     model: str | Path | Mapping[str, Any] | ModelSource | FrozenDiT,
     *,
     timesteps: str | int | Sequence[int] = LOOK_GRID,
     blocks: Sequence[int] | int | None = None,
-    features: str | Sequence[str] = 'query',
+    feature: str | Sequence[str] = 'query',
     image_size: int | tuple[int, int] | None = None,
     selection: SelectionResult | None = None,
     batch_size: int = 8,
@@ -120,10 +121,10 @@ def look_at(
     Args:
         images: One or more, in any form that :class:`~mmaselect.FeatureExtractor` takes.
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already (then
-            ``blocks``, ``features``, ``dtype`` and ``model_kwargs`` are not used).
+            ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
         timesteps: ``'START:STOP:STEP'`` or a list.
         blocks: Blocks to read; the family's default if None.
-        features: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         image_size: Side of the square that each image is scaled and cropped to, or (height, width),
             in pixels. If None, the model's own size, or what gives 32 tokens a side where its own
             gives fewer than 16.
@@ -165,7 +166,7 @@ def look_at(
         dit = model
     else:
         dit = FrozenDiT.from_pretrained(
-            model, blocks=blocks, features=features, dtype=dtype, **model_kwargs
+            model, blocks=blocks, feature=feature, dtype=dtype, **model_kwargs
         ).follow(device)
     size = image_size or look_size(dit)
     steps = set(parse_timesteps(timesteps, dit.num_train_timesteps))

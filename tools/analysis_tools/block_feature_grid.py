@@ -44,10 +44,10 @@ examples:
 
   # all at timestep 50; queries and values of four blocks only
   python tools/analysis_tools/block_feature_grid.py CONFIG --at 50 \\
-      --blocks 6 10 14 18 --features query value
+      --blocks 6 10 14 18 --feature query value
 
   # nothing is measured again: accuracies that probe_timesteps.py has, each at its best timestep
-  python tools/analysis_tools/probe_timesteps.py CONFIG --blocks all --features all --out runs/p
+  python tools/analysis_tools/probe_timesteps.py CONFIG --blocks all --feature all --out runs/p
   python tools/analysis_tools/block_feature_grid.py CONFIG --probe runs/p --at best
 
 writes, into --out:
@@ -61,7 +61,7 @@ writes, into --out:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__, EXAMPLES)
-    parser.set_defaults(blocks=['all'], features=['all'])
+    parser.set_defaults(blocks=['all'], feature=['all'])
     parser.add_argument(
         '--at',
         default='pick',
@@ -157,7 +157,7 @@ def look_up(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
     for tap in study.dit.keys:
         if tap not in table.curves:
             raise ValueError(
-                f'--probe {args.probe!r} has no accuracies of {tap}: name --blocks and --features '
+                f'--probe {args.probe!r} has no accuracies of {tap}: name --blocks and --feature '
                 f'that it has, {sorted(table.curves)}'
             )
         curve = table.curves[tap]
@@ -265,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = read_settings(args.probe)
         if args.blocks == ['all']:
             args.blocks = [str(block) for block in settings['blocks']]
-        if args.features == ['all']:
-            args.features = settings['features']
+        if args.feature == ['all']:
+            args.feature = settings['features']
         args.image_size = args.image_size or np.atleast_1d(settings['image_size']).tolist()
     study = open_study(args, 'block_feature_grid')
     rows = look_up(study, args) if args.probe else measure(study, args, picks_by_sweep(study, args))

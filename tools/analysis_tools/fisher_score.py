@@ -41,11 +41,11 @@ examples:
   python tools/analysis_tools/fisher_score.py CONFIG --num-images 512
 
   # which timestep, block and feature? All at once, with labels
-  python tools/analysis_tools/fisher_score.py CONFIG --blocks all --features all --joint
+  python tools/analysis_tools/fisher_score.py CONFIG --blocks all --feature all --joint
 
   # ... and was it worth it? Beside accuracies that were measured at the same places
-  python tools/analysis_tools/probe_timesteps.py CONFIG --blocks all --features all --out runs/p
-  python tools/analysis_tools/fisher_score.py CONFIG --blocks all --features all --joint \\
+  python tools/analysis_tools/probe_timesteps.py CONFIG --blocks all --feature all --out runs/p
+  python tools/analysis_tools/fisher_score.py CONFIG --blocks all --feature all --joint \\
       --timesteps 0:1000:50 --probe runs/p
 
 writes, into --out:
@@ -148,7 +148,7 @@ def read_probe(study: Study, folder: str | Path, timesteps: list[int]) -> ProbeT
     check_same_model(study.settings(), read_settings(folder))
     steps = [step for step in read_steps(folder) if step['timestep'] in timesteps]
     missing = sorted(set(timesteps) - {step['timestep'] for step in steps})
-    advice = 'give probe_timesteps.py and this tool the same --timesteps, --blocks and --features'
+    advice = 'give probe_timesteps.py and this tool the same --timesteps, --blocks and --feature'
     if missing:
         raise ValueError(f'--probe {str(folder)!r} lacks timesteps {missing}: {advice}')
     table = ProbeTable.from_steps(steps)

@@ -43,7 +43,7 @@ examples:
 
   # photographs of your own at 512 pixels, values of block 18, a higher cut-off
   python tools/analysis_tools/frequency_maps.py CONFIG --files cat.jpg street.jpg \\
-      --image-size 512 --blocks 18 --features value --cutoff 0.25
+      --image-size 512 --blocks 18 --feature value --cutoff 0.25
 
   # mean over channels instead of principal components; the timesteps that you compare
   python tools/analysis_tools/frequency_maps.py CONFIG --view mean --timesteps 0,50,300,800

@@ -46,7 +46,7 @@ examples:
 
   # a quick look: 3,000 training and 2,000 test images, four blocks, queries and keys
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:25 \\
-      --num-train 3000 --num-test 2000 --blocks 1 2 3 4 --features query key --out work_dirs/fig1
+      --num-train 3000 --num-test 2000 --blocks 1 2 3 4 --feature query key --out work_dirs/fig1
 
   # stopped? the same command resumes. A finer grid only adds what is missing:
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:5 ... --out work_dirs/fig1

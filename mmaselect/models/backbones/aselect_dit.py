@@ -14,7 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from mmaselect.checks import choice, gathered, keywords, shorten, three_numbers
+from mmaselect.checks import any_spelling, choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
@@ -201,6 +201,7 @@ class ASelecTDiT(BaseModule, Adopts):
         torch.Size([1, 224, 8, 8])
     """
 
+    @any_spelling
     def __init__(
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
@@ -266,7 +267,7 @@ class ASelecTDiT(BaseModule, Adopts):
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
-                self.source, blocks=blocks, features=feature, dtype=dtype, condition=condition
+                self.source, blocks=blocks, feature=feature, dtype=dtype, condition=condition
             )
         )
         is_compiled = bool(compile) or isinstance(compile, Mapping)
