@@ -169,6 +169,13 @@ def test_look(tiny_dit, photos, tmp_path, capsys):
     assert (tmp_path / 'selection.html').is_file()
     assert main([*few, '--selection', str(tmp_path / 'selection.json')]) == 0
     assert 'How the timestep was picked' in page.read_text()
+    page.unlink()
+    capsys.readouterr()
+    other = [*few, '--pretrained', 'mmaselect://dit_digits']
+    assert main([*other, '--selection', str(tmp_path / 'selection.json')]) == 1
+    said = capsys.readouterr().err
+    assert 'the selection was made with another model (its transformer_config' in said
+    assert not page.exists()
     assert main([*few, '--calibration', photos, '--no-selection']) == 0
     assert 'How the timestep was picked' not in page.read_text()
 

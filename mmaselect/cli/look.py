@@ -227,7 +227,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     ).follow(pick_device(args.device))
     if args.no_selection:
         return dit, args.pretrained, None, []
-    selection = stored_selection(args, dit)
+    selection = stored_selection(args)
     if selection is not None:
         return dit, args.pretrained, selection, []
     if nothing_to_pick_on:
@@ -285,7 +285,7 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
     args.image_size = args.image_size or model.selection.image_size
     if args.no_selection:
         return model.dit, name, None, []
-    selection = stored_selection(args, model.dit)
+    selection = stored_selection(args)
     if selection is not None:
         return model.dit, name, selection, []
     if not model.is_automatic:
@@ -294,16 +294,13 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
     return model.dit, name, model.select_timestep(), []
 
 
-def stored_selection(args: argparse.Namespace, dit: FrozenDiT) -> SelectionResult | None:
-    """The file that ``--selection`` names, if it is of this model; None without one."""
+def stored_selection(args: argparse.Namespace) -> SelectionResult | None:
+    """The file that ``--selection`` names; None without one."""
     from mmaselect.selection import SelectionResult
-    from mmaselect.selection.identity import check_result_model
 
     if args.selection is None or preset(args) is not None:
         return None
-    result = SelectionResult.load(args.selection)
-    check_result_model(result, dit)
-    return result
+    return SelectionResult.load(args.selection)
 
 
 def preset(args: argparse.Namespace) -> str | None:

@@ -22,6 +22,7 @@ from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
 from mmaselect.look.position import ENOUGH_FOR_POSITION, colored_noise, position_map
 from mmaselect.selection import SelectionResult, parse_timesteps
+from mmaselect.selection.identity import check_result_model
 from mmaselect.terminal.progress import progress_bar
 
 #: Timesteps that are shown where none are named.
@@ -128,7 +129,7 @@ def look_at(
         image_size: Side of the square that each image is scaled and cropped to, or (height, width),
             in pixels. If None, the model's own size, or what gives 32 tokens a side where its own
             gives fewer than 16.
-        selection: Its pick is shown too, and marked.
+        selection: A result of this model: its pick is shown too, and marked.
         batch_size: Images per pass.
         seed: Seed of the noise.
         dtype: Precision of the frozen weights.
@@ -141,7 +142,8 @@ def look_at(
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Raises:
-        ValueError: If an image cannot be read, or an argument is out of range.
+        ValueError: If an image cannot be read, an argument is out of range, or the selection was
+            made with another model.
 
     Example:
         >>> import numpy as np
@@ -171,6 +173,7 @@ def look_at(
     size = image_size or look_size(dit)
     steps = set(parse_timesteps(timesteps, dit.num_train_timesteps))
     if selection is not None:
+        check_result_model(selection, dit)
         steps.add(dit.process.check_timestep(selection.timestep))
     ordered = sorted(steps)
     seen = np.stack([resize_and_crop(picture, size) for picture in pictures])

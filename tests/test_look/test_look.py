@@ -45,6 +45,15 @@ def look(tiny_dit, photos):
     )  # fmt: skip
 
 
+def test_a_selection_of_another_model_is_refused(look, photos):
+    for model, options in (
+        ('mmaselect://dit_digits', {}),
+        ('mmaselect://dit_cifar10', dict(blocks=[1])),
+    ):
+        with pytest.raises(ValueError, match='the selection was made with another model'):
+            look_at(f'{photos}/00.png', model, selection=look.selection, **options, progress=False)
+
+
 def test_colors_are_those_of_the_main_directions():
     """Two kinds of tokens in two images: two colors, the same in both images."""
     kinds = torch.randn(2, 16)
