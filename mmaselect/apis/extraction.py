@@ -414,7 +414,8 @@ class _Tally:
         self.work, self.shown = work, shown
         self.total = work.units.total
         self._started = time.monotonic()
-        self._looked = self._told = 0.0
+        self._looked = 0.0
+        self._told = self._started
         self._own = 0
         self._at_start: int | None = None
         self._stack = ExitStack()
@@ -450,7 +451,7 @@ class _Tally:
         self._bar.update(self._task, completed=done)
         seconds = self._looked - self._started
         due = self._looked - self._told > _LINE_SECONDS or ended
-        if sys.stderr.isatty() or not due or not seconds:
+        if sys.stderr.isatty() or not due:
             return
         self._told = self._looked
         rate = max((done - self._at_start), self._own if self.total else 0) / seconds

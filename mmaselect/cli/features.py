@@ -27,8 +27,10 @@ examples:
       --pool mean --store fp16 --out work_dirs/b
 
   # tar shards in an object store, by 8 processes; under Slurm: srun mmaselect features ...
-  torchrun --nproc_per_node 8 --no_python mmaselect features 's3://photos/{000..999}.tar' \\
-      --pretrained facebook/DiT-XL-2-256 --timestep 75 --pool mean --store bf16 --out /shared/c
+  # where a process dies, srun lets the others end the work, and torchrun starts all anew
+  torchrun --max-restarts 3 --nproc-per-node 8 --no-python \\
+      mmaselect features 's3://photos/{000..999}.tar' --pretrained facebook/DiT-XL-2-256 \\
+      --timestep 75 --pool mean --store bf16 --out /shared/c
 
 Stopped, the same command resumes, with any number of processes. To read the files:
 
@@ -115,6 +117,7 @@ def timestep(text: str) -> int | str:
 def run(args: argparse.Namespace) -> None:
     """Write the features, and say what is there."""
     from mmaselect.apis import StoredFeatures, save_features
+    from mmaselect.apis.extraction import rank_and_world
 
     stored = save_features(
         one_or_all(args.images),
@@ -138,6 +141,8 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         condition=condition(args),
     )
+    if rank_and_world()[0]:
+        return  # the first process says it
     if not isinstance(stored, StoredFeatures):
         print(f'{stored}: {args.to} files')
         return

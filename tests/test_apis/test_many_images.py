@@ -10,6 +10,8 @@ import os
 import shutil
 import signal
 import socketserver
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -108,6 +110,90 @@ def test_a_run_resumes_with_another_number_of_ranks(tiny_dit, images, expected, 
     assert everything(out) == expected
     passes = [int((tmp_path / f'passes{rank}').read_text()) for rank in range(3)]
     assert sum(passes) == 4
+
+
+def command(images, model, out):
+    """Of a user, with the options that the other tests use."""
+    return [
+        *('-m', 'mmaselect', 'features', str(images), '--pretrained', model, '--out', str(out)),
+        *('--timestep', '30', '--blocks', '2', '--image-size', '32', '--shard-size', '2'),
+        *('--batch-size', '2'),
+    ]
+
+
+#: Kills the process that writes the third file, once.
+KILLER = """
+import os, runpy, signal, sys
+from mmaselect.apis import extraction
+write, marker = extraction.Extraction._write, sys.argv[1]
+
+def killing(self, path, tensors, about):
+    write(self, path, tensors, about)
+    if about.unit == 2 and not os.path.exists(marker):
+        open(marker, 'w').close()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+extraction.Extraction._write = killing
+sys.argv[1:] = sys.argv[2:]
+runpy.run_module('mmaselect', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.thorough
+def test_torchrun_with_a_rank_that_is_killed(tiny_dit, images, expected, tmp_path):
+    """The agent ends the other one, starts both anew, and they resume."""
+    out = tmp_path / 'out'
+    script = tmp_path / 'killer.py'
+    script.write_text(KILLER)
+    agent = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+    options = command(images, tiny_dit, out)[2:]
+    run = subprocess.run(
+        [sys.executable, *agent, '--max-restarts=1', script, tmp_path / 'killed', *options],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert (tmp_path / 'killed').exists()
+    assert everything(out) == expected
+    assert run.stdout.count('10 images at timestep 30') == 1, 'the first process alone says it'
+    assert 'features: 10 of 10 images' in run.stderr
+    assert 'over 2 processes' in run.stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    'options', [('--to', 'webdataset', '--pool', 'mean', '--store', 'fp16'), ('--to', 'parquet'),
+                ('--pool', 'mean', '--store', 'bf16'), ('--store', 'bf16')], ids=' '.join,
+)  # fmt: skip
+def test_slurm_writes_the_same_in_any_form(tiny_dit, images, tmp_path, options):
+    """Tasks of srun, as their variables say it; a task that is not there is not waited for."""
+    outs = []
+    for world in (1, 2):
+        outs.append(tmp_path / f'out{world}')
+        tasks = [
+            FORK.Process(target=task, args=(rank, world, images, tiny_dit, outs[-1], options))
+            for rank in range(world)
+        ]
+        for one in tasks:
+            one.start()
+        for one in tasks:
+            one.join()
+        assert [one.exitcode for one in tasks] == [0] * world
+    assert everything(outs[0]) == everything(outs[1])
+    # The second of three tasks alone.
+    alone = FORK.Process(target=task, args=(1, 3, images, tiny_dit, tmp_path / 'alone', options))
+    alone.start()
+    alone.join()
+    assert everything(tmp_path / 'alone') == everything(outs[0])
+
+
+def task(rank, world, images, model, out, options):
+    """One of srun's."""
+    from mmaselect.cli import main
+
+    os.environ.update(SLURM_PROCID=str(rank), SLURM_NTASKS=str(world), SLURM_LOCALID=str(rank))
+    torch.set_num_threads(1)
+    sys.exit(main([*command(images, model, out)[2:], *options]))
 
 
 def test_the_ranks_of_launchers(monkeypatch):
@@ -226,6 +312,42 @@ def test_addresses(tiny_dit, images, expected, tmp_path, server):
     tars = f'{server}/tars/{{000..001}}.tar'
     stored = save_features(tars, tmp_path / 'tar', tiny_dit, workers=1, **OPTIONS)
     torch.testing.assert_close(maps_of(tmp_path / 'tar'), maps_of(tmp_path / 'expected'))
+
+
+@pytest.mark.thorough
+def test_an_object_store(tiny_dit, images, tmp_path, monkeypatch):
+    """S3's own protocol on the loopback, where moto and s3fs are installed."""
+    moto_server = pytest.importorskip('moto.server')
+    boto3 = pytest.importorskip('boto3')
+    pytest.importorskip('s3fs')
+    store = moto_server.ThreadedMotoServer(ip_address='127.0.0.1', port=0)
+    store.start()
+    try:
+        monkeypatch.setenv('AWS_ENDPOINT_URL', f'http://127.0.0.1:{store.get_host_and_port()[1]}')
+        for name in ('AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'):
+            monkeypatch.setenv(name, 'any')
+        monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1')
+        client = boto3.client('s3')
+        client.create_bucket(Bucket='photos')
+        tars = write_tars(images, tmp_path / 'tars')
+        for tar in sorted(tars.iterdir()):
+            client.upload_file(str(tar), 'photos', tar.name)
+        address = 's3://photos/*.tar'
+        save_features(address, tmp_path / 'one', tiny_dit, **OPTIONS)
+        # Processes of their own: a client of S3 does not outlive a fork.
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, *command(address, tiny_dit, tmp_path / 'two')],
+                env={**os.environ, 'RANK': str(r), 'WORLD_SIZE': '2', 'LOCAL_RANK': str(r)},
+            )
+            for r in range(2)
+        ]
+        assert [rank.wait() for rank in ranks] == [0, 0]
+    finally:
+        store.stop()
+    assert everything(tmp_path / 'two') == everything(tmp_path / 'one')
+    save_features(str(tars / '*.tar'), tmp_path / 'local', tiny_dit, **OPTIONS)
+    assert torch.equal(maps_of(tmp_path / 'one'), maps_of(tmp_path / 'local'))
 
 
 def test_an_automatic_timestep_of_tar_shards(tiny_dit, images, tmp_path):
