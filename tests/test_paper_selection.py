@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mmaselect.apis.sklearn import DiTFeatures
 from mmaselect.apis.timm import FeaturesOnly
 from mmaselect.cli import main
 from mmaselect.diffusion import FrozenDiT
+from mmaselect.selection.defaults import PRESET_NOTES
 
 ROOT = Path(__file__).parents[1]
 SIZE = 32
@@ -65,11 +67,45 @@ def test_commands(tiny_dit, photos, tmp_path, expected, capsys):
     capsys.readouterr()
     assert main([*look, '--out', f'{tmp_path}/look.html']) == 0
     assert f'picked: {expected.timestep} ' in capsys.readouterr().out
-    for command in ('select', 'features', 'look'):
-        with pytest.raises(SystemExit):
-            main([command, '--help'])
-        text = ' '.join(capsys.readouterr().out.split())
-        assert 'loses 6.9 points' in text, command
+
+
+def test_probe(tiny_dit, photos, tmp_path):
+    """The command has training images of its own: the pick is that on these."""
+    paths = sorted(Path(photos).rglob('*.png'))
+    for part, some in (('train', paths[:16]), ('test', paths[16:])):
+        for number, path in enumerate(some):
+            folder = tmp_path / 'photos' / part / f'class{number % 2}'
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).symlink_to(path)
+    flags = ['--pretrained', tiny_dit, '--blocks', '2', '--image-size', str(SIZE)]
+    flags += ['--timesteps', '0,500', '--selection', 'paper', '--out', f'{tmp_path}/out']
+    assert main(['probe', f'{tmp_path}/photos', *flags]) == 0
+    found = json.loads((tmp_path / 'out' / 'probe.json').read_text())['selection']
+    result = select_timestep(
+        tiny_dit, f'{tmp_path}/photos/train', blocks=[2], selection='paper', image_size=SIZE,
+        timesteps='0,500', cache=False,
+    )  # fmt: skip
+    check(found, result)
+
+
+@pytest.mark.parametrize('command', ['select', 'features', 'look', 'probe'])
+def test_what_it_loses_is_in_the_help(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, '--help'])
+    assert PRESET_NOTES['paper'] in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    'page',
+    ['README.md', 'configs/README.md', 'docs/api/selection.md', 'docs/backbone.md',
+     'docs/criteria.md', 'mmaselect/selection/criteria/paper_hfr.py'],
+)  # fmt: skip
+def test_what_it_loses_is_on_the_page(page):
+    text = ' '.join((ROOT / page).read_text(encoding='utf-8').split())
+    lost, at_zero = re.findall(r'\d+\.\d+', PRESET_NOTES['paper'])
+    assert re.search(rf'loses\S* {lost}\b', text)
+    assert re.search(rf'loses {at_zero}\b', text)
+    assert re.search('no published model (was|and)', text)
 
 
 def test_tools(tiny_dit, photos, tmp_path, expected):

@@ -96,8 +96,10 @@ def save_features(
         pretrained: Hub id, local pipeline folder, or ``mmaselect://NAME``.
         timestep: Where to read: a number, a :class:`SelectionResult`, or ``'auto'`` to pick it on
             these images first (``selection.json`` and ``selection.png`` are then in ``out`` too).
-        selection: How ``'auto'`` picks: ``'paper'``, or a dict with some of the fields of
-            :class:`~mmaselect.selection.SelectionOptions`. Size, seed and batch are those below.
+        selection: How ``'auto'`` picks: ``'paper'`` (
+            :class:`~mmaselect.selection.PaperHFR` says what it loses), ``'fast'``, or a dict with
+            some of the fields of :class:`~mmaselect.selection.SelectionOptions`. Size, seed and
+            batch are those below.
         blocks: Blocks to read; the family's default if None.
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.

@@ -98,7 +98,8 @@ class FeatureExtractor:
         batch_size: Images per pass.
         calibration: For ``'auto'``: a folder of images or a list of folders, images in any form
             that a call takes, or the config of a registered dataset.
-        selection: For ``'auto'``: ``'paper'``, or a dict with some of the fields of
+        selection: For ``'auto'``: ``'paper'`` (:class:`~mmaselect.selection.PaperHFR` says what
+            it loses), ``'fast'``, or a dict with some of the fields of
             :class:`~mmaselect.selection.SelectionOptions`, as the backbone takes it. Results are
             kept in the same cache as the backbone's. ``image_size`` is this extractor's by default.
         progress: Draw progress bars, of the selection and of calls with several batches.

@@ -48,7 +48,7 @@ class TransformersBackbone(FrozenModule):
         dtype: Precision of the frozen weights; maps are float32.
         seed: Seed of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``'auto'`` selects on, as in :class:`~mmaselect.FeatureExtractor`.
-        selection: How it selects.
+        selection: How it selects, as in :class:`~mmaselect.FeatureExtractor`.
         device: Where the model is put, and where a timestep is selected.
         condition: None for the empty condition; a class label or a prompt otherwise.
         flat: As in :class:`~mmaselect.FeatureExtractor`.

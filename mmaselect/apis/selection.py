@@ -55,7 +55,9 @@ def select(
             four, ``'auto:<=30'`` one of the blocks up to 30.
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``;
             ``'auto'`` picks one of these.
-        selection: A preset (``'paper'``, ``'fast'``), or options, which ``options`` change.
+        selection: A preset, or options, which ``options`` change. ``'paper'`` is the paper's
+            criterion (:class:`~mmaselect.selection.PaperHFR` says what it loses), ``'fast'`` takes
+            fewer passes.
         dtype: Precision of the frozen weights, or ``'auto'``, as in
             :meth:`FrozenDiT.from_pretrained`.
         device: CUDA if there is one, by default.

@@ -41,8 +41,9 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
             see :class:`~mmaselect.FeatureExtractor`.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'`` or ``'output'``.
         image_size: Side that images are scaled and cropped to; the model's own if None.
-        selection: Options of :class:`~mmaselect.selection.SelectionOptions`, or ``'paper'``; the
-            defaults if None.
+        selection: Options of :class:`~mmaselect.selection.SelectionOptions`; or a preset, such as
+            ``'paper'`` (:class:`~mmaselect.selection.PaperHFR` says what it loses); the defaults if
+            None.
         batch_size: Images per pass.
         seed: Seed of the noise, and of the choice of images.
         dtype: Precision of the frozen weights.

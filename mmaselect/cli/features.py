@@ -14,7 +14,7 @@ from mmaselect.cli.arguments import (
     new_parser,
     one_or_all,
 )
-from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
+from mmaselect.selection.defaults import PRESET_HELP, PRESETS
 from mmaselect.terminal.tool import user_path
 
 EXAMPLES = """
@@ -70,7 +70,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         '--selection',
         choices=PRESETS,
-        help=f'how auto picks. paper: {PAPER_NOTE}. fast: {FAST_NOTE}',
+        help=f'how auto picks. {PRESET_HELP}',
     )
     add_model_arguments(parser)
     add_image_arguments(parser)

@@ -15,7 +15,7 @@ from mmaselect.cli.arguments import (
     new_parser,
     one_or_all,
 )
-from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
+from mmaselect.selection.defaults import PRESET_HELP, PRESETS
 from mmaselect.terminal.tool import user_path
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     group.add_argument(
         '--selection',
         metavar='FILE|paper|fast',
-        help='a selection.json, whose pick and curve are shown; or paper, to select by the '
-        f"paper's criterion: {PAPER_NOTE}; or fast: {FAST_NOTE}",
+        help='a selection.json, whose pick and curve are shown; or a preset, to select by it. '
+        f'{PRESET_HELP}',
     )
     group.add_argument('--no-selection', action='store_true', help='select nothing, show no curve')
     group.add_argument(

@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from mmaselect.checks import is_sequence
-from mmaselect.selection.defaults import FAST_NOTE, PAPER_NOTE, PRESETS
+from mmaselect.selection.defaults import PRESET_HELP, PRESET_NOTES, PRESETS
 from mmaselect.selection.options import SelectionOptions
 
 
@@ -32,8 +32,7 @@ def add_option_flags(
         parser.add_argument(
             '--selection',
             choices=PRESETS,
-            help='preset to start from, which the other flags change. paper: the criterion of the '
-            f'paper, to compare with: {PAPER_NOTE}. fast: {FAST_NOTE}',
+            help=f'preset to start from, which the other flags change. {PRESET_HELP}',
         )
     for option in fields(SelectionOptions):
         flag = option.metadata['flag']
@@ -72,7 +71,11 @@ def default_in_words(option: Field[Any]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    return str(value['type'] if isinstance(value, Mapping) else value)
+    return str(_type_or_value(value))
+
+
+def _type_or_value(value: Any) -> Any:
+    return value['type'] if isinstance(value, Mapping) else value
 
 
 def options_table() -> str:
@@ -82,4 +85,13 @@ def options_table() -> str:
         flag = '' if option.metadata['flag'] is None else f'`{flag_name(option)}`'
         default = default_in_words(option)
         rows.append(f'| `{option.name}` | {option.metadata["help"]} | {default} | {flag} |')
+    return '\n'.join(rows) + '\n'
+
+
+def presets_table() -> str:
+    """All presets as a table in Markdown."""
+    rows = ['| preset | what it is | options |', '|---|---|---|']
+    for name, options in PRESETS.items():
+        words = ', '.join(f'`{key}={_type_or_value(value)!r}`' for key, value in options.items())
+        rows.append(f'| `{name}` | {PRESET_NOTES[name]} | {words} |')
     return '\n'.join(rows) + '\n'

@@ -24,7 +24,7 @@ from mmaselect.leaderboard.paper import ROWS, config_text
 from mmaselect.leaderboard.reproduction import reproduction_table
 from mmaselect.model_zoo import TABLE, derive_models, families_table, read_table, table_json
 from mmaselect.selection.caveats import caveats_table
-from mmaselect.selection.option_flags import options_table
+from mmaselect.selection.option_flags import options_table, presets_table
 from mmaselect.terminal.tool import make_tool_parser, run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +171,11 @@ def verified() -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     'docs/families.md': partial(page, 'docs/families.md', models=families_table),
     'docs/api/selection.md': partial(
-        page, 'docs/api/selection.md', options=options_table, warnings=caveats_table
+        page,
+        'docs/api/selection.md',
+        options=options_table,
+        presets=presets_table,
+        warnings=caveats_table,
     ),
     'docs/reproduce.md': partial(page, 'docs/reproduce.md', rows=partial(reproduction_table, {})),
     'docs/verified.md': partial(page, 'docs/verified.md', verified=verified),
