@@ -17,6 +17,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
+from mmaselect.diffusion.place_search import BlockSearch
 from mmaselect.launch.config import load_config
 from mmaselect.launch.entries import check_entries
 from mmaselect.leaderboard.paper import ROWS
@@ -97,7 +98,8 @@ def build(config, tiny_folder):
     model = config.model
     backbone = model.backbone
     (width,) = {width for name, width in BACKBONES.values() if name == backbone.pretrained}
-    count = 1 if backbone.blocks == 'auto' else len(backbone.blocks)
+    search = BlockSearch.parse(backbone.blocks) if isinstance(backbone.blocks, str) else None
+    count = len(backbone.blocks) if search is None else search.count
     backbone.update(
         pretrained=tiny_folder(backbone.pretrained),
         blocks=[0] * count,
@@ -320,7 +322,11 @@ def test_rows_of_the_paper_say_which_criterion_picks(row):
     assert options.criterion == expected and options.image_size == 512
     assert backbone.dtype == ('bf16' if row.model.name == 'sd35-medium' else 'fp16')
     assert backbone.pretrained == row.model.pretrained
-    assert set(backbone.blocks) == {9} and backbone.feature == 'query'
+    if row.form == 'paper':
+        assert set(backbone.blocks) == {9} and backbone.feature == 'query'
+    else:
+        wanted = 'auto:4' if row.data.task == 'segmentation' else 'auto'
+        assert (backbone.blocks, backbone.feature) == (wanted, 'auto')
     assert config.test_dataloader.dataset.type.rpartition('.')[2] == row.data.dataset
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 # Made from mmaselect/leaderboard/paper.py by tools/dev/write_generated.py.
-# NABirds with a frozen Stable Diffusion 3.5 medium: the paper's block and head,
-# at the timestep that the paper's criterion picks (docs/criteria.md: what it loses).
+# NABirds with a frozen Stable Diffusion 3.5 medium: the paper's head on the
+# paper's block, at the timestep that the paper's criterion picks (docs/criteria.md: what it loses).
 _base_ = [
     '../_base_/models/aselect_sd35-medium_attnpool.py',
     '../_base_/datasets/nabirds_512.py',

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 # Made from mmaselect/leaderboard/paper.py by tools/dev/write_generated.py.
-# ImageNet-1k with a frozen Stable Diffusion 3.5 medium: the paper's block and head,
-# at the timestep that the default criterion picks.
+# ImageNet-1k with a frozen Stable Diffusion 3.5 medium: the paper's head where the
+# default criterion picks: block, feature and timestep.
 _base_ = [
     '../_base_/models/aselect_sd35-medium_attnpool.py',
     '../_base_/datasets/imagenet_512.py',
@@ -9,7 +9,7 @@ _base_ = [
     '../_base_/default_runtime_cls.py',
 ]
 model = dict(
-    backbone=dict(calibration=_base_.calibration),
+    backbone=dict(blocks='auto', feature='auto', calibration=_base_.calibration),
     head=dict(num_classes=_base_.num_classes),
 )
 # Eight GPUs: 256 images an iteration.

@@ -1,7 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 # Made from mmaselect/leaderboard/paper.py by tools/dev/write_generated.py.
-# ADE20K with a frozen Stable Diffusion 3 medium: UperNet on the paper's block,
-# at the timestep that the paper's criterion picks (docs/criteria.md: what it loses).
+# ADE20K with a frozen Stable Diffusion 3 medium: UperNet on the
+# paper's block, at the timestep that the paper's criterion picks (docs/criteria.md: what it loses).
 _base_ = [
     '../_base_/models/aselect_sd3-medium_upernet.py',
     '../_base_/datasets/ade20k_512x512.py',

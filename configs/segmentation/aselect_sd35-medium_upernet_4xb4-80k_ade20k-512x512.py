@@ -1,11 +1,13 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 # Made from mmaselect/leaderboard/paper.py by tools/dev/write_generated.py.
-# ADE20K with a frozen Stable Diffusion 3.5 medium: UperNet on the paper's block,
-# at the timestep that the default criterion picks.
+# ADE20K with a frozen Stable Diffusion 3.5 medium: UperNet where the
+# default criterion picks: block, feature and timestep.
 _base_ = [
     '../_base_/models/aselect_sd35-medium_upernet.py',
     '../_base_/datasets/ade20k_512x512.py',
     '../_base_/schedules/seg_80k.py',
     '../_base_/default_runtime_seg.py',
 ]
-model = dict(backbone=dict(calibration=_base_.calibration))
+model = dict(
+    backbone=dict(blocks='auto:4', feature='auto', calibration=_base_.calibration),
+)

@@ -193,7 +193,8 @@ class Row:
     Attributes:
         model: The frozen model.
         data: The data set.
-        form: ``'paper'``, with the paper's criterion, block and head, or ``'ours'``.
+        form: ``'paper'``, with the paper's criterion, block and head; or ``'ours'``, with the
+            paper's head at the block, feature and timestep that the default criterion picks.
     """
 
     model: PaperModel
@@ -294,24 +295,21 @@ def config_text(row: Row) -> str:
     """
     data, model = row.data, row.model
     # Which head the paper has on ADE20K is not public.
-    parts = (
-        "the paper's block and head" if data.head == 'attnpool' else "UperNet on the paper's block"
-    )
-    what = f'# {data.title} with a frozen {model.title}: {parts},\n'
+    head_words = "the paper's head" if data.head == 'attnpool' else 'UperNet'
+    what = f'# {data.title} with a frozen {model.title}: {head_words} '
     if row.form == 'paper':
         what += (
-            "# at the timestep that the paper's criterion picks "
+            "on the\n# paper's block, at the timestep that the paper's criterion picks "
             '(docs/criteria.md: what it loses).\n'
         )
-        selection = "selection=dict(preset='paper'), "
+        choice = "selection=dict(preset='paper'), "
     else:
-        what += '# at the timestep that the default criterion picks.\n'
-        selection = ''
-    backbone = f'    backbone=dict({selection}calibration=_base_.calibration),\n'
+        what += 'where the\n# default criterion picks: block, feature and timestep.\n'
+        blocks = 'auto:4' if data.task == 'segmentation' else 'auto'
+        choice = f"blocks='{blocks}', feature='auto', "
+    backbone = f'    backbone=dict({choice}calibration=_base_.calibration),\n'
     head = '' if data.task == 'segmentation' else '    head=dict(num_classes=_base_.num_classes),\n'
     body = f'model = dict(\n{backbone}{head})\n'
-    if data.task == 'segmentation' and not selection:
-        body = 'model = dict(backbone=dict(calibration=_base_.calibration))\n'
     runtime = 'seg' if data.task == 'segmentation' else 'cls'
     return (
         '# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.\n'

@@ -2,17 +2,22 @@
 """Accuracy by block and by query, key, value, attention and output (Fig. 5 of the paper).
 
 Every block and feature is read at the timestep that the config's criterion picks for it (one sweep
-scores them all), or at one given timestep; a linear probe measures it.
+scores them all), or at one given timestep; a linear probe measures it. Next to the accuracies
+stands the map that a joint pick sees: the criterion's score of each block and feature, without
+labels, with a star where it is highest.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.table import Table
 
@@ -95,11 +100,41 @@ def best_step(timesteps: list[int], scores: list[float | None]) -> int:
     return -max(scored)[1]
 
 
-def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
-    """What the config's criterion picks for each block and feature, or the given timestep."""
+@dataclass(frozen=True)
+class LabelFree:
+    """What a criterion says of a block and feature.
+
+    Attributes:
+        criterion: Its name.
+        timestep: Where its score is highest.
+        score: Its score there.
+    """
+
+    criterion: str
+    timestep: int
+    score: float
+
+    @classmethod
+    def of(cls, steps: list[dict[str, Any]], criterion: str, tap: TapKey) -> LabelFree:
+        """From stored scores of timesteps."""
+        timesteps = [step['timestep'] for step in steps]
+        scores = scores_over(steps, criterion, tap)
+        best = best_step(timesteps, scores)
+        score = scores[timesteps.index(best)]
+        assert score is not None  # as best_step takes none such
+        return cls(criterion, best, score)
+
+
+def picks_by_sweep(
+    study: Study, args: argparse.Namespace
+) -> tuple[dict[TapKey, int], dict[TapKey, LabelFree]]:
+    """The timestep of each block and feature, and what the config's criterion says of it.
+
+    A given timestep is taken for all of them, and then nothing is scored.
+    """
     if args.at != 'pick':
         step = study.dit.process.check_timestep(int(args.at))
-        return dict.fromkeys(study.dit.keys, step)
+        return dict.fromkeys(study.dit.keys, step), {}
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
     name, criterion = next(iter(study.criteria(fisher=False).items()))
     images = study.calibration_images(args.num_images, {name: criterion})
@@ -114,10 +149,16 @@ def picks_by_sweep(study: Study, args: argparse.Namespace) -> dict[TapKey, int]:
         ),
     )
     steps = score_grid(study, folder, images, timesteps, {name: criterion})
-    return {tap: best_step(timesteps, scores_over(steps, name, tap)) for tap in study.dit.keys}
+    said = {tap: LabelFree.of(steps, name, tap) for tap in study.dit.keys}
+    return {tap: found.timestep for tap, found in said.items()}, said
 
 
-def measure(study: Study, args: argparse.Namespace, picks: dict[TapKey, int]) -> list[dict]:
+def measure(
+    study: Study,
+    args: argparse.Namespace,
+    picks: dict[TapKey, int],
+    said: dict[TapKey, LabelFree],
+) -> list[dict]:
     """Probe each block and feature at its timestep."""
     plan = SearchPlan.from_args(study, args)
     folder = ResultFolder(
@@ -142,8 +183,17 @@ def measure(study: Study, args: argparse.Namespace, picks: dict[TapKey, int]) ->
     rows = []
     for step in steps:
         stored = folder.find(step)
-        rows += [dict(timestep=step, metric=stored['metric'], **row) for row in stored['probes']]
+        for row in stored['probes']:
+            scored = said_of(said.get((row['block'], row['feature'])))
+            rows.append(dict(timestep=step, metric=stored['metric'], **row, **scored))
     return rows
+
+
+def said_of(found: LabelFree | None) -> dict[str, Any]:
+    """What a criterion says, as columns of a row."""
+    if found is None:
+        return {}
+    return dict(criterion=found.criterion, score=found.score, picked=found.timestep)
 
 
 def look_up(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -179,6 +229,7 @@ def look_up(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
                 value=curve.values[index],
                 low=curve.lows[index],
                 high=curve.highs[index],
+                **said_of(LabelFree.of(steps, picker, tap)),
             )
         )
     return rows
@@ -186,34 +237,39 @@ def look_up(study: Study, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 @styled
 def draw(rows: list[dict[str, Any]], stem: Path) -> None:
-    """Figure 5: a heat map, and lines with intervals."""
+    """Figure 5: accuracies as a heat map, the label-free map, and lines with intervals."""
     blocks = sorted({row['block'] for row in rows})
     features = list(dict.fromkeys(row['feature'] for row in rows))
     found = {(row['feature'], row['block']): row for row in rows}
-    values = np.array(
-        [[found[feature, block]['value'] for block in blocks] for feature in features]
-    )
     metric = rows[0]['metric']
-    figure, axes = make_figure(1, 2, width=max(3.3, 0.45 * len(blocks) + 1.2), height=2.6)
-    heat, lines = axes[0]
-    image = heat.imshow(values, aspect='auto', cmap='viridis')
-    heat.set_xticks(range(len(blocks)), blocks)
-    heat.set_yticks(range(len(features)), features)
-    middle = (values.min() + values.max()) / 2
-    for (row, column), value in np.ndenumerate(values):
-        best = value == values.max()
-        heat.text(
-            column,
-            row,
-            f'{value:.1f}',
-            ha='center',
-            va='center',
-            fontsize=6,
-            color='black' if value > middle else 'white',
-            fontweight='bold' if best else 'normal',
+    scored = all('score' in row for row in rows)
+    figure, axes = make_figure(1, 2 + scored, width=max(3.3, 0.45 * len(blocks) + 1.2), height=2.6)
+    panels = list(axes[0])
+
+    def table(column: str) -> np.ndarray:
+        return np.array(
+            [[found[feature, block][column] for block in blocks] for feature in features]
         )
-    heat.set_xlabel('block')
-    figure.colorbar(image, ax=heat, label=f'{metric} (%)')
+
+    values = table('value')
+    draw_heat(panels[0], values, blocks, features, [f'{value:.1f}' for value in values.flat])
+    panels[0].set_title(f'{metric} (%), linear probe with labels', loc='left')
+    if scored:
+        scores = table('score')
+        words = [
+            f'{score:.2f}\nt={step}'
+            for score, step in zip(scores.flat, table('picked').flat, strict=True)
+        ]
+        draw_heat(panels[1], scores, blocks, features, words)
+        row, column = np.unravel_index(scores.argmax(), scores.shape)
+        for panel in panels[:2]:
+            panel.add_patch(
+                Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor='red')
+            )
+        there, best = values[row, column], values.max()
+        panels[1].set_title(f'{rows[0]["criterion"]}, without labels', loc='left')
+        panels[0].set_xlabel(f'block (red: the joint pick, {there:.1f}; best {best:.1f})')
+    lines = panels[-1]
     for number, feature in enumerate(features):
         mine = [found[feature, block] for block in blocks]
         color = COLORS[number % len(COLORS)]
@@ -231,6 +287,28 @@ def draw(rows: list[dict[str, Any]], stem: Path) -> None:
     lines.set_ylabel(f'{metric} (%)')
     lines.legend()
     save_all(figure, stem)
+
+
+def draw_heat(
+    axis: Axes, values: np.ndarray, blocks: list[int], features: list[str], words: list[str]
+) -> None:
+    """A table in colors: a row for each feature, a column for each block, the highest bold."""
+    axis.imshow(values, aspect='auto', cmap='viridis')
+    axis.set_xticks(range(len(blocks)), [str(block) for block in blocks])
+    axis.set_yticks(range(len(features)), features)
+    axis.set_xlabel('block')
+    middle = (values.min() + values.max()) / 2
+    for ((row, column), value), text in zip(np.ndenumerate(values), words, strict=True):
+        axis.text(
+            column,
+            row,
+            text,
+            ha='center',
+            va='center',
+            fontsize=6,
+            color='black' if value > middle else 'white',
+            fontweight='bold' if value == values.max() else 'normal',
+        )
 
 
 def table_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -269,7 +347,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.feature = settings['features']
         args.image_size = args.image_size or np.atleast_1d(settings['image_size']).tolist()
     study = open_study(args, 'block_feature_grid')
-    rows = look_up(study, args) if args.probe else measure(study, args, picks_by_sweep(study, args))
+    rows = (
+        look_up(study, args) if args.probe else measure(study, args, *picks_by_sweep(study, args))
+    )
     write_csv(study.out / 'block_feature_grid.csv', rows)
     write_json(study.out / 'summary.json', dict(at=args.at, rows=rows, settings=study.settings()))
     write_atomically(study.out / 'block_feature_grid.md', markdown_table(table_rows(rows)))

@@ -13,12 +13,14 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
+from mmaselect.analysis.head_probe import HeadSchedule, measure_head
 from mmaselect.analysis.probe_table import ProbeTable, scores_over
 from mmaselect.analysis.result_folder import ResultFolder
 from mmaselect.analysis.scores import score_timestep, usable_criteria
@@ -31,6 +33,8 @@ from mmaselect.analysis.study import (
     make_parser,
     open_study,
 )
+from mmaselect.checks import whole_number
+from mmaselect.diffusion import TapKey
 from mmaselect.files import write_json
 from mmaselect.launch.flags import add_timesteps
 from mmaselect.selection import Criterion, parse_timesteps
@@ -50,6 +54,11 @@ examples:
 
   # stopped? the same command resumes. A finer grid only adds what is missing:
   python tools/analysis_tools/probe_timesteps.py CONFIG --timesteps 0:500:5 ... --out work_dirs/fig1
+
+  # the paper's Fig. 1: its criterion and the Fisher score, and its head next to the linear probe
+  python tools/analysis_tools/probe_timesteps.py \\
+      configs/classification/aselect_dit-tiny_attnpool_1xb128-10e_cifar10-32px.py \\
+      --others PaperHFR --head-epochs 10
 
   # segmentation: per-pixel probes, 64 pixels of each training image, whole images
   python tools/analysis_tools/probe_timesteps.py configs/segmentation/CONFIG --image-size 180 240 \\
@@ -75,6 +84,20 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='leave out the Fisher score, the label-aware check that is drawn next to the criteria',
     )
+    parser.add_argument(
+        '--others',
+        nargs='+',
+        metavar='CRITERION',
+        help="criteria that are drawn next to the config's own, such as PaperHFR; default: the "
+        "config's",
+    )
+    parser.add_argument(
+        '--head-epochs',
+        type=int,
+        metavar='N',
+        help="also train the config's classification head at each timestep, for N epochs on "
+        'features that are read once (AdamW, learning rate 3e-3 on a cosine, weight decay 1e-3)',
+    )
     return parser.parse_args(argv)
 
 
@@ -85,6 +108,7 @@ def measure(
     search: Search,
     calibration: Encoded,
     criteria: dict[str, Criterion],
+    head: HeadSchedule | None,
 ) -> None:
     """Probe and score every timestep that has no stored result."""
     draws, views = (
@@ -100,6 +124,10 @@ def measure(
                 middle = time.perf_counter()
                 scores = score_timestep(calibration.images, step, criteria)
                 end = time.perf_counter()
+                heads = {}
+                if head is not None:
+                    config = study.config.model.head
+                    heads['heads'] = measure_head(config, search.train, search.test, step, head)
                 folder.save(
                     step,
                     dict(
@@ -108,11 +136,13 @@ def measure(
                         metric=search.metric,
                         probes=probes,
                         criteria=scores,
+                        **heads,
                         cost=dict(
                             search_seconds=middle - start,
                             search_evaluations=search.evaluations,
                             selection_seconds=end - middle,
                             selection_evaluations=len(calibration.images) * (draws + views),
+                            head_seconds=time.perf_counter() - end,
                         ),
                     ),
                 )
@@ -143,12 +173,13 @@ def summarize(
             )
         )
     cost = {
-        name: sum(step['cost'][name] for step in steps)
+        name: sum(step['cost'].get(name, 0) for step in steps)
         for name in (
             'search_seconds',
             'search_evaluations',
             'selection_seconds',
             'selection_evaluations',
+            'head_seconds',
         )
     }
     cost['search_seconds'] += encoding['search']
@@ -164,6 +195,12 @@ def summarize(
         unconverged_probes=sum(not row['converged'] for step in steps for row in step['probes']),
         settings=study.settings(),
     )
+
+
+def replaced_others(selection: Any, others: list[str]) -> dict[str, Any]:
+    """A config's ``selection`` with other criteria that are scored and do not decide."""
+    given = dict(preset=selection) if isinstance(selection, str) else dict(selection or {})
+    return {**given, 'others': others}
 
 
 def rows_for_csv(steps: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
@@ -182,9 +219,17 @@ def rows_for_csv(steps: list[dict[str, Any]], names: list[str]) -> list[dict[str
                 strength=probe['strength'],
                 converged=probe['converged'],
             )
+            for head in step.get('heads', ()):
+                if same_tap(head, tap):
+                    row['trained head'] = head['value']
             row.update({name: scores_over([step], name, tap)[0] for name in names})
             rows.append(row)
     return rows
+
+
+def same_tap(row: dict[str, Any], tap: TapKey) -> bool:
+    """Whether a row is of a block and feature."""
+    return (row['block'], row['feature']) == tap
 
 
 @styled
@@ -200,13 +245,22 @@ def draw(steps: list[dict[str, Any]], summary: dict[str, Any], stem: Any) -> lis
         draw_overlay(
             axis,
             table.timesteps,
-            f'{table.metric} (%)',
+            f'{table.metric} (%)' + (', linear probe' if 'heads' in steps[0] else ''),
             curve.values,
             curve.lows,
             curve.highs,
             {name: scores_over(steps, name, tap) for name in names},
             {name: entry['criteria'][name]['pick'] for name in names},
         )
+        if 'heads' in steps[0]:
+            mine = [row for step in steps for row in step['heads'] if same_tap(row, tap)]
+            axis.plot(
+                table.timesteps,
+                [row['value'] for row in mine],
+                color='#777777',
+                marker='s',
+                label='accuracy (%), trained head',
+            )
         first = entry['criteria'][names[0]]
         axis.set_title(
             f'{tap[1]} of block {tap[0]}: regret {first["regret"]:.1f} points', loc='left'
@@ -253,6 +307,8 @@ def report(summary: dict[str, Any]) -> None:
         f'{cost["selection_evaluations"]}; {cost["ratio_seconds"]:.1f} times the seconds, '
         f'{cost["ratio_evaluations"]:.1f} times the evaluations'
     )
+    if cost['head_seconds']:
+        console.print(f'trained heads: {cost["head_seconds"]:.0f} s for all timesteps')
     if summary['unconverged_probes']:
         console.print(
             f'{summary["unconverged_probes"]} probes ran out of iterations', style='yellow'
@@ -265,6 +321,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = open_study(args, 'probe_timesteps')
     timesteps = parse_timesteps(args.timesteps, study.dit.num_train_timesteps)
     plan = SearchPlan.from_args(study, args)
+    if args.others:
+        study.backbone.selection = replaced_others(study.backbone.get('selection'), args.others)
+    head = None
+    if args.head_epochs is not None:
+        if study.task != 'classification':
+            raise ValueError('--head-epochs trains a classification head: give such a config')
+        head = HeadSchedule(whole_number('--head-epochs', args.head_epochs, 1), seed=args.seed)
     criteria = study.criteria(fisher=not args.no_fisher)
     calibration = study.calibration_images(args.num_images, criteria)
     folder = ResultFolder(
@@ -276,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             calibration=calibration.identity(),
             num_images=len(calibration),
             criteria=study.criteria_configs(fisher=not args.no_fisher),
+            **({} if head is None else {'head': asdict(head)}),
         ),
     )
     encoding_path = study.out / 'encoding.json'
@@ -286,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError('; '.join(f'{name}: {why}' for name, why in unusable.items()))
         search, seconds = plan.encode()
         write_json(encoding_path, dict(search=seconds, selection=encoded.seconds))
-        measure(study, folder, timesteps, search, encoded, criteria)
+        measure(study, folder, timesteps, search, encoded, criteria, head)
 
     steps = [folder.find(step) for step in timesteps]
     encoding = json.loads(encoding_path.read_text(encoding='utf-8'))
