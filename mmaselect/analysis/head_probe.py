@@ -48,7 +48,8 @@ def measure_head(
     """Train a classification head at one timestep, and measure it.
 
     Args:
-        config: The head, as an MMPretrain config has it.
+        config: The model, as an MMPretrain config has it: its ``neck``, if there is one, and its
+            ``head`` are built.
         train: Images that it is trained on.
         test: Images that it is measured on.
         timestep: 0 (clean) to T - 1 (noise).
@@ -61,7 +62,7 @@ def measure_head(
     train_maps, test_maps = _maps(train, timestep), _maps(test, timestep)
     rows = []
     for (block, feature), maps in train_maps.items():
-        head = _train(config, maps, train.labels, schedule, train.dit.device)
+        trained = _train(config, maps, train.labels, schedule, train.dit.device)
         right = 0
         with torch.no_grad():
             pairs = zip(
@@ -70,7 +71,7 @@ def measure_head(
                 strict=True,
             )
             for some, labels in pairs:
-                predicted = _logits(head, some.to(train.dit.device)).argmax(1).cpu()
+                predicted = _logits(trained, some.to(train.dit.device)).argmax(1).cpu()
                 right += int((predicted == labels).sum())
         low, high = wilson_interval(right, len(test.labels))
         value = 100 * right / len(test.labels)
@@ -93,33 +94,35 @@ def _train(
     labels: Tensor,
     schedule: HeadSchedule,
     device: torch.device,
-) -> nn.Module:
-    """A head trained on maps (N, C, h, w) with labels (N,)."""
+) -> nn.ModuleDict:
+    """A neck and a head trained on maps (N, C, h, w) with labels (N,)."""
     from mmpretrain.structures import DataSample
 
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(schedule.seed)
-        head = MODELS.build({**config, 'in_channels': maps.shape[1]})
+        neck = config.get('neck')
+        pooling = nn.Identity() if neck is None else MODELS.build(neck)
+        head = MODELS.build({**config['head'], 'in_channels': maps.shape[1]})
         # MMEngine would log every parameter of every head.
         head._dump_init_info = lambda: None
         head.init_weights()
-        head.to(device).train()
+        trained = nn.ModuleDict(dict(neck=pooling, head=head)).to(device).train()
         optimizer = torch.optim.AdamW(
-            head.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
+            trained.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
         )
         batches = -(-len(maps) // schedule.batch_size)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs * batches)
         for _ in range(schedule.epochs):
             for chosen in torch.randperm(len(maps)).split(schedule.batch_size):
                 samples = [DataSample().set_gt_label(label).to(device) for label in labels[chosen]]
-                losses = head.loss((maps[chosen].float().to(device),), samples)
+                losses = head.loss(pooling((maps[chosen].float().to(device),)), samples)
                 optimizer.zero_grad()
                 sum(loss for name, loss in losses.items() if 'loss' in name).backward()
                 optimizer.step()
                 cosine.step()
-    return head.eval()
+    return trained.eval()
 
 
-def _logits(head: nn.Module, maps: Tensor) -> Tensor:
+def _logits(trained: nn.ModuleDict, maps: Tensor) -> Tensor:
     """Class scores (N, K) of maps (N, C, h, w)."""
-    return head((maps.float(),))
+    return trained['head'](trained['neck']((maps.float(),)))

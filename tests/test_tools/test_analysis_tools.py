@@ -136,11 +136,37 @@ def test_block_feature_grid_measures_each_at_its_pick(classification, tmp_path):
     assert {(row['block'], row['feature']) for row in rows} == {
         ('0', 'query'), ('0', 'output'), ('3', 'query'), ('3', 'output')
     }  # fmt: skip
-    for path in (tmp_path / 'selection' / 'timesteps').iterdir():
-        assert path.name in ('t0000.json', 't0700.json')
+    stored = sorted((tmp_path / 'selection' / 'timesteps').iterdir())
+    assert [path.name for path in stored] == ['t0000.json', 't0700.json']
+    # The label-free map: each cell's highest score, and its timestep, at which it was probed.
+    for row in rows:
+        scores = {}
+        for path in stored:
+            step = json.loads(path.read_text())
+            (scores[step['timestep']],) = (
+                one['score']
+                for one in step['criteria']
+                if (str(one['block']), one['feature']) == (row['block'], row['feature'])
+            )
+        assert float(row['score']) == max(scores.values())
+        assert scores[int(row['picked'])] == max(scores.values())
+        assert row['picked'] == row['timestep']
     table = (tmp_path / 'block_feature_grid.md').read_text()
     assert table.startswith('| block | query | output |')
     check_figure(tmp_path, 'block_feature_grid')
+
+
+def test_probe_timesteps_trains_the_head_of_the_config(classification, tmp_path):
+    flags = ('--timesteps', '0,900', '--blocks', '1', '--others', 'PaperHFR', '--head-epochs', '400')
+    tool('probe_timesteps', classification, *flags, '--out', tmp_path)
+    rows = rows_of(tmp_path / 'probe_timesteps.csv')
+    clean, noise = (float(row['trained head']) for row in rows)
+    # Stripes tell the classes apart, and noise covers them.
+    assert clean > noise and clean > 60
+    assert {'PaperHFR', 'FisherScore'} < rows[0].keys()
+    # With a head and without one are different results.
+    with pytest.raises(ValueError, match='results of other settings'):
+        tool('probe_timesteps', classification, *flags[:-2], '--out', tmp_path)
 
 
 @pytest.mark.parametrize('at, choose', [('best', max), ('300', None)])

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -100,8 +99,7 @@ def best_step(timesteps: list[int], scores: list[float | None]) -> int:
     return -max(scored)[1]
 
 
-@dataclass(frozen=True)
-class LabelFree:
+class LabelFree(NamedTuple):
     """What a criterion says of a block and feature.
 
     Attributes:

@@ -126,7 +126,7 @@ def measure(
                 end = time.perf_counter()
                 heads = {}
                 if head is not None:
-                    config = study.config.model.head
+                    config = study.config.model
                     heads['heads'] = measure_head(config, search.train, search.test, step, head)
                 folder.save(
                     step,
