@@ -157,7 +157,8 @@ def test_block_feature_grid_measures_each_at_its_pick(classification, tmp_path):
 
 
 def test_probe_timesteps_trains_the_head_of_the_config(classification, tmp_path):
-    flags = ('--timesteps', '0,900', '--blocks', '1', '--others', 'PaperHFR', '--head-epochs', '400')
+    flags = ('--timesteps', '0,900', '--blocks', '1', '--others', 'PaperHFR')
+    flags += ('--head-epochs', '400')
     tool('probe_timesteps', classification, *flags, '--out', tmp_path)
     rows = rows_of(tmp_path / 'probe_timesteps.csv')
     clean, noise = (float(row['trained head']) for row in rows)
