@@ -327,7 +327,10 @@ class PipelineSource:
         if self.is_local:
             return Path(self.path)
         repository = Repository(f'{self.argument}={self.name!r}', self.path, self.hub_kwargs)
-        root = repository.file('model_index.json').parent
+        try:
+            root = repository.file('model_index.json').parent
+        except NotOnHub:  # a pipeline that is put together from blocks
+            root = repository.file('modular_model_index.json').parent
         for part in parts:
             repository.folder(part, self.hub_kwargs.get('variant'), of_diffusers=False)
         return root

@@ -106,9 +106,12 @@ class Flux3Family(TextFamily):
         self, source: PipelineSource, prompt: str, dtype: torch.dtype
     ) -> dict[str, Tensor]:
         step = diffusers.Flux3AutoBlocks().sub_blocks['text_encoder']
+        folder = str(source.folder(_ENCODERS))
+        # The index of a pipeline on the hub names the hub, where diffusers would look once more.
+        where = {} if source.is_local else {'pretrained_model_name_or_path': folder}
         try:
-            pipeline = step.init_pipeline(source.path)
-            pipeline.load_components(names=list(_ENCODERS), torch_dtype=dtype)
+            pipeline = step.init_pipeline(folder)
+            pipeline.load_components(names=list(_ENCODERS), torch_dtype=dtype, **where)
             if None in (pipeline.text_encoder, pipeline.tokenizer):
                 raise OSError('nothing is there')
         except (OSError, ValueError, ImportError) as error:

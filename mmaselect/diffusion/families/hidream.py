@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,6 +15,7 @@ from mmaselect.diffusion.families.base import FEATURES, POST_FEATURES, Published
 from mmaselect.diffusion.families.lookup import register_family
 from mmaselect.diffusion.families.text import TextFamily
 from mmaselect.diffusion.families.tokens import first_tokens, usual_taps
+from mmaselect.diffusion.hub import Repository
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.diffusion.process import FlowMatchingProcess, ForwardProcess
 
@@ -159,9 +161,14 @@ class HiDreamFamily(TextFamily):
 
         name = options['llama']
         hub = {key: value for key, value in source.hub_kwargs.items() if key in _HUB}
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = Repository(f'condition llama={name!r}', name, hub).folder(
+                None, None, of_diffusers=False
+            )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-            encoder = LlamaForCausalLM.from_pretrained(name, dtype=dtype, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            encoder = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f'condition llama={name!r}: no Llama with its tokenizer could be loaded there '
