@@ -13,11 +13,12 @@ from mmaselect.openmmlab.compat import multimodal_is_broken
 
 def test_every_public_name_is_there():
     names = [
-        *('ASelecTDiT', 'FeatureExtractor', 'FrozenDiT'),
+        *('ASelecTDiT', 'FeatureExtractor', 'FeaturesOnly', 'FrozenDiT', 'SelectionResult'),
+        'TransformersBackbone',
         *('list_criteria', 'list_models', 'model_info', 'select', 'select_timestep'),
     ]
     assert [name for name in mmaselect.__all__ if name != '__version__'] == names
-    assert set(names) <= set(dir(mmaselect))
+    assert dir(mmaselect) == sorted(mmaselect.__all__)
     for name in names:
         assert getattr(mmaselect, name).__name__ in (name, name.partition('_')[0])
     with pytest.raises(AttributeError, match="'mmaselect' has no attribute 'no_such_thing'"):

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mmaselect.report.plot import COLORS, save_figure
+from mmaselect.report.plot import save_figure
+from mmaselect.selection.curve_plot import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

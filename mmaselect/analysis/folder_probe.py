@@ -22,9 +22,9 @@ from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.files import write_atomically, write_json
 from mmaselect.images.class_folders import ClassFolders, split_folders
 from mmaselect.images.labeled import LabeledImages
-from mmaselect.report.plot import COLORS
 from mmaselect.report.rendering import figure_uri, render
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
+from mmaselect.selection.curve_plot import COLORS
 from mmaselect.selection.grid import parse_timesteps
 from mmaselect.terminal.progress import progress_bar
 

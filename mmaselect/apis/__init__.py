@@ -1,6 +1,8 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The same things from Python, without a config."""
 
+from importlib.util import find_spec
+
 from mmaselect.apis.criteria import list_criteria
 from mmaselect.apis.feature_files import StoredFeatures, load_features, save_features
 from mmaselect.apis.features import FeatureExtractor, FeatureInfo
@@ -20,3 +22,8 @@ __all__ = [
     'select',
     'select_timestep',
 ]
+
+if find_spec('transformers') is not None:  # diffusers has imported it already
+    from mmaselect.apis.auto_backbone import register
+
+    register()

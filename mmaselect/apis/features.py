@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
+from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import any_spelling, check_image_size, flag, gathered, shorten, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.images.inputs import (
@@ -74,7 +75,7 @@ class FeatureInfo:
         return len(self._channels)
 
 
-class FeatureExtractor:
+class FeatureExtractor(Shareable):
     """Any block and feature of a frozen diffusion transformer, for images as they are.
 
     Args:
@@ -174,6 +175,51 @@ class FeatureExtractor:
             self.dit, timestep, seed, calibration, selection, self.image_size, progress,
             self.value_range,
         )  # fmt: skip
+        self._condition = condition
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        shared: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool | None = None,
+        **changes: Any,
+    ) -> FeatureExtractor:
+        """Read a model as somebody else did, by what ``save_pretrained`` wrote.
+
+        Args:
+            shared: Folder, or hub id, of the pick; the pick names the model.
+            revision: Branch, tag or commit of the pick on the hub.
+            token: Token of the hub.
+            cache_dir: Where the hub's files are kept.
+            local_files_only: Whether to look for the pick on this machine alone.
+            changes: Further arguments: ``device``, ``dtype``, ``batch_size``, ``image_size``, ...
+
+        Raises:
+            FileNotFoundError: If there is no such folder and no such repository.
+            ValueError: If it holds something else, if the model there is not the one that the
+                selection was made with, or if a change is a part of the pick.
+        """
+        pick = SharedPick.load(
+            shared,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return cls(**pick.arguments(changes, one_feature=False))
+
+    def shared_pick(self) -> SharedPick:
+        """What ``save_pretrained`` writes."""
+        size = self.image_size
+        return self._reader.shared_pick(
+            self.source,
+            condition=self._condition,
+            settings={} if size is None else dict(image_size=size),
+        )
 
     @property
     def timestep(self) -> int:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mmaselect.apis.features import FeatureInfo, pick_device
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
+from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import gathered, shorten
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.pixel_gate import PixelGate
 from mmaselect.selection import SelectionOptions, SelectionResult
 
 
-class FrozenModule(nn.Module):
+class FrozenModule(nn.Module, Shareable):
     """A frozen model as a module; subclasses give its maps the form that a library expects.
 
     No parameter is trained, and it stays in eval mode. Its state dict has the frozen weights, as
@@ -65,6 +66,7 @@ class FrozenModule(nn.Module):
         ).follow(pick_device(device))
         self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)
+        self.source, self._condition = source, condition
         self.keys = list(self.dit.maps)
         self.feature_info = FeatureInfo(
             [self._reader.channels(key) for key in self.keys],
@@ -86,6 +88,10 @@ class FrozenModule(nn.Module):
     def selection_result(self) -> SelectionResult | None:
         """Curve and pick, if the timestep was selected."""
         return self._reader.selection_result
+
+    def shared_pick(self) -> SharedPick:
+        """What ``save_pretrained`` writes."""
+        return self._reader.shared_pick(self.source, condition=self._condition)
 
     def _read(self, inputs: Tensor) -> list[Tensor]:
         """A map for each block, of a batch (B, 3, H, W) as `gate` takes it."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mmaselect.apis.frozen_module import FrozenModule
 from mmaselect.apis.reader import Calibration, Timesteps
+from mmaselect.apis.sharing import SharedPick
 from mmaselect.checks import any_spelling, is_sequence, shorten, three_numbers
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.pixel_gate import PixelGate
@@ -25,6 +27,13 @@ ADVICE = (
     'Set image_mean and image_std to those of the image processor: `processor.image_mean`, '
     '`processor.image_std`; 0 and 1 where it leaves images as they are, from 0 to 1'
 )
+#: Arguments of ``AutoBackbone`` that say nothing here.
+OF_AUTO = (
+    *('adapter_kwargs', 'code_revision', 'force_download', 'proxies', 'subfolder'),
+    *('trust_remote_code', '_commit_hash'),
+)
+#: What says where the files of a pick are found on the hub.
+HUB_NAMES = ('revision', 'token', 'cache_dir', 'local_files_only')
 
 
 class TransformersBackbone(FrozenModule):
@@ -108,6 +117,12 @@ class TransformersBackbone(FrozenModule):
             pretrained, timestep, blocks, feature, dtype, seed, calibration, selection, device,
             condition, flat, gate,
         )  # fmt: skip
+        given = dict(image_mean=image_mean, image_std=image_std)
+        self._pixels = {
+            name: [float(one) for one in found]
+            for name, found in (('image_mean', mean), ('image_std', std))
+            if given[name] is not None
+        }
         self.stage_names = [f'block{number}' for number in range(self.dit.num_blocks)]
         self.out_indices = list(self.dit.blocks)
         if self.out_indices != sorted(set(self.out_indices)):
@@ -120,10 +135,54 @@ class TransformersBackbone(FrozenModule):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained: str | Path | Mapping[str, Any] | ModelSource, **kwargs: Any
+        cls,
+        pretrained: str | Path | Mapping[str, Any] | ModelSource,
+        *,
+        config: Any = None,
+        **kwargs: Any,
     ) -> TransformersBackbone:
-        """The same as the class itself, in the words of ``transformers``."""
-        return cls(pretrained, **kwargs)
+        """The class itself in the words of ``transformers``, or what ``save_pretrained`` wrote.
+
+        Args:
+            pretrained: The model, if ``timestep`` is given; else the folder, or hub id, of a pick
+                that was saved.
+            config: What ``AutoBackbone`` has read of the pick.
+            kwargs: Further arguments of the class, such as ``timestep`` and ``out_indices``. Of a
+                pick, those that are not a part of it, and ``revision``, ``token``, ``cache_dir``
+                and ``local_files_only``.
+
+        Raises:
+            FileNotFoundError: If there is no such model or pick.
+            ValueError: If what is there is not a pick, or an argument is a part of it.
+        """
+        if 'timestep' in kwargs:
+            return cls(pretrained, **kwargs)
+        if not isinstance(pretrained, (str, Path)):
+            raise ValueError('timestep is missing: where is the model to be read?')
+        if config is not None:  # AutoBackbone hands on what it was called with
+            kwargs = {name: value for name, value in kwargs.items() if name not in OF_AUTO}
+        given = {name: kwargs.pop(name) for name in HUB_NAMES if name in kwargs}
+        return cls(**SharedPick.load(pretrained, **given).arguments(kwargs, 'out_indices'))
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> TransformersBackbone:
+        """What ``AutoBackbone.from_config`` calls: models with a ``backbone_config`` do so."""
+        pick = SharedPick.of_config(config.to_dict())
+        return cls(**pick.arguments(kwargs, 'out_indices'))
+
+    @property
+    def config(self) -> Any:
+        """The config of ``transformers``: what ``config.json`` of a saved backbone holds."""
+        from mmaselect.apis.auto_backbone import backbone_config
+
+        return backbone_config(self)
+
+    def shared_pick(self) -> SharedPick:
+        """What ``save_pretrained`` writes."""
+        pick = super().shared_pick()
+        if not self._pixels:
+            return pick
+        return replace(pick, settings=dict(pick.settings, **self._pixels))
 
     @property
     def out_feature_channels(self) -> dict[str, int]:

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mmaselect.apis.sharing import SharedPick
 from mmaselect.checks import is_sequence, seed_number, shorten
-from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
 from mmaselect.diffusion.timestep_plan import TimestepPlan
@@ -89,7 +90,8 @@ class Reader:
         value_range: What tensors of floats among the calibration images have; (-1, 1) if None.
 
     Attributes:
-        selection_result (SelectionResult | None): Curve and pick, if this reader selected.
+        selection_result (SelectionResult | None): Curve and pick, if this reader selected, or if
+            one was given as its timestep.
 
     Raises:
         ValueError: If a timestep is out of range, or ``'auto'`` has nothing to be selected on.
@@ -108,11 +110,12 @@ class Reader:
     ) -> None:
         self.dit = dit
         self.plan = timestep_plan(timestep)
-        for result in _results_in(timestep):
+        results = _results_in(timestep)
+        for result in results:
             check_result_model(result, dit)
         self._noise = FixedNoise(seed_number('seed', seed))
         self._watch = FiniteWatch()
-        self.selection_result: SelectionResult | None = None
+        self.selection_result = results[0] if len(results) == 1 else None
         options = SelectionOptions.parse(selection)
         given = [dit.process.check_timestep(s) for s in self.plan.steps if isinstance(s, int)]
         if not self.plan.is_automatic and dit.search is None:
@@ -154,6 +157,13 @@ class Reader:
     def keys(self) -> tuple[TapKey, ...]:
         """(block, feature) of every map."""
         return self.dit.keys
+
+    def shared_pick(self, source: ModelSource, **more: Any) -> SharedPick:
+        """Where the model is read, for others: see :class:`~mmaselect.apis.sharing.SharedPick`."""
+        found = self.selection_result
+        result = found if found is not None and found.timestep == self.timestep else None
+        fusion, seed = self.plan.fusion, self._noise.seed
+        return SharedPick.of(self.dit, source, self.timesteps, fusion, result, seed=seed, **more)
 
     def channels(self, key: TapKey) -> int:
         """Channels of a map."""

@@ -110,6 +110,8 @@ class FrozenDiT(nn.Module):
         self._picked: tuple[TapKey, ...] | None = None
         #: Name of the source that it was loaded from.
         self.name: str | None = None
+        #: The source; its revision is the commit that was read, where the hub's cache says it.
+        self.source: ModelSource | None = None
         self.family = family
         self.process = process
         self.transformer = transformer
@@ -195,6 +197,7 @@ class FrozenDiT(nn.Module):
             )
         dit = cls(transformer, family, process, codec, prepared, blocks, feature)
         dit.name = source.name
+        dit.source = source.as_read()
         return dit
 
     # -- facts ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ line in the log that says what comes and how large it is. What goes wrong has on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -82,6 +83,15 @@ class Repository:
         if found is not None and not isinstance(found, str):
             raise NotOnHub(f'{self.title}: the repository has no file {file}')
         return None if found is None else Path(found)
+
+    def cached_commit(self) -> str | None:
+        """The commit that the revision stands for in the cache; None if nothing is there."""
+        for file in ('model_index.json', 'config.json', 'transformer/config.json'):
+            with contextlib.suppress(NotOnHub):
+                found = self.cached(file)
+                if found is not None:
+                    return found.parents[file.count('/')].name
+        return None
 
     def file(self, file: str) -> Path:
         """A small file, downloaded if it is not in the cache.

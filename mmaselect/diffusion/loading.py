@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +200,13 @@ class PipelineSource:
     @property
     def is_local(self) -> bool:
         return Path(self.path).is_dir()
+
+    def as_read(self) -> ModelSource:
+        """The description, with the commit that was read in place of a branch or no revision."""
+        if self.is_local or self.file is not None:
+            return self.source
+        commit = Repository('pretrained', self.path, self.hub_kwargs).cached_commit()
+        return self.source if commit is None else replace(self.source, revision=commit)
 
     @property
     def pipeline(self) -> PipelineSource:

@@ -153,6 +153,11 @@ class ImageSource(ABC):
         """Class label, where there is one; only label-aware criteria read it."""
         return None
 
+    def described(self) -> str:
+        """Where the images come from, for people: folders, files, or a kind of data set."""
+        others = f' and {len(self) - 1} more' if len(self) > 1 else ''
+        return f'{self.name(0)}{others}'
+
 
 class ImageFolder(ImageSource):
     """All images below a folder, in the order of their paths.
@@ -202,6 +207,9 @@ class ImageFolder(ImageSource):
     def name(self, index: int) -> str:
         return str(self.paths[index])
 
+    def described(self) -> str:
+        return ', '.join(map(str, self.folders))
+
 
 class ImageArrays(ImageSource):
     """Images that are in memory already.
@@ -244,6 +252,9 @@ class ImageArrays(ImageSource):
 
     def name(self, index: int) -> str:
         return f'image {index}'
+
+    def described(self) -> str:
+        return 'images in memory'
 
     def label(self, index: int) -> int | None:
         return None if self.labels is None else int(self.labels[index])

@@ -223,6 +223,10 @@ class DatasetImages(ImageSource):
         path = self.dataset.get_data_info(index).get('img_path')
         return f'image {index} of {type(self.dataset).__name__}' if path is None else str(path)
 
+    def described(self) -> str:
+        root = getattr(self.dataset, 'data_root', None)
+        return f'{type(self.dataset).__name__}{f" in {root}" if root else ""}'
+
     def label(self, index: int) -> int | None:
         label = self.dataset.get_data_info(index).get('gt_label')
         return None if label is None or np.ndim(label) else int(label)

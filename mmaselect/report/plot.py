@@ -18,15 +18,8 @@ from matplotlib.patches import Patch
 
 from mmaselect.files import written_aside
 from mmaselect.logs import warn
-from mmaselect.selection.result import Curve, SelectionResult, finalists, images_seen
-
-COLORS = ('#1b4f8a', '#c8553d', '#588157', '#8d6a9f', '#b08900')
-
-
-def _series(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Timesteps, scores and standard errors as arrays, NaN where there is none."""
-    sem = [np.nan if point.sem is None else point.sem for point in curve.points]
-    return np.array(curve.timesteps), np.array(curve.scores), np.array(sem)
+from mmaselect.selection.curve_plot import COLORS, draw_curve, series
+from mmaselect.selection.result import Curve, SelectionResult, images_seen
 
 
 def selection_figure(result: SelectionResult) -> Figure:
@@ -56,14 +49,14 @@ def selection_figure(result: SelectionResult) -> Figure:
         _draw_maps(figure, list(map_axes), result, features)
     top = axes[0]
     for tap in result.per_tap if len(result.per_tap) > 1 and not maps else ():
-        tap_steps, tap_scores, _ = _series(tap)
+        tap_steps, tap_scores, _ = series(tap)
         top.plot(tap_steps, tap_scores, color=COLORS[0], alpha=0.3, linewidth=0.9)
         last = int(np.flatnonzero(np.isfinite(tap_scores))[-1])
         top.annotate(
             f'block {tap.block}', (tap_steps[last], tap_scores[last]), xytext=(3, 0),
             textcoords='offset points', fontsize=6, color=COLORS[0], alpha=0.8, va='center',
         )  # fmt: skip
-    _draw_curve(top, result.curve, COLORS[0])
+    draw_curve(top, result.curve, COLORS[0])
     best = result.curve.best
     if result.interval is not None:
         top.axvspan(*result.interval, color=COLORS[0], alpha=0.1, linewidth=0)
@@ -84,7 +77,7 @@ def selection_figure(result: SelectionResult) -> Figure:
     for axis, (_, other), color in zip(
         axes[1:], result.others.items(), itertools.cycle(COLORS[1:]), strict=False
     ):
-        _draw_curve(axis, other, color)
+        draw_curve(axis, other, color)
         axis.plot([other.timestep], [other.best.score], marker='*', markersize=9, color=color)
         axis.annotate(
             f't = {other.timestep}', (other.timestep, other.best.score), xytext=(6, 3),
@@ -170,28 +163,6 @@ def _add_legend(figure: Figure, result: SelectionResult) -> None:
         *zip(*entries, strict=True), loc='outside lower center', ncols=len(entries), fontsize=6.5,
         frameon=False, handlelength=1.5, columnspacing=1.2,
     )  # fmt: skip
-
-
-def _draw_curve(axis: Axes, curve: Curve, color: str) -> None:
-    """A curve with its error band, in its own units."""
-    steps, scores, sem = _series(curve)
-    axis.fill_between(
-        steps, scores - 2 * sem, scores + 2 * sem, color=color, alpha=0.18, linewidth=0
-    )
-    axis.plot(steps, scores, color=color, linewidth=1.2)
-    most = max((point.images or 0 for point in finalists(curve.points)), default=0)
-    dropped = np.array([(point.images or 0) < most for point in curve.points])
-    axis.plot(
-        steps[~dropped], scores[~dropped], color=color, marker='o', markersize=2.5, linestyle=''
-    )
-    if dropped.any():
-        axis.errorbar(
-            steps[dropped], scores[dropped], 2 * sem[dropped], color=color, linestyle='',
-            marker='o', markersize=3.5, markerfacecolor='white', elinewidth=0.7,
-            markeredgewidth=0.8,
-        )  # fmt: skip
-    axis.set_ylabel(curve.criterion, fontsize=8 if len(curve.criterion) < 20 else 6.5)
-    axis.tick_params(labelsize=7)
 
 
 def _add_noise_levels(axis: Axes, curve: Curve) -> None:

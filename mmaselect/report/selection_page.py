@@ -33,7 +33,9 @@ def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) ->
     return render(
         'selection.html.j2',
         result=result,
-        model=result.settings.get('transformer', ''),
+        model=result.model or result.settings.get('transformer', ''),
+        revision=(result.provenance.get('model') or {}).get('revision'),
+        origin=result.provenance,
         figure=figure_uri(selection_figure(result)),
         curves=curves,
         rows=[

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmaselect.files import cache_root, check_regular, write_json
 from mmaselect.logs import warn
 from mmaselect.selection.caveats import Caveat
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Raised whenever the meaning of a selection changes, so that stored results are redone. A new
 #: version of the package alone costs nobody a sweep.
@@ -93,7 +97,7 @@ def images_seen(result: SelectionResult) -> str:
     return f'race over {min(seen)} to {max(seen)} images'
 
 
-@dataclass
+@dataclass(repr=False)
 class SelectionResult:
     """The outcome of a sweep. ``to_dict`` gives the documented ``selection.json``.
 
@@ -122,6 +126,20 @@ class SelectionResult:
         images_needed: About how many images would decide an undecided pick; None if unknown.
         cells: (block, feature) that are to be read: all that were scored, or the place that was
             picked from them. Empty in results of versions that did not say it.
+        provenance: Where the result comes from, for people: ``model`` (the fields of
+            ``pretrained``, with the commit that was read as ``revision``), ``dtype``, ``images``
+            (``source``, ``count`` and how many were ``used``), ``versions``, and the ``command``
+            of the process. Results are not looked up by it. Empty in results of versions that did
+            not say it.
+
+    Example:
+        >>> import numpy as np
+        >>> from mmaselect import select
+        >>> images = [np.full((32, 32, 3), 40 * n, np.uint8) for n in range(4)]
+        >>> options = dict(timesteps='0:1000:500', cache=False, progress=False)
+        >>> result = select('mmaselect://dit_cifar10', images, **options)
+        >>> print(result.config_snippet().splitlines()[2])
+            pretrained='mmaselect://dit_cifar10',
     """
 
     timestep: int
@@ -145,6 +163,76 @@ class SelectionResult:
     rivals: list[int] = field(default_factory=list)
     images_needed: int | None = None
     cells: list[tuple[int, str]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f'SelectionResult(timestep {self}, {self.where}, {self.criterion}, {images_seen(self)})'
+        )
+
+    def _repr_html_(self) -> str:
+        """The pick, its curve and its warnings, as notebooks show it."""
+        from mmaselect.selection.curve_plot import curve_svg
+
+        warnings = ''.join(f'<li>{html.escape(str(warning))}</li>' for warning in self.warnings)
+        model = f'{html.escape(str(self.model))}, ' if self.model else ''
+        return (
+            f'<div><p><b>timestep {html.escape(str(self))}</b><br>{model}'
+            f'{html.escape(self.where)}, sigma {self.noise_level:.3f}, '
+            f'{html.escape(self.criterion)}, {images_seen(self)}</p>{curve_svg(self)}'
+            f'{f"<ul>{warnings}</ul>" if warnings else ""}</div>'
+        )
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the deciding curve with the pick and its interval.
+
+        :func:`mmaselect.report.selection_figure` draws all curves.
+
+        Args:
+            axes: Where to draw, of matplotlib; axes of a new figure if None.
+
+        Returns:
+            Axes: What was drawn on.
+        """
+        from mmaselect.selection.curve_plot import plot_curve
+
+        return plot_curve(self, axes)
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model; None in results of versions that did not say it."""
+        source = self.provenance.get('model')
+        return str(source['model']) if isinstance(source, Mapping) else None
+
+    def config_snippet(self) -> str:
+        """Lines of an OpenMMLab config that read the model where this result says.
+
+        Raises:
+            ValueError: If several features were picked, which a backbone cannot read.
+        """
+        features = list(dict.fromkeys(feature for _, feature in self.cells)) or [self.feature]
+        if len(features) > 1:
+            raise ValueError(
+                f'a backbone reads one feature, and this result has {", ".join(features)}: select '
+                f'with one of them'
+            )
+        blocks = [block for block, _ in self.cells] or self.blocks
+        source = dict(self.provenance.get('model') or {})
+        if set(source) <= {'model'}:
+            pretrained: Any = source.get('model', 'THE MODEL THAT WAS SELECTED WITH')
+        else:
+            pretrained = source
+        return '\n'.join(
+            [
+                'backbone=dict(',
+                "    type='mmaselect.ASelecTDiT',",
+                f'    pretrained={pretrained!r},',
+                f'    blocks={blocks!r},',
+                f'    feature={features[0]!r},',
+                f'    timestep={self.timestep},',
+                ')',
+            ]
+        )
 
     def __str__(self) -> str:
         """``75 (50 to 100)``: the pick and its interval, or ``75 (undecided, 0 to 350)``."""
@@ -270,6 +358,8 @@ class SelectionResult:
         ):
             if not isinstance(found, list) or any(type(value) is not kind for value in found):
                 raise ValueError(f'{name} is {found!r}')
+        if not isinstance(self.provenance, dict):
+            raise ValueError(f'provenance is {self.provenance!r}')
         if self.key != settings_key(self.settings):
             raise ValueError(f'key {self.key!r} is not that of the settings')
         grid = self.settings.get('timesteps') if isinstance(self.settings, dict) else None

@@ -14,6 +14,7 @@ from mmaselect.selection.conclude import conclude, warn_of_images
 from mmaselect.selection.identity import UNREADABLE, sweep_settings
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import PartialSums
+from mmaselect.selection.provenance import provenance
 from mmaselect.selection.race import round_ends
 from mmaselect.selection.ranks import from_rank_zero, gather_answers, rank_and_size
 from mmaselect.selection.result import SelectionCache, SelectionResult, settings_key
@@ -158,6 +159,7 @@ class Sweep:
         result.seconds = round(stages.seconds, 3)
         result.model_evaluations = evaluations
         result.key, result.settings = key, settings
+        result.provenance = provenance(self.dit, self.calibration)
         # Sums are reduced in one order everywhere, yet only rank 0's clock is the clock.
         result = from_rank_zero(result)
         if self.cache is not None:

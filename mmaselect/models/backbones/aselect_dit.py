@@ -14,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import any_spelling, choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
@@ -43,6 +44,7 @@ from mmaselect.selection import (
     SelectionResult,
     Sweep,
 )
+from mmaselect.selection.identity import check_result_model
 
 #: Arguments that configs of other backbones leave behind, and what to do about them.
 OF_OTHER_BACKBONES = dict.fromkeys(
@@ -104,7 +106,7 @@ def check_init_cfg(init_cfg: Any) -> None:
 
 
 @MODELS.register_module()
-class ASelecTDiT(BaseModule, Adopts):
+class ASelecTDiT(BaseModule, Adopts, Shareable):
     """Feature maps of a frozen diffusion transformer at an automatically selected timestep.
 
     The timestep is picked in ``init_weights`` (A-SelecT, arXiv 2603.25758), which MMEngine's Runner
@@ -299,6 +301,7 @@ class ASelecTDiT(BaseModule, Adopts):
                 f'({", ".join(map(str, plan.steps))}; fusion {plan.fusion!r}): '
                 f'{plan.count} transformer passes, {self.out_channels[0]} channels a map'
             )
+        self._said_condition = condition
         condition = self.dit.family.condition_in_words(condition)
         self._inputs = InputGuard(mean or HALF, std or HALF, order or 'rgb', False, condition)
         for name, tensor in {**self._checked_tensors(), **self._inputs.buffers()}.items():
@@ -311,6 +314,40 @@ class ASelecTDiT(BaseModule, Adopts):
             self.cache = FrozenCache(
                 self.dit, feature, cache_options, (self.noise.seed, self.noise.draws)
             )
+
+    # -- sharing ----------------------------------------------------------------------------------
+    @classmethod
+    def from_pretrained(cls, shared: str | Path, **changes: Any) -> ASelecTDiT:
+        """Read a model as somebody else did, by what ``save_pretrained`` wrote.
+
+        Args:
+            shared: Folder, or hub id, of the pick.
+            changes: Further arguments of the class, such as ``cache``.
+
+        Raises:
+            FileNotFoundError: If there is no such folder and no such repository.
+            ValueError: If it holds something else, or a change is a part of the pick.
+        """
+        pick = SharedPick.load(shared)
+        given = pick.arguments(changes)
+        given['timestep'] = pick.timestep
+        seed = given.pop('seed')
+        given.setdefault('noise', dict(mode='auto', seed=seed))
+        given.pop('image_size', None)  # images come as the pipeline of the config makes them
+        backbone = cls(**given)
+        if pick.result is not None:
+            check_result_model(pick.result, backbone.dit)
+            backbone.pick.result = pick.result
+        return backbone
+
+    def shared_pick(self) -> SharedPick:
+        """What ``save_pretrained`` writes."""
+        found = self.selection_result
+        result = found if found is not None and found.timestep == self.timestep else None
+        plan, seed, said = self.pick.plan, self.noise.seed, self._said_condition
+        return SharedPick.of(
+            self.dit, self.source, self.timesteps, plan.fusion, result, seed=seed, condition=said
+        )
 
     # -- the place --------------------------------------------------------------------------------
     @property

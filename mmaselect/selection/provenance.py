@@ -1,0 +1,73 @@
+# Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
+"""Where a selection comes from, for people who find its result later."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.images import CalibrationSet
+from mmaselect.version import __version__
+
+#: Tokens of the hub, which belong in no file.
+_SECRET = re.compile(r'hf_[A-Za-z0-9]{8,}')
+
+
+def provenance(dit: FrozenDiT, calibration: CalibrationSet) -> dict[str, Any]:
+    """Model, images, versions and command of a selection; JSON-ready.
+
+    Args:
+        dit: The model. One that was built by hand has no name.
+        calibration: The images.
+    """
+    if dit.source is not None:
+        model = {name: _plain(value) for name, value in dit.source.as_dict().items()}
+    else:
+        model = {} if dit.name is None else dict(model=dit.name)
+    return dict(
+        model=model or None,
+        dtype=str(dit.dtype).removeprefix('torch.'),
+        images=dict(
+            source=calibration.source.described(),
+            count=len(calibration.source),
+            used=len(calibration),
+        ),
+        versions=dict(
+            mmaselect=__version__,
+            torch=torch.__version__,
+            diffusers=diffusers.__version__,
+            python=platform.python_version(),
+        ),
+        command=command_line(sys.argv),
+    )
+
+
+def command_line(words: Sequence[str]) -> str | None:
+    """The command of a process, without tokens of the hub; None in a notebook or a console.
+
+    Example:
+        >>> command_line(['/usr/bin/mmaselect', 'select', 'my photos'])
+        "mmaselect select 'my photos'"
+    """
+    is_interactive = 'ipykernel' in sys.modules or hasattr(sys, 'ps1')
+    if is_interactive or not words or words[0] in ('', '-c', '-m'):
+        return None
+    return _SECRET.sub('hf_***', shlex.join([Path(words[0]).name, *words[1:]]))
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold; objects, such as those of a quantization, as their text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
