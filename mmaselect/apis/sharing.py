@@ -316,7 +316,7 @@ class Shareable:
         pick = self.shared_pick()
         if local := pick.local_parts():
             raise ValueError(
-                f'{local[0]!r} is on this machine only, and whoever loads the pick needs it: put '
+                f'{local[0]!r} is on this machine only, and users who load the pick need it: put '
                 f'it on the hub too, and give its id as pretrained; or use save_pretrained'
             )
         api = HfApi(token=token)
