@@ -22,6 +22,7 @@ from mmaselect.checks import any_spelling, is_meant, is_sequence, keywords, shor
 from mmaselect.diffusion.attention import AttentionOperands
 from mmaselect.diffusion.codec import Codec, PixelCodec, pad_to_multiple
 from mmaselect.diffusion.families import Family, Tap, family_of
+from mmaselect.diffusion.hub import HubError
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
 from mmaselect.diffusion.model_source import ModelSource
@@ -166,12 +167,16 @@ class FrozenDiT(nn.Module):
         for lora, _ in description.loras:
             find_lora(lora)
         source = PipelineSource(description)
-        if is_auto:
-            # Weights that are missing are named when they are read.
-            with source.naming('transformer'), contextlib.suppress(FileNotFoundError):
-                dtype = computed_in(description.load_kwargs) or auto_dtype(source)
-            logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
         family = family_of(source)
+        if is_auto:
+            try:
+                with source.naming('transformer'):
+                    dtype = computed_in(description.load_kwargs) or auto_dtype(source)
+            except HubError:
+                raise  # else a hub that is silent would be waited for once more
+            except FileNotFoundError:
+                pass  # weights that are missing are named when they are read
+            logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
         resolved = family.resolve_blocks(blocks)
         _as_features(feature, family)
         with source.naming('scheduler'):

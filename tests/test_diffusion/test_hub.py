@@ -141,6 +141,7 @@ def test_one_cause(server, answer, message):
     with pytest.raises(FileNotFoundError, match=message) as caught:
         read('some/model')
     assert time.monotonic() - started < 20
+    assert len(server.requests) == 1, 'one answer, or none, is enough'
     text = str(caught.value)
     assert "pretrained='some/model'" in text
     causes = ('did not answer', 'gated', 'hub answered', 'answered 5', 'there is no model')
