@@ -40,6 +40,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 from mmengine.runner import load_checkpoint
 from PIL import Image, PngImagePlugin
+from stored_faults import stored_faults
 
 from mmaselect import select_timestep
 from mmaselect.diffusion import FrozenDiT
@@ -307,7 +308,7 @@ add('stored selections', 'a folder in its place', _stored(_in_its_place(Path.mkd
 add(
     'stored selections',
     'a link to nothing in its place',
-    _stored(_in_its_place(lambda e: e.symlink_to('/nowhere')), told=False),
+    _stored(_in_its_place(lambda e: e.symlink_to(e.with_name('nowhere'))), told=False),
 )
 add(
     'stored selections',
@@ -1827,6 +1828,9 @@ for _trouble, _words in {
 }.items():
     add('ranks', _trouble, _ranks(_trouble, _words))
 add('ranks', 'more than images', _ranks('few images', world=4))
+
+
+stored_faults(add, expect, _full_disk)
 
 
 def run(faults: list[Fault], shop: Workshop, tell: Callable[[str], Any] = print) -> Counter:

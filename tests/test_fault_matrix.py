@@ -21,7 +21,13 @@ def _in_the_workshop(shop, monkeypatch):
     monkeypatch.setattr(shop, 'here', shop.root)
 
 
-@pytest.mark.parametrize('group', QUICK)
+#: Groups whose kinds of faults the daily run meets in tests of their own.
+SLOWER = ('feature folders', 'frozen cache', 'leaderboard', 'pre-training')
+
+
+@pytest.mark.parametrize(
+    'group', [*QUICK, *(pytest.param(group, marks=pytest.mark.thorough) for group in SLOWER)]
+)
 def test_some_faults_of_a_group(group, shop):
     faults = [fault for fault in FAULTS if fault.group == group]
     assert len(faults) > 5

@@ -102,11 +102,18 @@ def tensor_name(key: TapKey) -> str:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], shard: Shard) -> None:
-    """Write a shard, with its checksums: the same bytes for the same content."""
+    """Write a shard, with its checksums: the same bytes for the same content.
+
+    Raises:
+        OSError: If it cannot be written: the disk is full, say.
+    """
     shard = Shard(**{**asdict(shard), 'checks': row_checks(tensors, shard.owners).tolist()})
     with written_aside(path) as aside:
         # One entry: safetensors writes several in an order that differs.
-        save_file(dict(tensors), aside, {_ABOUT: json.dumps(asdict(shard))})
+        try:
+            save_file(dict(tensors), aside, {_ABOUT: json.dumps(asdict(shard))})
+        except SafetensorError as error:
+            raise OSError(f'{str(path)!r} cannot be written ({error})') from error
 
 
 class OpenShard:

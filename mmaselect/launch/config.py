@@ -49,7 +49,7 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is YAML that is malformed, or names Python objects.
+        ValueError: If it is malformed, or YAML that names Python objects.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -62,6 +62,11 @@ def load_config(path: str | os.PathLike, options: dict | None = None) -> Config:
         raise ValueError(
             f'{path} is not a YAML of plain values ({error}). A config that needs Python is a '
             f'.py file'
+        ) from error
+    except SyntaxError as error:
+        raise ValueError(
+            f'{path}, or a base of it, is not valid Python: {error.msg} (line {error.lineno}: '
+            f'{(error.text or "").strip()!r})'
         ) from error
     _drop_scope(config._cfg_dict)
     merge_options(config, options or {})

@@ -173,11 +173,20 @@ def schedule_of(config: Config) -> str:
 
 
 def training_memory(work_dir: Path) -> int | None:
-    """Peak GPU memory that the training logged, in MB; None where it trained on a CPU."""
+    """Peak GPU memory that the training logged, in MB; None where it trained on a CPU.
+
+    Raises:
+        ValueError: If a log is damaged.
+    """
     peak = None
     for path in work_dir.glob('*/vis_data/scalars.json'):
-        for line in path.read_text(encoding='utf-8').splitlines():
-            memory = json.loads(line).get('memory')
-            if memory is not None:
-                peak = max(peak or 0, int(memory))
+        try:
+            for line in path.read_text(encoding='utf-8').splitlines():
+                memory = json.loads(line).get('memory')
+                if memory is not None:
+                    peak = max(peak or 0, int(memory))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'the log {path} is damaged ({error}): remove it, or that line of it'
+            ) from error
     return peak

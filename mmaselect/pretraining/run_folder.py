@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mmaselect.checks import is_number
-from mmaselect.files import write_atomically, write_json, written_aside
+from mmaselect.files import check_regular, write_atomically, write_json, written_aside
 from mmaselect.untrusted import only_weights, what_was_refused
 
 KEPT_STATES = 2
@@ -31,7 +31,7 @@ def _checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, st
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
     found = {}
     for name in names:
-        with (folder / name).open('rb') as file:
+        with check_regular(folder / name).open('rb') as file:
             found[name] = hashlib.file_digest(file, 'sha256').hexdigest()
     return found
 
@@ -194,7 +194,7 @@ class RunFolder:
         """
         path = state / 'progress.json'
         try:
-            progress = json.loads(path.read_text())
+            progress = json.loads(check_regular(path).read_text())
             if any(not is_number(progress[name]) for name in ('step', 'images', 'seconds')):
                 raise ValueError('it must tell step, images and seconds')
             dict(progress.get('checksums', {}))  # none in states of older versions
