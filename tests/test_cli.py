@@ -176,7 +176,9 @@ def test_look(tiny_dit, photos, tmp_path, capsys):
     said = capsys.readouterr().err
     assert 'the selection was made with another model (its transformer_config' in said
     assert not page.exists()
-    assert main([*few, '--calibration', photos, '--no-selection']) == 0
+    assert main([*few, '--calibration', photos, '--no-selection']) == 1
+    assert '--calibration would not be used with --no-selection' in capsys.readouterr().err
+    assert main(['look', photos, *options, '--no-selection', '--blocks', '2']) == 0
     assert 'How the timestep was picked' not in page.read_text()
 
 

@@ -123,3 +123,81 @@ def test_other_faces(tiny_dit, photos, tmp_path, monkeypatch, call, message):
 def test_values_that_are_names(tiny_dit, call, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         call(tiny_dit)
+
+
+# -- what would not be used --------------------------------------------------------------------
+FIXED = "calibration says how timestep='auto' is selected, and timestep is 50"
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda m, f: FeatureExtractor(m, 50, calibration=f), FIXED),
+        (lambda m, f: FeaturesOnly(m, 50, calibration=f), FIXED),
+        (lambda m, f: TransformersBackbone(m, 50, calibration=f), FIXED),
+        (
+            lambda m, f: DiTFeatures(m, 50, selection='paper').fit(IMAGES),
+            "selection says how timestep='auto' is selected, and timestep is 50",
+        ),
+        (lambda m, f: FeatureExtractor(m, [50, 9], selection='paper'), r'timestep is \[50, 9\]'),
+        (
+            lambda m, f: save_features(f, 'out', m, timestep=50, selection='paper'),
+            "selection says how timestep='auto' is selected, and timestep is 50",
+        ),
+        (lambda m, f: select_timestep(m, f, labels=[0, 1, 2]), 'labels are for a list of images'),
+        (
+            lambda m, f: select_timestep(FrozenDiT.from_pretrained(m), IMAGES, feature='key'),
+            r"\['feature'\] describe a model, and model is loaded already",
+        ),
+        (
+            lambda m, f: look_at(IMAGES, FrozenDiT.from_pretrained(m), blocks=[1], condition=2),
+            r"\['blocks', 'condition'\] describe a model, and model is loaded already",
+        ),
+    ],
+)
+def test_what_would_not_be_used_is_refused(tiny_dit, photos, tmp_path, monkeypatch, call, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        call(tiny_dit, photos)
+
+
+def test_a_config_may_inherit_what_a_fixed_timestep_does_not_use(tiny_dit, photos, caplog):
+    with caplog.at_level('INFO'):
+        ASelecTDiT(tiny_dit, timestep=50, calibration=str(photos))
+    assert f'{FIXED}: not used' in caplog.text
+
+
+def test_cache_dir_has_one_meaning_on_each_face(tiny_dit, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'usual'))
+    options = dict(timesteps=[0, 500], num_images=4)
+    select_timestep(tiny_dit, IMAGES, cache_dir=tmp_path / 'a', progress=False, **options)
+    selection = dict(options, cache_dir=tmp_path / 'b')
+    FeatureExtractor(tiny_dit, 'auto', calibration=IMAGES, selection=selection)
+    for folder in ('a', 'b'):
+        assert list((tmp_path / folder).rglob('*.json')), 'the result of the selection'
+    assert not list((tmp_path / 'usual').rglob('*.json'))
+    for face in (
+        lambda **given: FeatureExtractor(tiny_dit, 50, **given),
+        lambda **given: ASelecTDiT(tiny_dit, timestep=50, **given),
+        lambda **given: save_features(photos, tmp_path / 'out', tiny_dit, timestep=50, **given),
+    ):
+        both = r'cache_dir has two meanings: write pretrained=dict\(cache_dir.* or selection=dict'
+        with pytest.raises(TypeError, match=both):
+            face(cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ('--config c.py --lora x --revision y', r'--lora, --revision would not be .* --config'),
+        ('--pretrained M --no-selection --calibration f', '--calibration .* --no-selection'),
+        ('--pretrained M --selection s.json --calibration f', '--calibration .*--selection FILE'),
+    ],
+)
+def test_flags_of_look_that_would_not_be_used(flags, message):
+    from mmaselect.cli.command import build_parser
+    from mmaselect.cli.look import run
+
+    args = build_parser().parse_args(['look', 'a.png', '--out', 'x.html', *flags.split()])
+    with pytest.raises(ValueError, match=message):
+        run(args)

@@ -47,6 +47,7 @@ from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images.units import ImageUnits, image_units, local_folders
 from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.selection.identity import check_result_model, model_identity
+from mmaselect.selection.options import not_selected
 
 __all__ = ['StoredFeatures', 'load_features', 'save_features']
 
@@ -179,11 +180,9 @@ def save_features(
         if not is_whole_number(timestep):
             raise ValueError(f"timestep must be 'auto' or a whole number, got {shorten(timestep)}")
         timestep = int(timestep)
-    if selection is not None and not is_auto:
-        raise ValueError(
-            f"selection says how timestep='auto' picks, and timestep is {shorten(timestep)}: leave "
-            f'one of them out'
-        )
+    unused = None if is_auto else not_selected(shorten(timestep), selection=selection)
+    if unused is not None:
+        raise ValueError(f'{unused}: leave out either')
     how = SelectionOptions.parse(selection)
     out = Path(check_path('out', out)).expanduser()
     for folder in local_folders(images):

@@ -24,6 +24,7 @@ from mmaselect.images.sources import build_image_source
 from mmaselect.report.notice import announce_pick
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
 from mmaselect.selection.identity import check_result_model
+from mmaselect.selection.options import not_selected
 
 #: Images to select a timestep on.
 Calibration = ImageLike | Sequence[ImageLike] | Mapping[str, Any] | ImageSource
@@ -119,12 +120,10 @@ class Reader:
         options = SelectionOptions.parse(selection)
         given = [dit.process.check_timestep(s) for s in self.plan.steps if isinstance(s, int)]
         if not self.plan.is_automatic and dit.search is None:
-            if calibration is not None or selection is not None:
-                raise ValueError(
-                    f"calibration and selection are for timestep='auto', and timestep is "
-                    f'{self.plan.steps[0] if self.plan.count == 1 else list(self.plan.steps)}: '
-                    f'leave them out, or let the timestep be selected'
-                )
+            steps = self.plan.steps[0] if self.plan.count == 1 else list(self.plan.steps)
+            unused = not_selected(steps, calibration=calibration, selection=selection)
+            if unused is not None:
+                raise ValueError(f'{unused}: leave out either')
             self._picked = given[0]
             return
         source = calibration_source(calibration, None, options.array_order, value_range)

@@ -15,7 +15,7 @@ from mmaselect.apis.features import pick_device
 from mmaselect.apis.reader import Calibration, calibration_source
 from mmaselect.checks import any_spelling, check_path, flag
 from mmaselect.diffusion import FrozenDiT, ModelSource
-from mmaselect.diffusion.model_source import check_flat_names
+from mmaselect.diffusion.model_source import check_flat_names, check_not_loaded
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.report import save_report
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
@@ -46,7 +46,7 @@ def select(
     Args:
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, a
             :class:`~mmaselect.diffusion.ModelSource` or a dict of its fields, or a loaded model
-            (then ``blocks``, ``feature``, ``dtype`` and ``condition`` are not used).
+            (then without ``blocks``, ``feature``, ``dtype`` and ``condition``).
         images: A folder of images or a list of folders, a list of images (paths of files, arrays,
             PIL images, ... as :class:`~mmaselect.FeatureExtractor` takes them), or a registered
             dataset's config.
@@ -126,11 +126,9 @@ def build_sweep(
     how = SelectionOptions.parse(selection).replaced(**changes)
     device = pick_device(device)
     if isinstance(model, FrozenDiT):
-        if options:
-            raise ValueError(
-                f'{sorted(options)} describe a model, and model is loaded already: leave them out; '
-                f'a selection takes {", ".join(SelectionOptions.names())}'
-            )
+        check_not_loaded(
+            dict(blocks=blocks, feature=feature, dtype=dtype, condition=condition, **options)
+        )
         dit = model
     else:
         dit = FrozenDiT.from_pretrained(

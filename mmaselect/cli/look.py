@@ -151,6 +151,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError('no images: name files or folders, or give --demo for two photographs')
     if (args.config is None) == (args.pretrained is None):
         raise ValueError('give either --pretrained MODEL or --config FILE')
+    check_flags(args)
     limit = whole_number('--max-images', args.max_images, 1)
     images = find_images(args.images)
     dit, name, selection, notes = (from_config if args.config else from_model)(args, images)
@@ -199,6 +200,24 @@ def blocks_over_depth(args: argparse.Namespace) -> list[int]:
     family = family_of(PipelineSource(model_source(args)))
     depth = family.num_blocks
     return sorted({depth // 4, family.default_block, 3 * depth // 4})
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Check that no flag is given that another one makes void.
+
+    Raises:
+        ValueError: If one is; the message names both.
+    """
+    of_model = ('base', 'vae', 'original', 'lora', 'lora_scale', 'revision', 'variant')
+    is_file = args.selection is not None and preset(args) is None
+    for flag, is_set, void in (
+        ('--config', args.config is not None, of_model),
+        ('--no-selection', args.no_selection, ('selection', 'calibration')),
+        ('--selection FILE', is_file, ('calibration',)),
+    ):
+        given = [f'--{n.replace("_", "-")}' for n in void if getattr(args, n) is not None]
+        if is_set and given:
+            raise ValueError(f'{", ".join(given)} would not be used with {flag}: leave out either')
 
 
 Found = tuple['FrozenDiT', str, 'SelectionResult | None', list[str]]

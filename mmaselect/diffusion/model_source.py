@@ -193,7 +193,7 @@ def check_flat_names(
         elsewhere: Names that belong to another of its arguments, and how to write them.
 
     Raises:
-        TypeError: If one is another; the message names the one that is meant.
+        TypeError: If one is another, or might be of either; the message names what may be meant.
     """
     stated = [
         name
@@ -202,12 +202,42 @@ def check_flat_names(
     ]
     fields_of_model = {name: f'pretrained=dict({name}=...)' for name in FIELDS[1:]}
     known = (*FIELDS[1:], *OLD_NAMES)
+    for name in sorted(set(flat) & set(FIELDS) & set(elsewhere or {})):
+        raise TypeError(
+            f'{name} has two meanings: write {fields_of_model[name]} for the files of the hub, or '
+            f'{(elsewhere or {})[name]} for the results of selections'
+        )
     check_names(
         getattr(face, '__qualname__', str(face)),
         [name for name in flat if name not in known],
         stated,
         {**fields_of_model, **(elsewhere or {})},
     )
+
+
+#: What arguments of a face are by default, where that is not None.
+_DEFAULTS = {'dtype': 'auto', 'feature': 'query'}
+
+
+def check_not_loaded(given: Mapping[str, Any]) -> None:
+    """Check that nothing says how to load a model that is loaded already.
+
+    Args:
+        given: Arguments about the model, some of which may be the defaults.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+    """
+    said = []
+    for name, value in given.items():
+        default = _DEFAULTS.get(name)
+        if not (value is None or (isinstance(value, str) and value == default)):
+            said.append(name)
+    if said:
+        raise ValueError(
+            f'{sorted(said)} describe a model, and model is loaded already: leave them out, or '
+            f'give its name'
+        )
 
 
 def _path_and_scale(lora: Any) -> tuple[str | Path, float]:

@@ -16,7 +16,7 @@ from mmaselect.apis.features import pick_device
 from mmaselect.checks import any_spelling, check_image_size, seed_number, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
 from mmaselect.diffusion.codec import PixelCodec
-from mmaselect.diffusion.model_source import check_flat_names
+from mmaselect.diffusion.model_source import check_flat_names, check_not_loaded
 from mmaselect.images import resize_and_crop, to_model_range
 from mmaselect.images.inputs import ImageLike, list_images, to_array
 from mmaselect.look.colors import scores_to_colors, token_scores, turned_to
@@ -122,7 +122,7 @@ def look_at(
     Args:
         images: One or more, in any form that :class:`~mmaselect.FeatureExtractor` takes.
         model: Hub id, local pipeline folder, ``mmaselect://NAME``, or a model loaded already (then
-            ``blocks``, ``feature``, ``dtype`` and ``model_kwargs`` are not used).
+            without ``blocks``, ``feature``, ``dtype`` and ``model_kwargs``).
         timesteps: ``'START:STOP:STEP'`` or a list.
         blocks: Blocks to read; the family's default if None.
         feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
@@ -165,6 +165,7 @@ def look_at(
         raise ValueError('images is empty: give at least one image')
     pictures = [to_array(image, f'image {place}') for place, image in enumerate(given)]
     if isinstance(model, FrozenDiT):
+        check_not_loaded(dict(blocks=blocks, feature=feature, dtype=dtype, **model_kwargs))
         dit = model
     else:
         dit = FrozenDiT.from_pretrained(

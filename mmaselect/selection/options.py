@@ -301,6 +301,29 @@ class SelectionOptions:
         return [f.name for f in fields(cls)]
 
 
+def not_selected(timestep: Any, **given: Any) -> str | None:
+    """The sentence for arguments of a selection next to a timestep that is not selected.
+
+    Args:
+        timestep: The timestep, or several.
+        given: The arguments; None was not given.
+
+    Returns:
+        str | None: The sentence; None if there is no such argument.
+
+    Example:
+        >>> not_selected(100, calibration='photos', selection=None)
+        "calibration says how timestep='auto' is selected, and timestep is 100"
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if not names:
+        return None
+    says = 'says' if len(names) == 1 else 'say'
+    return (
+        f"{' and '.join(names)} {says} how timestep='auto' is selected, and timestep is {timestep}"
+    )
+
+
 def criterion_config(name: str, spec: Any) -> dict[str, Any]:
     """A criterion's config from its name or its config.
 

@@ -45,6 +45,7 @@ from mmaselect.selection import (
     Sweep,
 )
 from mmaselect.selection.identity import check_result_model
+from mmaselect.selection.options import not_selected
 
 #: Arguments that configs of other backbones leave behind, and what to do about them.
 OF_OTHER_BACKBONES = dict.fromkeys(
@@ -150,7 +151,9 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         calibration: Where calibration images come from: the config of any registered dataset
             (labels unused), a folder of images, or whatever else
             :func:`~mmaselect.images.units.image_units` takes: a list of files,
-            ``'photos/*.jpg'``, a .txt file of paths, .zip, .tar or .parquet files.
+            ``'photos/*.jpg'``, a .txt file of paths, .zip, .tar or .parquet files. Next to a fixed
+            ``timestep``, ``calibration`` and ``selection`` are not used, and a line of the log says
+            so: configs inherit them. The faces in Python refuse them.
         condition: None for the null class or the empty prompt; a class label or a prompt otherwise.
         input_mean: What was subtracted from the pixels that arrive here, in 0..255 units: three
             numbers, or one for all channels. The model's own [-1, 1] range is restored from it. By
@@ -294,6 +297,10 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
             'and input_std',
             is_sure=mean is not None and std is not None,
         )
+        if not plan.is_automatic and self.dit.search is None:
+            unused = not_selected(plan.steps[0], calibration=calibration, selection=selection)
+            if unused is not None:  # configs inherit them: a run may fix the timestep in one entry
+                log(f'{unused}: not used')
         self.pick = Pick(self, plan, self.dit.process, self._frozen.is_place_open)
         if plan.count > 1:
             log(
