@@ -17,6 +17,7 @@ from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.inputs import list_images
 from mmaselect.install import install_hint
+from mmaselect.selection.options import not_selected
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -104,7 +105,11 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         Raises:
             ValueError: If there is no image, or a setting is out of range.
         """
-        extract = self._build(self._plan(), _samples(X))
+        plan = self._plan()
+        unused = not_selected(plan.steps[0], selection=self.selection)
+        if unused is not None and not plan.is_automatic:
+            raise ValueError(f'{unused}: leave out either')
+        extract = self._build(plan, _samples(X))
         self.selection_ = extract.selection_result
         self.timestep_ = extract.timestep
         self._extract: FeatureExtractor | None = extract
