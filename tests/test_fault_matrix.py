@@ -6,7 +6,8 @@ from fault_matrix import FAULTS, Fault, Workshop, Wrong, judge, run
 
 #: Groups that start no training.
 QUICK = ('stored selections', 'cache folders', 'written files', 'images', 'images in memory',
-         'data sets', 'arguments', 'model folders', 'checkpoints')  # fmt: skip
+         'data sets', 'arguments', 'model folders', 'checkpoints', 'feature folders',
+         'frozen cache', 'leaderboard')  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -21,12 +22,8 @@ def _in_the_workshop(shop, monkeypatch):
     monkeypatch.setattr(shop, 'here', shop.root)
 
 
-#: Groups whose kinds of faults the daily run meets in tests of their own.
-SLOWER = ('feature folders', 'frozen cache', 'leaderboard', 'pre-training')
-
-
 @pytest.mark.parametrize(
-    'group', [*QUICK, *(pytest.param(group, marks=pytest.mark.thorough) for group in SLOWER)]
+    'group', [*QUICK, pytest.param('pre-training', marks=pytest.mark.thorough)]
 )
 def test_some_faults_of_a_group(group, shop):
     faults = [fault for fault in FAULTS if fault.group == group]
