@@ -130,6 +130,8 @@ def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
 
 #: Words that are not spelled like the argument that is meant.
 _MEANT = {
+    'block': 'out_indices',
+    'blocks': 'out_indices',
     'layer': 'blocks',
     'layers': 'blocks',
     'model': 'pretrained',

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from given_faults import given_faults
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
@@ -1831,6 +1832,7 @@ add('ranks', 'more than images', _ranks('few images', world=4))
 
 
 stored_faults(add, expect, _full_disk)
+given_faults(add, expect)
 
 
 def run(faults: list[Fault], shop: Workshop, tell: Callable[[str], Any] = print) -> Counter:

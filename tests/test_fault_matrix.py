@@ -7,7 +7,9 @@ from fault_matrix import FAULTS, Fault, Workshop, Wrong, judge, run
 #: Groups that start no training.
 QUICK = ('stored selections', 'cache folders', 'written files', 'images', 'images in memory',
          'data sets', 'arguments', 'model folders', 'checkpoints', 'feature folders',
-         'frozen cache', 'leaderboard')  # fmt: skip
+         'frozen cache', 'leaderboard', 'names', 'unused')  # fmt: skip
+
+SLOWER = ('pre-training', 'LoRA', 'quantized weights', 'image paths', 'look', 'entries')
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +25,7 @@ def _in_the_workshop(shop, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'group', [*QUICK, pytest.param('pre-training', marks=pytest.mark.thorough)]
+    'group', [*QUICK, *(pytest.param(group, marks=pytest.mark.thorough) for group in SLOWER)]
 )
 def test_some_faults_of_a_group(group, shop):
     faults = [fault for fault in FAULTS if fault.group == group]

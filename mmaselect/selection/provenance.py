@@ -43,7 +43,8 @@ def provenance(dit: FrozenDiT, calibration: CalibrationSet) -> dict[str, Any]:
         ),
         versions=dict(
             mmaselect=__version__,
-            torch=torch.__version__,
+            # It is of a class of its own, which no checkpoint may hold.
+            torch=str(torch.__version__),
             diffusers=diffusers.__version__,
             python=platform.python_version(),
         ),
