@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
     from mmaselect.apis.selection import build_sweep
     from mmaselect.images.thumbnails import try_thumbnails
+    from mmaselect.look import try_strip
     from mmaselect.report import save_report
     from mmaselect.report.table import print_selection
 
@@ -84,5 +85,6 @@ def run(args: argparse.Namespace) -> None:
     print_selection(result)
     if args.out is not None:
         images = try_thumbnails(sweep.calibration, result.num_images)
-        for written in save_report(result, args.out, images, strict=True):
+        strip = try_strip(sweep.dit, sweep.calibration, result)
+        for written in save_report(result, args.out, images, strict=True, strip=strip):
             print(written)

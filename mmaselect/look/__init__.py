@@ -6,6 +6,7 @@ from mmaselect.look.figures import colors_figure, similarity_figure
 from mmaselect.look.gathering import Look, look_at, look_size
 from mmaselect.look.page import look_page, save_look_page
 from mmaselect.look.similarity import similarity
+from mmaselect.look.strip import selection_strip, try_strip
 
 __all__ = [
     'Look',
@@ -14,7 +15,9 @@ __all__ = [
     'look_page',
     'look_size',
     'save_look_page',
+    'selection_strip',
     'similarity',
     'similarity_figure',
     'token_colors',
+    'try_strip',
 ]

@@ -109,6 +109,7 @@ def look_at(
     progress: bool = True,
     name: str | None = None,
     position_images: int = ENOUGH_FOR_POSITION,
+    keys: Sequence[TapKey] | None = None,
     **model_kwargs: Any,
 ) -> Look:
     """Read a few images at a grid of timesteps.
@@ -139,6 +140,7 @@ def look_at(
         position_images: Images of colored noise that are read at each timestep to estimate what
             depends on position alone; 0 estimates nothing. Where as many images are given, these
             serve, and no others are read.
+        keys: Some of the model's (block, feature); all of them if None.
         model_kwargs: More arguments of :meth:`FrozenDiT.from_pretrained`.
 
     Raises:
@@ -183,7 +185,8 @@ def look_at(
     read = seen
     if extra:
         read = np.concatenate([seen, colored_noise(extra, seen.shape[1:3], seed)])
-    found, inputs = _read(dit, read, ordered, seed, batch_size, progress, len(seen))
+    keys = dit.keys if keys is None else tuple(keys)
+    found, inputs = _read(dit, read, ordered, keys, seed, batch_size, progress, len(seen))
     maps = {where: values[: len(seen)] for where, values in found.items()}
     positions = {}
     if position_images:
@@ -199,9 +202,9 @@ def look_at(
         stride=dit.stride,
         timesteps=tuple(ordered),
         noise_levels=tuple(float(dit.process.at(step, tokens).sigma) for step in ordered),
-        keys=dit.keys,
+        keys=keys,
         maps=maps,
-        colors=_colors(maps, ordered, dit.keys),
+        colors=_colors(maps, ordered, keys),
         positions=positions,
         content_colors={},
         inputs=inputs,
@@ -211,7 +214,7 @@ def look_at(
     if not positions:
         return look
     content = {where: look.content(*where) for where in maps}
-    return replace(look, content_colors=_colors(content, ordered, dit.keys))
+    return replace(look, content_colors=_colors(content, ordered, keys))
 
 
 def _name(image: Any, place: int) -> str:
@@ -228,6 +231,7 @@ def _read(
     dit: FrozenDiT,
     images: np.ndarray,
     timesteps: Sequence[int],
+    keys: Sequence[TapKey],
     seed: int,
     batch_size: int,
     progress: bool,
@@ -245,7 +249,7 @@ def _read(
             seeds = [noise_seed(seed, start + place) for place in range(len(batch))]
             noise = draw_noise(tuple(latent.shape[1:]), seeds, latent.device)
             for step in timesteps:
-                for key, value in dit.features(latent, step, noise).items():
+                for key, value in dit.features(latent, step, noise, keys).items():
                     parts.setdefault((step, key), []).append(value.float().cpu())
                 if start < shown:
                     level = dit.process.at(step, dit.num_tokens(images.shape[1:3]))

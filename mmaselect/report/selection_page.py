@@ -4,27 +4,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmaselect.files import write_atomically
 from mmaselect.images.thumbnails import Thumbnail
 from mmaselect.logs import warn
+from mmaselect.registry import CRITERIA
 from mmaselect.report.plot import save_selection, selection_figure
-from mmaselect.report.rendering import figure_uri, image_uri, render
+from mmaselect.report.rendering import image_uri, inline_svg, render
+from mmaselect.report.strip import Strip
 from mmaselect.report.work_dir import REPORT_SUFFIXES
-from mmaselect.selection import SelectionResult
+from mmaselect.selection import Curve, SelectionResult
+from mmaselect.selection.result import finalists, images_seen
 
 #: Images that are seen without a click.
 SHOWN_AT_ONCE = 24
 
 
-def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) -> str:
-    """A page with the pick, its curve, a table, warnings with what to do, and the images.
+def selection_page(
+    result: SelectionResult, images: Sequence[Thumbnail] = (), strip: Strip | None = None
+) -> str:
+    """A page with the pick, its curve, warnings with what to do, the images, and a table.
 
     Args:
         result: The selection.
         images: Some of the calibration images.
+        strip: A few of them at timesteps around the pick.
 
     Returns:
         str: HTML that needs no other file and no network.
@@ -36,7 +44,12 @@ def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) ->
         model=result.model or result.settings.get('transformer', ''),
         revision=(result.provenance.get('model') or {}).get('revision'),
         origin=result.provenance,
-        figure=figure_uri(selection_figure(result)),
+        figure=inline_svg(selection_figure(result)),
+        points=_point_words(curves),
+        unit=_unit(result.criterion),
+        seen=images_seen(result),
+        strip=strip and _strip_rows(strip),
+        snippets=_snippets(result),
         curves=curves,
         rows=[
             (point, [curve.points[place] for curve in curves.values()])
@@ -48,11 +61,76 @@ def selection_page(result: SelectionResult, images: Sequence[Thumbnail] = ()) ->
     )
 
 
+def _point_words(curves: Mapping[str, Curve]) -> dict[str, list[str]]:
+    """What a point says of itself, by its name in the figure's SVG, in the order drawn there."""
+    words: dict[str, list[str]] = {}
+    for curve in curves.values():
+        most = max((point.images or 0 for point in finalists(curve.points)), default=0)
+        for point in curve.points:
+            if point.score is None:
+                continue
+            kind = 'dropped' if (point.images or 0) < most else 'kept'
+            error = '' if point.sem is None else f' ± {2 * point.sem:.4f}'
+            images = '' if point.images is None else f', {point.images} images'
+            words.setdefault(f'{curve.criterion} {kind}', []).append(
+                f't = {point.timestep}: {point.score:.4f}{error} (sigma '
+                f'{point.noise_level:.2f}{images})'
+            )
+    return words
+
+
+def _unit(criterion: str) -> str:
+    """What a score of a criterion counts; empty if it is not known here."""
+    return getattr(CRITERIA.get(criterion.partition('-')[0]), 'unit', '')
+
+
+def _strip_rows(strip: Strip) -> dict[str, Any]:
+    """A strip with its pictures as data URIs."""
+    return dict(
+        title=strip.title,
+        pick=strip.pick,
+        columns=list(zip(strip.timesteps, strip.noise_levels, strict=True)),
+        images=[
+            [
+                (image_uri(strip.inputs[step][place]), image_uri(strip.colors[step][place]))
+                for step in strip.timesteps
+            ]
+            for place in range(len(strip.images))
+        ],
+    )
+
+
+def _snippets(result: SelectionResult) -> list[tuple[str, str]]:
+    """Titles and texts to copy: how to read the model where the result says."""
+    cells = result.cells or [(block, result.feature) for block in dict.fromkeys(result.blocks)]
+    blocks = [block for block, _ in cells]
+    features = list(dict.fromkeys(feature for _, feature in cells))
+    snippets = []
+    if len(features) == 1:
+        snippets.append(('OpenMMLab config', result.config_snippet()))
+    name = result.model or 'THE MODEL'
+    feature = features[0] if len(features) == 1 else features
+    python = (
+        'from mmaselect import FeatureExtractor\n\n'
+        f'extract = FeatureExtractor({name!r}, timestep={result.timestep}, blocks={blocks!r}, '
+        f'feature={feature!r})\n'
+        'maps = extract(images)  # {(block, feature): (N, C, h, w)}'
+    )
+    command = (
+        f'mmaselect features IMAGES --pretrained {shlex.quote(name)} --timestep {result.timestep} '
+        f'--blocks {" ".join(map(str, blocks))} --feature {" ".join(features)} --out FEATURES'
+    )
+    return [*snippets, ('Python', python), ('command', command)]
+
+
 def save_selection_page(
-    result: SelectionResult, folder: str | Path, images: Sequence[Thumbnail] = ()
+    result: SelectionResult,
+    folder: str | Path,
+    images: Sequence[Thumbnail] = (),
+    strip: Strip | None = None,
 ) -> Path:
     """Write ``selection.html`` into a folder, and return its path."""
-    return write_atomically(Path(folder) / 'selection.html', selection_page(result, images))
+    return write_atomically(Path(folder) / 'selection.html', selection_page(result, images, strip))
 
 
 def save_report(
@@ -60,6 +138,7 @@ def save_report(
     folder: str | Path,
     images: Sequence[Thumbnail] = (),
     strict: bool = False,
+    strip: Strip | None = None,
 ) -> list[Path]:
     """Write ``selection.json``, ``selection.png`` and ``selection.html``; return their paths.
 
@@ -69,6 +148,7 @@ def save_report(
         result: The selection.
         folder: Where they go.
         images: Shown on the page.
+        strip: A few images around the pick, shown there, too.
         strict: Raise once all that can be written is there.
 
     Raises:
@@ -76,7 +156,7 @@ def save_report(
     """
     written = save_selection(result, folder)
     try:
-        written.append(save_selection_page(result, folder, images))
+        written.append(save_selection_page(result, folder, images, strip))
     except OSError as error:
         warn(f'{Path(folder) / "selection.html"} cannot be written ({error})')
     if strict and len(written) < len(REPORT_SUFFIXES):

@@ -30,15 +30,18 @@ def draw_curve(axis: Axes, curve: Curve, color: str) -> None:
     axis.plot(steps, scores, color=color, linewidth=1.2)
     most = max((point.images or 0 for point in finalists(curve.points)), default=0)
     dropped = np.array([(point.images or 0) < most for point in curve.points])
-    axis.plot(
+    (kept,) = axis.plot(
         steps[~dropped], scores[~dropped], color=color, marker='o', markersize=2.5, linestyle=''
     )
+    # Names in an SVG, by which a page finds the points.
+    kept.set_gid(f'{curve.criterion} kept')
     if dropped.any():
-        axis.errorbar(
+        bars = axis.errorbar(
             steps[dropped], scores[dropped], 2 * sem[dropped], color=color, linestyle='',
             marker='o', markersize=3.5, markerfacecolor='white', elinewidth=0.7,
             markeredgewidth=0.8,
         )  # fmt: skip
+        bars.lines[0].set_gid(f'{curve.criterion} dropped')
     axis.set_ylabel(curve.criterion, fontsize=8 if len(curve.criterion) < 20 else 6.5)
     axis.tick_params(labelsize=7)
 

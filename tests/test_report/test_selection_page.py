@@ -5,9 +5,13 @@ import re
 from dataclasses import replace
 
 import numpy as np
+from browser import dom_of
 
-from mmaselect.images import CalibrationSet, ImageArrays, ImageFolder
+from mmaselect.diffusion import FrozenDiT
+from mmaselect.images import CalibrationSet, ImageArrays, ImageFolder, resize_and_crop
 from mmaselect.images.thumbnails import Thumbnail, thumbnails, try_thumbnails
+from mmaselect.look import selection_strip, try_strip
+from mmaselect.look.strip import strip_timesteps
 from mmaselect.report import save_selection_page, selection_page
 from mmaselect.selection import Curve, CurvePoint, PaperHFR, SelectionResult
 from mmaselect.selection.caveats import KINDS
@@ -56,7 +60,7 @@ def test_page_has_everything(tmp_path):
         assert part in html, part
     assert len(re.findall(r'<tr( class="best")?><td>', html)) == 4
     assert html.count('<tr class="best">') == 1 and '<td>-</td>' in html
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
     assert selection_page(make_result(), seen) == html
 
 
@@ -106,3 +110,39 @@ def test_thumbnails(photos, tmp_path):
     (tmp_path / 'x.png').touch()
     assert try_thumbnails(CalibrationSet(ImageFolder(tmp_path), 32)) == []
     assert 'were not at hand' in selection_page(make_result())
+
+
+def test_the_figure_is_part_of_the_page(tmp_path):
+    """It takes the page's colors, says what each point is, and is followed by what to copy."""
+    path = save_selection_page(make_result(), tmp_path)
+    html = path.read_text(encoding='utf-8')
+    figure = html[html.index('<svg') : html.index('</svg>')]
+    assert '#000000' not in figure and 'var(--ink)' in figure and 'var(--accent)' in figure
+    assert '>timestep (0 = clean)</text>' in figure
+    dom = dom_of(path, tmp_path)
+    assert 'data-error' not in dom
+    spoken = re.findall(r'<circle [^>]*class="hit"[^>]*><title>(.*?)</title>', dom)
+    assert len(spoken) == 3 + 4  # a point without a score is not drawn
+    assert spoken[1] == 't = 100: 0.4000 ± 0.0200 (sigma 0.10)'
+    for part in ('blocks=[3]', "feature='query'", 'timestep=100', '--timestep 100 --blocks 3'):
+        assert part in html.replace('&#39;', "'"), part
+
+
+def test_images_around_the_pick(tiny_dit, photos, tmp_path):
+    dit = FrozenDiT.from_pretrained(tiny_dit, blocks=[1, 3])
+    images = CalibrationSet(ImageFolder(photos), 32, num_images=12)
+    result = replace(make_result(), cells=[(3, 'query')], timestep=300, num_images=12)
+    strip = selection_strip(dit, images, result)
+    assert strip.timesteps == (0, 150, 300, 400, 500) and strip.pick == 300
+    assert strip.title == 'query of block 3' and len(strip.images) == 3
+    # They are the first three that were scored, as the model was given them.
+    first = resize_and_crop(images.image(images.order[0]), 32).astype(int)
+    assert np.array_equal(strip.images[0], first)
+    html = selection_page(result, strip=strip)
+    assert html.count('<img class="tokens"') == 15 and 't = 300 &#9733;' in html
+    assert try_strip(dit, CalibrationSet(ImageFolder(photos), 32), result) is not None
+    assert strip_timesteps(0, 1000) == (0, 125, 250, 500)
+    assert strip_timesteps(999, 1000) == (0, 499, 500, 999)
+    broken = tmp_path / 'x.png'
+    broken.touch()
+    assert try_strip(dit, CalibrationSet(ImageFolder(tmp_path), 32), result) is None

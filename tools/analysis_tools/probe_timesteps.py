@@ -261,6 +261,7 @@ def draw(steps: list[dict[str, Any]], summary: dict[str, Any], stem: Any) -> lis
                 marker='s',
                 label='accuracy (%), trained head',
             )
+            axis.set_ylabel('accuracy (%)')
         first = entry['criteria'][names[0]]
         axis.set_title(
             f'{tap[1]} of block {tap[0]}: regret {first["regret"]:.1f} points', loc='left'

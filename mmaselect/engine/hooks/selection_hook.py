@@ -119,11 +119,11 @@ class SelectionHook(Hook):
         )
         if result is None:
             return
-        seen = backbone.pick.thumbnails
+        seen, strip = backbone.pick.thumbnails, backbone.pick.strip
         for suffix, write in (
             ('.json', result.save),
             ('.png', lambda path: save_figure(selection_figure(result), path)),
-            ('.html', lambda path: write_atomically(path, selection_page(result, seen))),
+            ('.html', lambda path: write_atomically(path, selection_page(result, seen, strip))),
         ):
             path = folder / f'{stem}{suffix}'
             if try_to_write(runner, path, partial(write, path)):

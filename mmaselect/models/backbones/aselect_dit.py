@@ -24,6 +24,7 @@ from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images.sources import build_image_source, check_calibration
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.logs import log, warn
+from mmaselect.look import try_strip
 from mmaselect.models.backbones.checkpoint_guard import (
     CheckpointGuard,
     keys_read,
@@ -545,6 +546,8 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         self.pick.result = result
         if is_main_process():
             self.pick.thumbnails = try_thumbnails(sweep.calibration, result.num_images)
+            if not sweep.was_stored:  # a start that finds its pick in the cache runs no model
+                self.pick.strip = try_strip(self.dit, sweep.calibration, result)
         announce_pick(sweep, result)
         return result
 

@@ -16,6 +16,7 @@ from mmaselect.diffusion.timestep_plan import AUTO, TimestepPlan
 from mmaselect.images.thumbnails import Thumbnail
 from mmaselect.logs import log
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
+from mmaselect.report.strip import Strip
 from mmaselect.selection import SelectionResult
 
 #: Names of the tensors in a checkpoint.
@@ -46,6 +47,7 @@ class Pick:
     Attributes:
         result: Curve and pick, where this process selected or a checkpoint carried them.
         thumbnails: Some of the images that this process selected on.
+        strip: A few of them at timesteps around the pick.
         expects_checkpoint: Whether a checkpoint will be read after ``init_weights``, where that is
             known before; None to find out.
     """
@@ -61,6 +63,7 @@ class Pick:
         self._is_place_open = is_place_open
         self.result: SelectionResult | None = None
         self.thumbnails: list[Thumbnail] = []
+        self.strip: Strip | None = None
         self.expects_checkpoint: bool | None = None
         self._awaits_checkpoint = False
         given = [process.check_timestep(step) for step in plan.steps if isinstance(step, int)]

@@ -32,6 +32,7 @@ class Criterion(Metric):
             that is missing or fewer images say nothing: all timesteps then see all images. A pick
             on fewer images carries a warning.
         fewest_images: Images that differ, below which a sweep is refused.
+        unit: What a score counts, as a sentence for pages; empty where the class does not say.
     """
 
     draws: ClassVar[int] = 1
@@ -39,6 +40,7 @@ class Criterion(Metric):
     needs_labels: ClassVar[bool] = False
     race_from: ClassVar[int | None] = None
     fewest_images: ClassVar[int] = 2
+    unit: ClassVar[str] = ''
 
     higher_is_better = True
     is_differentiable = False

@@ -164,6 +164,8 @@ class FisherScore(Criterion):
         4.0
     """
 
+    unit = 'A score is the spread between classes over the spread within them.'
+
     needs_labels: ClassVar[bool] = True
     # Sums of two instances that have seen different things may differ in width: see __init__.
     full_state_update = True

@@ -128,6 +128,8 @@ class HighFrequencyRatio(PerImageCriterion):
         (0.0, 2)
     """
 
+    unit = 'A score is the share of energy that lies in high frequencies, 0 to 1.'
+
     def __init__(
         self,
         cutoff: float = 0.15,

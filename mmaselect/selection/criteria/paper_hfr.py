@@ -86,6 +86,8 @@ class PaperHFR(PerImageCriterion):
         (1.0, 2)
     """
 
+    unit = 'A score is the share of energy that lies in high frequencies, 0 to 1.'
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
 

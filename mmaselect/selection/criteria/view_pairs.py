@@ -304,6 +304,11 @@ class InstanceSensitivity(ViewPairCriterion):
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
+    unit = (
+        'A score of 1 says that two views of one image are more alike than views of different '
+        'images by one standard deviation.'
+    )
+
     def __init__(self, ridge: float = SENSITIVITY_RIDGE, **kwargs: Any) -> None:
         super().__init__(ridge, **kwargs)
 
