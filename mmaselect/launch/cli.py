@@ -25,6 +25,7 @@ from mmaselect.launch.distributed import (
 )
 from mmaselect.launch.flags import add_cfg_options, add_launcher
 from mmaselect.launch.strategies import settle_strategy
+from mmaselect.launch.waiting import PatientRunner, telling_others, wait_for_models
 from mmaselect.openmmlab.checkpoints import read_only_weights, write_whole_files
 from mmaselect.terminal.tool import make_tool_parser, user_path
 
@@ -221,10 +222,13 @@ def build_runner(config: Config) -> Runner:
     settle_strategy(config)
     on_cpus = prepare_cpu_launch(config)
     prepare_determinism(config)
-    runner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    is_other = 'runner_type' in config
+    with telling_others():
+        runner = RUNNERS.build(config) if is_other else PatientRunner.from_cfg(config)
+        if isinstance(runner, FlexibleRunner):
+            build_model(runner)
+            wait_for_models()
     let_the_rest_warn()
-    if isinstance(runner, FlexibleRunner):
-        build_model(runner)
     check_entries(runner.model)
     if on_cpus:
         runner.register_hook(AverageNormStatistics())

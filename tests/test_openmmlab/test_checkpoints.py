@@ -100,6 +100,7 @@ def test_plain_types_need_no_list(tmp_path):
             palette=np.arange(3),
             ids={1, 2},
             weights=torch.ones(2),
+            version=torch.__version__,  # a class of its own
         ),
         refused,
     )

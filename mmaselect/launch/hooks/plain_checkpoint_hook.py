@@ -94,8 +94,10 @@ def to_plain(value: Any, refused: set[str] | None = None) -> Any:
         NumPy scalars as Python numbers, arrays as nested lists, other mappings as dicts. Entries
         of mappings that are functions are left out.
     """
-    if value is None or isinstance(value, (bool, str, bytes, Tensor, torch.dtype, torch.device)):
+    if value is None or isinstance(value, (bool, bytes, Tensor, torch.dtype, torch.device)):
         return value
+    if isinstance(value, str):
+        return str(value)  # PyTorch's version is a class of its own
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
