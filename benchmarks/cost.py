@@ -64,7 +64,7 @@ class Model:
         scheduler: Class of its scheduler.
         latent_channels: Latent channels of its VAE.
         condition: Shape of each of its conditions.
-        block: That which our configs read.
+        heads: Our config of its UperNet, which says what is read.
         size: Side of an image, in pixels.
     """
 
@@ -74,14 +74,20 @@ class Model:
     scheduler: str
     latent_channels: int
     condition: dict[str, tuple[int, ...]]
-    block: int
+    heads: str
     size: int = 512
+
+    @property
+    def block(self) -> int:
+        """The deepest that is read."""
+        config = ROOT / 'configs' / '_base_' / 'models' / f'aselect_{self.heads}_upernet.py'
+        return max(load_config(config).model.backbone.blocks)
 
 
 #: The empty prompt without T5: 77 tokens of CLIP and 256 of zeros, as the pipeline makes them.
 _CLIP = dict(prompt_embeds=(333, 4096), pooled_prompt_embeds=(2048,))
 _T5 = dict(prompt_embeds=(512, 4096), pooled_prompt_embeds=(768,), guidance=())
-_DIT_REST = ('DDPMScheduler', 4, dict(class_labels=()), 13)
+_DIT_REST = ('DDPMScheduler', 4, dict(class_labels=()), 'dit-xl2')
 _FLOW = 'FlowMatchEulerDiscreteScheduler'
 _SD35 = dict(
     _SD3, pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), qk_norm='rms_norm'
@@ -89,9 +95,9 @@ _SD35 = dict(
 MODELS = (
     Model('DiT-XL/2-256', 'DiTTransformer2DModel', dict(_DIT, sample_size=32), *_DIT_REST, 256),
     Model('DiT-XL/2-512', 'DiTTransformer2DModel', _DIT, *_DIT_REST),
-    Model('SD3-medium', 'SD3Transformer2DModel', _SD3, _FLOW, 16, _CLIP, 9),
-    Model('SD3.5-medium', 'SD3Transformer2DModel', _SD35, _FLOW, 16, _CLIP, 9),
-    Model('FLUX.1-dev', 'FluxTransformer2DModel', _FLUX, _FLOW, 16, _T5, 28),
+    Model('SD3-medium', 'SD3Transformer2DModel', _SD3, _FLOW, 16, _CLIP, 'sd3-medium'),
+    Model('SD3.5-medium', 'SD3Transformer2DModel', _SD35, _FLOW, 16, _CLIP, 'sd3-medium'),
+    Model('FLUX.1-dev', 'FluxTransformer2DModel', _FLUX, _FLOW, 16, _T5, 'flux1-dev'),
 )
 
 
@@ -113,6 +119,7 @@ class Cost:
         heads: Heads of each head, forward.
         latent_bytes: Latent bytes of the latent in float32.
         map_bytes: Map bytes of one feature map in 16 bits.
+        width: Channels of that map.
     """
 
     encoder: int
@@ -121,6 +128,7 @@ class Cost:
     heads: dict[str, int]
     latent_bytes: int
     map_bytes: int
+    width: int
 
 
 def count(model: Model) -> Cost:
@@ -148,6 +156,7 @@ def count(model: Model) -> Cost:
         heads=head_flops(found),
         latent_bytes=latent.numel() * 4,
         map_bytes=found.numel() * 2,
+        width=found.shape[1],
     )
 
 

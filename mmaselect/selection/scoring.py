@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,8 @@ from mmaselect.diffusion import FrozenDiT, TapKey, draw_noise, noise_seed
 from mmaselect.images.views import NUM_VIEWS, ViewBatch, ViewBoxes
 from mmaselect.registry import CRITERIA
 from mmaselect.selection.criteria.base import Criterion
-from mmaselect.selection.ranks import rank_and_size
+from mmaselect.selection.criteria.view_pairs import in_float64
+from mmaselect.selection.ranks import gather_answers, rank_and_size
 
 #: A criterion by its name, or by a config with its arguments.
 CriterionConfig = str | Mapping[str, Any]
@@ -212,9 +213,8 @@ def score_step(
         [dit.features(reading.latent, timestep, reading.noise, **some) for reading in readings]
         for readings in wanted
     )
-    labels = None if batch.labels is None else batch.labels.to(dit.device)
     for (tap, _), meter in used.items():
-        extra: dict[str, Any] = {'labels': labels if meter.needs_labels else None}
+        extra: dict[str, Any] = {'labels': batch.labels if meter.needs_labels else None}
         if meter.views:
             extra['where'] = batch.where
         maps = views[: meter.views] if meter.views else draws[: meter.draws]
@@ -271,36 +271,117 @@ class StepScores:
         return sum(defined) / len(values) if len(defined) == len(values) else None
 
 
-def read_meters(
-    meters: Meters,
+@dataclass(frozen=True)
+class Found:
+    """What a criterion gave, on the host.
+
+    Attributes:
+        values: Numbers by their name.
+        per_image: (N, 2), what each image adds, in the order in which they were taken; None where
+            the criterion does not say.
+    """
+
+    values: Mapping[str, float]
+    per_image: np.ndarray | None
+
+
+def compute_meters(meters: Sequence[Criterion]) -> list[Found]:
+    """What criteria give, over all ranks, on all ranks. All ranks call it together.
+
+    Each criterion is computed by one rank; on an accelerator the host fetches all numbers at once.
+    """
+    rank, world_size = rank_and_size()
+    mine: list[dict[str, Tensor]] = []
+    error: Exception | None = None
+    for start in range(0, len(meters), world_size):
+        # As many as there are ranks hold the sums of all ranks at a time: each computes one.
+        group = meters[start : start + world_size]
+        for meter in group:
+            meter.sync(dist_sync_fn=meter.dist_sync_fn)
+        if rank < len(group) and error is None:
+            try:
+                # Without the wrapper of torchmetrics, which would sync again.
+                mine.append(inspect.unwrap(group[rank].compute)())
+            except Exception as caught:  # the others wait in the next collective
+                error = caught
+        if world_size > 1:
+            for meter in group:
+                meter.unsync()
+
+    def fetch(tell: Callable[[str], None]) -> list[Found]:
+        if error is not None:
+            raise error
+        return on_host(mine, world_size)
+
+    shares = gather_answers(fetch)
+    return [shares[place % world_size][place // world_size] for place in range(len(meters))]
+
+
+def on_host(computed: Sequence[Mapping[str, Tensor]], world_size: int) -> list[Found]:
+    """Results of criteria, fetched from each device in one copy.
+
+    Args:
+        computed: What :meth:`Criterion.compute` gave.
+        world_size: Number of ranks.
+    """
+    tensors = [torch.as_tensor(value) for found in computed for value in found.values()]
+    arrays: dict[int, np.ndarray] = {}
+    for device in {tensor.device for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([in_float64(tensors[place]).flatten() for place in places]).cpu()
+        parts = flat.split([tensors[place].numel() for place in places])
+        arrays |= {
+            place: part.reshape(tensors[place].shape).numpy()
+            for place, part in zip(places, parts, strict=True)
+        }
+    ordered = iter(arrays[place] for place in range(len(tensors)))
+    results = []
+    for found in computed:
+        values = dict(zip(found, ordered))  # noqa: B905 (takes as many as there are names)
+        rows = values.pop('per_image', None)
+        per_image = None if rows is None else in_set_order(rows, world_size)
+        results.append(Found({name: float(value) for name, value in values.items()}, per_image))
+    return results
+
+
+def step_scores(
+    found: Mapping[tuple[TapKey, str], Found],
     dit: FrozenDiT,
     timestep: int,
     num_tokens: int,
     images: int | None = None,
-    taps: Sequence[TapKey] | None = None,
 ) -> StepScores:
+    """The scores of a timestep.
+
+    Args:
+        found: ((block, feature), criterion) to what it gave.
+        dit: The frozen model, for the noise level.
+        timestep: 0 (clean) to T - 1 (noise).
+        num_tokens: Image tokens of one image, which the noise level of some families depends on.
+        images: How many it was scored on.
+    """
+    level = dit.process.at(timestep, num_tokens)
+    return StepScores(
+        timestep,
+        level.sigma,
+        finite_or_none(level.log_snr),
+        {key: one.values for key, one in found.items()},
+        {key: one.per_image for key, one in found.items() if one.per_image is not None},
+        images,
+    )
+
+
+def read_meters(meters: Meters, dit: FrozenDiT, timestep: int, num_tokens: int) -> StepScores:
     """The scores of a timestep from the images that have been added, over all ranks.
 
     Args:
         meters: Meters of the timestep.
-        dit: The frozen model, for the noise level.
-        timestep: 0 (clean) to T - 1 (noise).
-        num_tokens: Image tokens of one image, which the noise level of some families depends on.
-        images: How many have been added.
-        taps: Some of the (block, feature), which alone are looked at; all if None.
+        dit: See :func:`step_scores`.
+        timestep: See :func:`step_scores`.
+        num_tokens: See :func:`step_scores`.
     """
-    level = dit.process.at(timestep, num_tokens)
-    values, per_image = {}, {}
-    for key, meter in meters.items():
-        if taps is not None and key[0] not in taps:
-            continue
-        found = dict(meter.compute())
-        if (rows := found.pop('per_image', None)) is not None:
-            per_image[key] = in_set_order(rows.cpu().numpy(), rank_and_size()[1])
-        values[key] = {name: float(value) for name, value in found.items()}
-    return StepScores(
-        timestep, level.sigma, finite_or_none(level.log_snr), values, per_image, images
-    )
+    found = dict(zip(meters, compute_meters(list(meters.values())), strict=True))
+    return step_scores(found, dit, timestep, num_tokens)
 
 
 def in_set_order(rows: np.ndarray, world_size: int) -> np.ndarray:

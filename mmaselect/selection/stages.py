@@ -24,14 +24,16 @@ from mmaselect.selection.race import contending, round_scores
 from mmaselect.selection.ranks import from_rank_zero, gather_answers, rank_and_size
 from mmaselect.selection.scoring import (
     EncodedBatch,
+    Found,
     Meters,
     Reading,
     StepScores,
+    compute_meters,
     draw_readings,
     encode_views,
-    read_meters,
     score_step,
     start_meters,
+    step_scores,
     view_readings,
 )
 from mmaselect.terminal.progress import progress_bar
@@ -76,6 +78,8 @@ class Stages:
         self.num_tokens = dit.num_tokens(calibration.image_size)
         self.places = Places.of(dit)
         self.meters = {step: self._start_meters() for step in grid.coarse}
+        # Images that a timestep had seen at a (block, feature), and what the criterion gave.
+        self._found: dict[tuple[int, TapKey, str], tuple[int, Found]] = {}
         self.done = self._resume()
         self._start = time.perf_counter() - self.done.seconds
 
@@ -122,7 +126,7 @@ class Stages:
 
     def scores(self) -> list[StepScores]:
         """Scores of all timesteps, sorted, at each place, on the images that they have seen."""
-        return [self._read(arm) for arm in sorted(self.done.rounds)]
+        return self._read(sorted(self.done.rounds))
 
     def _start_meters(self) -> Meters:
         return start_meters(self.criteria, self.places.taps, self.dit.device)
@@ -211,7 +215,7 @@ class Stages:
         """
         done = self.done
         done.rounds.update(dict.fromkeys(done.arms, done.goal))
-        scores = [self._read(arm) for arm in done.arms]
+        scores = self._read(done.arms)
         last, goal = len(self.round_ends), done.goal
         if goal < last:
             end = self.round_ends[goal - 1]
@@ -225,7 +229,7 @@ class Stages:
         if not left:
             # Everybody who led has features that overflow on an image: back to all the others.
             out = [arm for arm in sorted(done.rounds) if arm not in done.arms]
-            left = [arm for arm in out if self._read(arm).is_finite]
+            left = [arm for arm, one in zip(out, self._read(out), strict=True) if one.is_finite]
             goal = last
             if not left:
                 return False
@@ -270,12 +274,34 @@ class Stages:
         winner, _ = choose_winner(scores, self.deciding, self.places)
         return [arm for arm, one in zip(self.done.arms, scores, strict=True) if one is winner]
 
-    def _read(self, arm: Arm) -> StepScores:
-        """Scores of a timestep at a place on the images that it has seen, over all ranks."""
-        step, place = arm
-        images = self.round_ends[self.done.rounds[arm] - 1]
-        taps = self.places.groups[place]
-        return read_meters(self.meters[step], self.dit, step, self.num_tokens, images, taps)
+    def _read(self, arms: Sequence[Arm]) -> list[StepScores]:
+        """Scores of timesteps at places on the images that they have seen, over all ranks.
+
+        All ranks call it together. What was computed on as many images before is kept.
+        """
+        lasting, first = self._lasting, self.round_ends[0]
+        keys, stale = [], {}
+        for step, place in arms:
+            images = self.round_ends[self.done.rounds[step, place] - 1]
+            taps = self.places.groups[place]
+            keys.append([key for key in self.meters[step] if key[0] in taps])
+            for tap, name in keys[-1]:
+                seen = images if name in lasting else min(images, first)
+                if self._found.get((step, tap, name), (None, None))[0] != seen:
+                    stale[step, tap, name] = seen
+        meters = [self.meters[step][tap, name] for step, tap, name in stale]
+        for cell, found in zip(stale, compute_meters(meters), strict=True):
+            self._found[cell] = stale[cell], found
+        return [
+            step_scores(
+                {key: self._found[step, *key][1] for key in mine},
+                self.dit,
+                step,
+                self.num_tokens,
+                self.round_ends[self.done.rounds[step, place] - 1],
+            )
+            for (step, place), mine in zip(arms, keys, strict=True)
+        ]
 
     def encode(self, batch: CalibrationBatch) -> EncodedBatch:
         """Latents and noise of a batch: of the images if a criterion reads them, of their views."""
@@ -291,7 +317,7 @@ class Stages:
         return EncodedBatch(
             draws,
             batch.indices,
-            None if batch.labels is None else batch.labels.to(self.dit.device),
+            batch.labels,
             views,
             None if batch.views is None else batch.views.where,
         )

@@ -3,6 +3,7 @@
 
 import json
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -185,6 +186,26 @@ def test_a_race_runs_the_passes_that_it_tells_of(tiny_dit, photos, raced):
     result = sweep.run(progress=False)
     assert counted['passes'] == result.model_evaluations
     assert {**result.to_dict(), 'seconds': 0} == {**raced.to_dict(), 'seconds': 0}
+
+
+def test_a_score_is_computed_once_for_the_images_that_it_has_seen(tiny_dit, photos, raced):
+    sweep = make_sweep(tiny_dit, photos)
+    computed = Counter()
+    first = next(iter(sweep.options.criteria.values()))
+    compute = type(first).compute
+
+    def counting(self):
+        computed[float(self.moments[0, 1]), int(self.moments[0, 0])] += 1
+        return compute(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(first), 'compute', counting)
+        result = sweep.run(progress=False)
+    rounds = {images: number for number, images in enumerate([4, 8, 16, 20], 1)}
+    wanted = sum(rounds[images] for images in images_of(result).values())
+    assert set(computed.values()) == {1}
+    assert len(computed) == 2 * wanted, 'of two blocks'
+    assert result.curve == raced.curve
 
 
 @CRITERIA.register_module()

@@ -103,10 +103,24 @@ def fisher_score(
     return fisher_score_from_sums(*class_sums(samples, labels, num_classes), reduction=reduction)
 
 
-def class_sums(samples: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts (K,), sums (K, C) and overall sums of squares (C,) of samples (N, C), in float64."""
+def class_sums(
+    samples: Tensor, labels: Tensor, num_classes: int, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts (K,), sums (K, C) and overall sums of squares (C,) of samples, in float64.
+
+    Args:
+        samples: (N, C), float.
+        labels: (N,), in [0, K); of those that are not counted, anything.
+        num_classes: K.
+        counted: (N,), bool: the others are left out, without the host learning how many there are.
+    """
     samples = samples.to(torch.float64)
-    counts = torch.bincount(labels, minlength=num_classes).to(torch.float64)
+    weights = samples.new_ones(len(samples))
+    if counted is not None:
+        weights = counted.to(torch.float64)
+        samples = torch.where(counted[:, None], samples, 0.0)
+        labels = torch.where(counted, labels, 0)
+    counts = samples.new_zeros(num_classes).index_add_(0, labels, weights)
     sums = samples.new_zeros(num_classes, samples.shape[1]).index_add_(0, labels, samples)
     return counts, sums, samples.square().sum(0)
 
@@ -216,19 +230,23 @@ class FisherScore(Criterion):
         device = self.counts.device
         labels = integer_labels(labels)
         feature = feature.detach().to(torch.float32)
+        # Labels are checked where they are, which is the host.
         if labels.ndim == 1:
             check_labels(labels, self.num_classes)
-            labels = labels.to(device)
-            samples = feature.mean((2, 3)).to(device)
-            finite = samples.isfinite().all(1)
-            samples, labels = samples[finite], labels[finite]
+            samples = feature.mean((2, 3))
+            finite = counted = samples.isfinite().all(1).to(device)
         else:
-            labels = self._labels_of_tokens(labels, feature.shape[2:]).to(device)
-            samples = feature.permute(0, 2, 3, 1).to(device)
-            finite = samples.isfinite().flatten(1).all(1)
-            kept = (labels != self.ignore_index) & finite[:, None, None]
-            samples, labels = samples[kept], labels[kept]
-        counts, sums, squares = class_sums(samples, labels, self.num_classes)
+            labels = self._labels_of_tokens(labels, feature.shape[2:])
+            known = (labels != self.ignore_index).to(device, non_blocking=True)
+            samples = feature.permute(0, 2, 3, 1)
+            finite = samples.isfinite().flatten(1).all(1).to(device)
+            counted = known & finite[:, None, None]
+        counts, sums, squares = class_sums(
+            samples.flatten(0, -2).to(device),
+            labels.to(device, non_blocking=True).flatten(),
+            self.num_classes,
+            counted.flatten(),
+        )
         self.counts = self.counts + counts
         self.sums = self.sums + sums
         self.squares = self.squares + squares

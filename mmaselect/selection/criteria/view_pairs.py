@@ -31,6 +31,9 @@ def whiten_pairs(first: Tensor, second: Tensor, ridge: float = 0.1) -> tuple[Ten
     pooled feature lies in a few directions; without whitening those alone decide which descriptors
     are alike.
 
+    Where there are more channels than rows, the matrix of the rows' inner products, (2 N, 2 N), is
+    inverted in place of the covariance (D, D): x^T (X^T X + r I)^-1 y needs no more.
+
     Args:
         first: (N, D), float.
         second: (N, D), float; row i belongs to row i of ``first``.
@@ -38,20 +41,35 @@ def whiten_pairs(first: Tensor, second: Tensor, ridge: float = 0.1) -> tuple[Ten
             keeps directions that hold next to nothing from being blown up.
 
     Returns:
-        tuple[Tensor, Tensor]: Both sets (N, D), float64: centered, whitened, of unit length. The
-        basis is arbitrary (only angles mean something).
+        tuple[Tensor, Tensor]: Two matrices (N, K), float64, on the device of the rows. Row i of the
+        first times row j of the second is the cosine of the centered, whitened descriptors. The
+        basis is arbitrary: products within one of the two mean nothing.
     """
-    rows = torch.cat([first, second]).double()
+    rows = in_float64(torch.cat([first, second]))
     rows = rows - rows.mean(0)
-    covariance = rows.mT @ rows / len(rows)
-    mean_eigenvalue = covariance.diagonal().mean()
-    if not mean_eigenvalue > 0:
-        return torch.zeros_like(first).double(), torch.zeros_like(second).double()
-    covariance.diagonal().add_(ridge * mean_eigenvalue)
-    factor = torch.linalg.cholesky(covariance)
-    white = torch.linalg.solve_triangular(factor, rows.mT, upper=False).mT
-    one, other = F.normalize(white, dim=1).tensor_split(2)
-    return one, other
+    count, width = rows.shape
+    is_wide = width > count
+    gram = (rows @ rows.mT if is_wide else rows.mT @ rows) / count
+    # Both matrices have the same trace.
+    mean_eigenvalue = gram.diagonal().sum() / width
+    ridged = gram.clone()
+    ridged.diagonal().add_(torch.where(mean_eigenvalue > 0, ridge * mean_eigenvalue, 1.0))
+    # The ridge makes it positive definite; to check that would be to wait for the accelerator.
+    factor = torch.linalg.cholesky_ex(ridged).L
+    if not is_wide:
+        white = torch.linalg.solve_triangular(factor, rows.mT, upper=False).mT
+        one, other = F.normalize(white, dim=1).tensor_split(2)
+        return one, other
+    products = torch.cholesky_solve(gram, factor)
+    lengths = products.diagonal().clamp(min=0).sqrt().clamp(min=1e-12)
+    cosines = products / lengths / lengths[:, None]
+    half = len(first)
+    return cosines[:half, half:], torch.eye(half, dtype=rows.dtype, device=rows.device)
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """Values in float64, on their device unless it has no such numbers."""
+    return (values.cpu() if values.device.type == 'mps' else values).double()
 
 
 def mean_over_directions(
@@ -186,8 +204,9 @@ class ViewPairCriterion(Criterion):
         """What each pair adds to the mean.
 
         Args:
-            first: (N, D), float64, whitened, of unit length.
-            second: (N, D), its partners.
+            first: (N, K), float64, from :func:`whiten_pairs`.
+            second: (N, K), the partners. ``first @ second.T`` holds the cosines of all first views
+                with all second ones; only such products mean something.
 
         Returns:
             (N,), higher is better.
@@ -200,7 +219,8 @@ class ViewPairCriterion(Criterion):
         first, second = features
         described = self.describe(first, second, where).detach()
         # The whole map counts: a place that is not read may be the one that overflowed.
-        finite = torch.stack([f.flatten(1).isfinite().all(1) for f in features]).all(0)
+        seen = [*features, described]
+        finite = torch.stack([f.flatten(1).isfinite().all(1) for f in seen]).all(0)
         self.nonfinite = self.nonfinite + (~finite).sum()
         self.width = torch.full_like(self.width, described.shape[-1])
         # Rows that are not finite stay in their place as NaN: compute() leaves them out, and knows
@@ -210,34 +230,38 @@ class ViewPairCriterion(Criterion):
 
     def compute(self) -> dict[str, Tensor]:
         values = self.image_values()
-        kept = values[values.isfinite()]
-        count = len(kept)
-        nan = values.new_tensor(torch.nan)
-        std = kept.std() if count > 1 else nan
+        kept = values.isfinite()
+        count = kept.sum()
+        mean = torch.where(kept, values, 0.0).sum() / count  # NaN of no image
+        squares = torch.where(kept, values - mean, 0.0).square().sum()
+        std = torch.where(count > 1, (squares / (count - 1)).sqrt(), torch.nan)
         return {
-            'score': kept.mean() if count else nan,
+            'score': mean,
             'std': std,
-            'sem': std / max(count, 1) ** 0.5,
-            'count': torch.tensor(count),
+            'sem': std / count.sqrt(),
+            'count': count,
             'nonfinite': self.nonfinite,
             'per_image': torch.stack([values, torch.ones_like(values)], 1),
         }
 
     def image_values(self) -> Tensor:
-        """What each image adds, in the order of the updates: (N,), NaN for those left out."""
+        """What each image adds, in the order of the updates: (N,), NaN for those left out.
+
+        On the device of the descriptors, for which the host waits once.
+        """
         # After a reduction over ranks the list is one tensor already.
         flat = dim_zero_cat(self.pairs) if len(self.pairs) else torch.zeros(0)
         if not flat.numel():
-            return torch.zeros(0, dtype=torch.float64)
-        # On the CPU, in float64, in an order that depends on the descriptors alone: the same sums
-        # whatever the batches, the ranks and the device.
-        described = flat.cpu().reshape(-1, NUM_VIEWS, self.points, int(self.width))
-        values = torch.full((len(described),), torch.nan, dtype=torch.float64)
-        finite = described.flatten(1).isfinite().all(1)
-        index = finite.nonzero()[:, 0]
+            return torch.zeros(0, dtype=torch.float64, device=self.nonfinite.device)
+        width, lost = torch.stack([self.width, self.nonfinite]).tolist()
+        described = flat.reshape(-1, NUM_VIEWS, self.points, width)
+        # In an order that depends on the descriptors alone: the same sums whatever the batches and
+        # the ranks. NaN, those left out, come last.
+        order = in_float64(described).sum((1, 2, 3)).argsort(stable=True)
+        index = order[: len(order) - lost]
+        values = in_float64(described.new_full((len(described),), torch.nan))
         if not len(index):
             return values
-        index = index[described[index].double().sum((1, 2, 3)).argsort(stable=True)]
         first, second = described[index].unbind(1)
         pairs = whiten_pairs(first.flatten(0, 1), second.flatten(0, 1), self.ridge)
         values[index] = self.per_pair(*pairs).reshape(-1, self.points).mean(1)
@@ -422,7 +446,8 @@ class DenseCorrespondence(ViewPairCriterion):
     def describe(self, first: Tensor, second: Tensor, where: ViewBoxes | None) -> Tensor:
         if where is None:
             raise ValueError('DenseCorrespondence needs to know where views lie in their images')
-        places = overlap_points(where.to(first.device), self.grid_points)
+        # The boxes are checked where they are, which is the host.
+        places = overlap_points(where, self.grid_points).to(first.device, non_blocking=True)
         sampled = [
             F.grid_sample(
                 feature.float(), places[:, i, None], padding_mode='border', align_corners=False

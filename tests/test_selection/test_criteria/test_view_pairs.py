@@ -16,6 +16,7 @@ from mmaselect.selection.criteria.view_pairs import (
     InstanceSensitivity,
     ViewAlignment,
     overlap_points,
+    standardized_match,
     whiten_pairs,
 )
 
@@ -69,6 +70,27 @@ def test_whitening_is_that_of_scipy():
     ours, others = whiten_pairs(first.mean((2, 3)), second.mean((2, 3)), 0.1)
     # The basis is arbitrary; angles are not.
     np.testing.assert_allclose((ours @ others.mT).numpy(), one @ two.T, atol=1e-6)
+
+
+@pytest.mark.parametrize('outlier', [1, 300], ids=['even', 'massive'])
+@pytest.mark.parametrize(('images', 'channels'), [(40, 81), (20, 1152), (5, 3072), (40, 80)])
+def test_more_channels_than_rows_give_the_same_cosines(images, channels, outlier):
+    generator = torch.Generator().manual_seed(channels)
+    scale = torch.logspace(-2, 1, channels)
+    first, second = scale * torch.randn(2, images, channels, generator=generator)
+    second = (second + 2 * first).double()
+    first, second = first.double() + 0.3, second + 0.3
+    first[0], first[:, 0] = outlier * first[0], outlier * first[:, 0]
+    rows = torch.cat([first, second])
+    rows = rows - rows.mean(0)
+    covariance = rows.mT @ rows / len(rows)
+    ridged = covariance + 0.02 * covariance.trace() / channels * torch.eye(channels).double()
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(ridged), rows.mT, upper=False).mT
+    one, two = F.normalize(white, dim=1).tensor_split(2)
+    ours, others = whiten_pairs(first, second, 0.02)
+    torch.testing.assert_close(ours @ others.mT, one @ two.mT, rtol=1e-10, atol=1e-10)
+    found, wanted = (standardized_match(*pair) for pair in ((ours, others), (one, two)))
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_retrieval_is_that_of_scikit_learn():
@@ -146,11 +168,11 @@ def test_without_images_the_score_is_nan(name):
 
 
 @every
-def test_features_without_any_difference_score_without_an_error(name):
+@pytest.mark.parametrize('channels', [3, 100])
+def test_features_without_any_difference_score_without_an_error(name, channels):
     _, _, where = make_pairs()
-    result = score(
-        CRITERIA.build(dict(type=name)), torch.ones(40, 3, 4, 4), torch.ones(40, 3, 4, 4), where
-    )
+    maps = torch.ones(40, channels, 4, 4)
+    result = score(CRITERIA.build(dict(type=name)), maps, maps, where)
     assert result['score'].isfinite()
 
 
