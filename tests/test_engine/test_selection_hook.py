@@ -20,10 +20,12 @@ from mmaselect.engine.hooks.selection_hook import backbones_of
 from mmaselect.launch.summary import summarize
 from mmaselect.leaderboard.runs import selection_facts
 from mmaselect.models import ASelecTDiT
+from mmaselect.openmmlab.checkpoints import check_checkpoint_file
 from mmaselect.report.plot import figure_pixels, selection_figure
 from mmaselect.report.work_dir import find_selections
 from mmaselect.selection import SelectionResult
 from mmaselect.selection.sweep import Sweep
+from mmaselect.untrusted import load_tensors, only_weights
 
 GRID = [0, 200, 600]
 _names = (f'run{number}' for number in itertools.count())
@@ -190,6 +192,16 @@ def test_files_that_cannot_be_written_end_no_run(tiny_dit, photos, tmp_path):
     for name in ('selection.json', 'selection.png'):
         assert f'{folder / name} cannot be written' in log
     assert not list(folder.glob('.selection*'))
+
+
+def test_a_checkpoint_holds_plain_values_alone(first):
+    """Else ``tools/test.py`` refuses what ``tools/train.py`` wrote."""
+    folder, pick = first
+    with only_weights():
+        check_checkpoint_file(folder / 'iter_1.pth')
+        carried = load_tensors(folder / 'iter_1.pth')['mmaselect_selection']
+    assert carried['backbone']['timestep'] == pick
+    assert json.loads(json.dumps(carried)) == carried
 
 
 class TwoBackbones(Segmentor):

@@ -44,7 +44,9 @@ def alone(monkeypatch):
 )
 def test_a_run_on_a_cpu_is_prepared_and_says_so(alone, norm, said):
     model = dict(heads=[dict(norm_cfg=dict(type=norm))])
-    config = Config(dict(launcher='pytorch', model=model, find_unused_parameters=True))
+    config = Config(dict(launcher='pytorch', model=model))
+    if norm == 'SyncBN':
+        config.find_unused_parameters = True
     logger, handler = MMLogger.get_current_instance(), logging.StreamHandler(io.StringIO())
     logger.addHandler(handler)
     assert prepare_cpu_launch(config) is True
@@ -54,7 +56,7 @@ def test_a_run_on_a_cpu_is_prepared_and_says_so(alone, norm, said):
     assert config.model_wrapper_cfg == dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
-        find_unused_parameters=True,
+        find_unused_parameters=norm == 'SyncBN',
         device_ids=None,
     )
     assert handler.stream.getvalue().strip().endswith(said)

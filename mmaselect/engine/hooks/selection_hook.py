@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -68,7 +69,8 @@ class SelectionHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         results = {
-            name: backbone.selection_result.to_dict()
+            # As JSON has it: nothing but plain values, so that it can be read without running code.
+            name: json.loads(json.dumps(backbone.selection_result.to_dict()))
             for name, backbone in backbones_of(runner).items()
             if backbone.selection_result is not None
         }
