@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import Sequential
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from PIL import Image
 from toy_segmentor import Segmentor
 
@@ -20,7 +21,7 @@ from mmaselect.engine.hooks.selection_hook import backbones_of
 from mmaselect.launch.summary import summarize
 from mmaselect.leaderboard.runs import selection_facts
 from mmaselect.models import ASelecTDiT
-from mmaselect.openmmlab.checkpoints import check_checkpoint_file
+from mmaselect.openmmlab.checkpoints import check_checkpoint_file, mmengine_globals
 from mmaselect.report.plot import figure_pixels, selection_figure
 from mmaselect.report.work_dir import find_selections
 from mmaselect.selection import SelectionResult
@@ -194,10 +195,29 @@ def test_files_that_cannot_be_written_end_no_run(tiny_dit, photos, tmp_path):
     assert not list(folder.glob('.selection*'))
 
 
+def test_trouble_with_old_files_and_the_visualizer_ends_no_run(
+    tiny_dit, photos, tmp_path, monkeypatch
+):
+    folder = tmp_path / 'run'
+    for name in ('selection', 'selection_old'):
+        (folder / f'{name}_of_another_timestep.json' / 'in the way').mkdir(parents=True)
+        (folder / f'{name}.json').write_text('{}')
+
+    def no_room(*args, **kwargs):
+        raise OSError('no room for pictures')
+
+    monkeypatch.setattr(Visualizer, 'add_image', no_room)
+    runner, log = train(make_backbone(tiny_dit, photos), folder)
+    assert runner.iter == 1 and written(folder) == runner.model.backbone.timestep
+    assert f'{folder / "selection_old.json"} cannot be written' in log
+    assert f'{folder} cannot be written' in log and 'no room for pictures' in log
+    assert log.count('cannot be written') == 3
+
+
 def test_a_checkpoint_holds_plain_values_alone(first):
     """Else ``tools/test.py`` refuses what ``tools/train.py`` wrote."""
     folder, pick = first
-    with only_weights():
+    with only_weights(), torch.serialization.safe_globals(mmengine_globals()):
         check_checkpoint_file(folder / 'iter_1.pth')
         carried = load_tensors(folder / 'iter_1.pth')['mmaselect_selection']
     assert carried['backbone']['timestep'] == pick
