@@ -148,12 +148,11 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
     dataset = runner.test_dataloader.dataset
     trained = sum(p.numel() for p in runner.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in runner.model.parameters())
-    block = timestep = None
+    place = dict(block=None, timestep=None)
     for module in runner.model.modules():
         if isinstance(module, ASelecTDiT):
             total += sum(p.numel() for p in module.dit.parameters())
-            block = ', '.join(map(str, dict.fromkeys(module.blocks)))
-            timestep = module.timestep
+            place = dict(**place_in_words(module.dit.maps), timestep=module.timestep)
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
@@ -165,8 +164,7 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
     return dict(
         metrics=metrics,
         metric=PRIMARY_METRICS[toolbox],
-        block=block,
-        timestep=timestep,
+        **place,
         trained=trained,
         total=total,
         test_memory=round(memory),
@@ -174,6 +172,19 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
         seconds_per_image=seconds / len(dataset),
         **image_cost(runner.model, dataset, toolbox),
     )
+
+
+def place_in_words(maps: Sequence[tuple[int, str]]) -> dict[str, str]:
+    """Blocks and features of the maps that a backbone returns; what is alike is told once.
+
+    Example:
+        >>> place_in_words([(3, 'key'), (5, 'key')])
+        {'block': '3, 5', 'feature': 'key'}
+    """
+    blocks, features = zip(*maps, strict=True)
+    if len(set(features)) == 1:
+        blocks, features = tuple(dict.fromkeys(blocks)), features[:1]
+    return dict(block=', '.join(map(str, blocks)), feature=', '.join(features))
 
 
 def image_cost(model: Any, dataset: Any, toolbox: str) -> dict[str, Any]:

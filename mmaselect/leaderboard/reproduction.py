@@ -19,8 +19,8 @@ def choose_rows(only: str | None) -> list[Row | Figure]:
     """Rows by the words of ``--only``.
 
     Args:
-        only: Words with commas between them: a data set, a model, a form, a row, a figure, or a
-            pattern with ``*``. All rows if None.
+        only: Words with commas between them: a data set, a model, a form, the name of a row or its
+            start, a figure, or a pattern with ``*``. All rows if None.
 
     Raises:
         ValueError: If a word fits no row.
@@ -35,12 +35,21 @@ def choose_rows(only: str | None) -> list[Row | Figure]:
     words = [word.strip() for word in only.split(',') if word.strip()]
     chosen: set[str] = set()
     for word in words:
-        fits = {r.name for r in every if word in r.name.split('/') or fnmatch(r.name, word)}
+        fits = {
+            row.name
+            for row in every
+            if word in row.name.split('/') or fnmatch(row.name, word) or is_start(word, row.name)
+        }
         if not fits:
             parts = dict.fromkeys(part for row in every for part in row.name.split('/'))
             raise ValueError(f'--only {word!r} fits no row: there are {", ".join(parts)}')
         chosen |= fits
     return [row for row in every if row.name in chosen]
+
+
+def is_start(word: str, name: str) -> bool:
+    """Whether a word is the first parts of a name, such as ``'cub/sd3-medium'``."""
+    return name.startswith(word.rstrip('/') + '/')
 
 
 def reproduction_table(

@@ -53,8 +53,8 @@ def group_runs(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             'model': first['model'],
             'head': first['head'],
             'criterion': first.get('criterion'),
-            'block': first['block'],
-            'feature': first['feature'],
+            'block': _one_or_all((run['block'] for run in runs), ' or '),
+            'feature': _one_or_all((run['feature'] for run in runs), ' or '),
             'pick': _one_or_all(run.get('pick') or run['timestep'] for run in runs),
             'metric': first['metric'],
             'mean': round(statistics.mean(values), digits),
@@ -165,12 +165,12 @@ def hide_constants(
     return shown, {column: cell for column, cell in same.items() if cell is not None}
 
 
-def _one_or_all(values: Any) -> str | int | None:
+def _one_or_all(values: Any, between: str = ', ') -> str | int | None:
     """One value, or all that differ, for a cell."""
     distinct = sorted({value for value in values if value is not None}, key=_by_number)
     if not distinct:
         return None
-    return distinct[0] if len(distinct) == 1 else ', '.join(map(str, distinct))
+    return distinct[0] if len(distinct) == 1 else between.join(map(str, distinct))
 
 
 def _by_number(value: Any) -> tuple[bool, Any]:

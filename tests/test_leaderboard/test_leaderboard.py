@@ -59,6 +59,11 @@ def test_seeds_make_one_row():
     assert (second['deviation'], second['pick'], second['selection (s)']) == (None, None, None)
 
 
+def test_seeds_may_pick_other_places():
+    (row,) = group_runs([result(), result(block='3, 5', feature='key')])
+    assert (row['block'], row['feature']) == ('14 or 3, 5', 'key or query')
+
+
 def test_the_papers_numbers():
     """Stand next to the paper's models and head alone, with their source."""
     papers = dict(

@@ -50,10 +50,11 @@ def test_counted_cost():
 def test_rows_by_words():
     assert len(choose_rows(None)) == 32 + len(FIGURES)
     assert len(choose_rows('flowers, cub')) == 8
-    assert [row.name for row in choose_rows('cub/sd3-medium/*')] == [
-        'cub/sd3-medium/paper',
-        'cub/sd3-medium/ours',
-    ]
+    for words in ('cub/sd3-medium/*', 'cub/sd3-medium', 'cub/sd3-medium/'):
+        assert [row.name for row in choose_rows(words)] == [
+            'cub/sd3-medium/paper',
+            'cub/sd3-medium/ours',
+        ]
     assert {row.name for row in choose_rows('fig*')} == {figure.name for figure in FIGURES}
     with pytest.raises(ValueError, match=r"--only 'birds' fits no row: there are cub, sd35-medium"):
         choose_rows('cub,birds')
@@ -154,6 +155,7 @@ def test_from_start_to_table(tmp_path, monkeypatch, capfd):
     assert table.count(NOT_RUN) == 31 + 2 + len(FIGURES)
     board = (tmp_path / 'out' / 'leaderboard' / 'leaderboard.md').read_text()
     assert 'PaperHFR' in board and 'AttentionPoolClsHead' in board
+    assert '| 1 | query |' in board
 
     # The same again: what has ended is not trained, and is not tested a second time.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
@@ -164,6 +166,16 @@ def test_from_start_to_table(tmp_path, monkeypatch, capfd):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*.pth')}
     assert results == list((tmp_path / 'out' / 'leaderboard' / 'results').iterdir())
     assert (tmp_path / 'out' / 'reproduce.md').read_text() == table
+    # Our form searches the place, and the table names what was picked.
+    free = [option for option in options if 'backbone.blocks' not in option]
+    reproduce('--only', 'flowers/sd3-medium/ours', '--out', 'ours', *free)
+    (path,) = (tmp_path / 'ours').glob('flowers_*/seed0/selection.json')
+    selection = json.loads(path.read_text())
+    ((block, feature),) = selection['cells']
+    assert selection['criterion'] == 'InstanceSensitivity' and len(selection['per_tap']) == 5 * 5
+    board = (tmp_path / 'ours' / 'leaderboard' / 'leaderboard.md').read_text()
+    assert f'| {block} | {feature} |' in board
+
     # A row that fails is named at the end, and the others stay in the table.
     with pytest.raises(SystemExit, match=r'these rows failed:\ncub/sd3-medium/paper: .*train\.py'):
         reproduce('--only', 'cub/sd3-medium/paper', '--out', 'out', *options)
