@@ -256,15 +256,15 @@ def result_of(run: Run, args: argparse.Namespace) -> dict[str, Any]:
         if failure is not None:
             raise RuntimeError(f'the test of {run.checkpoint} failed:\n{failure}')
         found = json.loads(path.read_text(encoding='utf-8'))
-    return dict(
-        setting=setting_of(config),
+    return {
+        'setting': setting_of(config),
         **describe(config),
         **selection_facts(run.work_dir),
-        config=run.config.stem,
-        train_memory=training_memory(run.work_dir),
-        value=found['metrics'][found['metric']],
+        'config': run.config.stem,
+        'train_memory': training_memory(run.work_dir),
+        'value': found['metrics'][found['metric']],
         **found,
-    )
+    }
 
 
 def stored_result(path: Path) -> dict[str, Any] | None:
