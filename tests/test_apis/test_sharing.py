@@ -51,6 +51,8 @@ def test_a_result_says_where_it_comes_from(result, images, tmp_path):
     assert origin['versions']['torch'] == torch.__version__
     again = SelectionResult.load(result.save(tmp_path / 'selection.json'))
     assert again == result and again.provenance == origin
+    torch.save(result.to_dict(), tmp_path / 'result.pth')
+    assert torch.load(tmp_path / 'result.pth', weights_only=True) == result.to_dict()
     # Not a part of the key: the same pick from another command is found.
     assert 'provenance' not in result.settings
 
