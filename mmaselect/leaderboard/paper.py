@@ -262,8 +262,8 @@ class Figure:
 FIGURES = (
     Figure(
         'fig1',
-        'accuracy of a linear probe and of the head, and criteria, over timesteps; what a selection '
-        'and a search cost',
+        'accuracy of a linear probe and of the head, and criteria, over timesteps; cost of a '
+        'selection and of a search',
         'probe_timesteps',
         ('--timesteps', '0:1000:50', '--others', 'InstanceSensitivity', '--head-epochs', '10'),
         f'a selection is {PAPER_SPEEDUP} times cheaper than an exhaustive search',
