@@ -7,8 +7,11 @@ The configs in ``configs/*/aselect_sd3*`` are written from this table by
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from itertools import product
+
+from mmaselect.selection.defaults import PRESET_NOTES
 
 #: Where the values come from: the paper's own tables are not quoted in full by any public page.
 SOURCE = 'arXiv 2603.25758, as public summaries quote it'
@@ -287,6 +290,15 @@ FIGURES = (
 FIGURE_ROW = next(row for row in ROWS if row.name == 'flowers/sd35-medium/paper')
 
 
+def _paper_note() -> str:
+    """What the paper's criterion loses, as a comment of a config."""
+    note = PRESET_NOTES['paper'].partition(': ')[2]
+    text = f'{note[0].upper()}{note[1:]} (docs/criteria.md).'
+    return textwrap.fill(
+        text, 98, initial_indent='# ', subsequent_indent='# ', break_on_hyphens=False
+    )
+
+
 def config_text(row: Row) -> str:
     """The config of a row.
 
@@ -300,8 +312,8 @@ def config_text(row: Row) -> str:
     what = f'# {data.title} with a frozen {model.title}: {head_words} '
     if row.form == 'paper':
         what += (
-            "on the\n# paper's block, at the timestep that the paper's criterion picks "
-            '(docs/criteria.md: what it loses).\n'
+            "on the\n# paper's block, at the timestep that the paper's criterion picks.\n"
+            f'{_paper_note()}\n'
         )
         choice = "selection=dict(preset='paper'), "
     else:
