@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mmaselect.launch.cli import build_runner, load_run_config, make_parser, set_dataloaders
 from mmaselect.launch.distributed import leave_process_group
 from mmaselect.launch.entries import naming_entries
+from mmaselect.launch.summary import print_test_summary
 
 # It checks that the toolboxes are installed, and says what to do if not.
 from mmaselect.openmmlab.checkpoints import check_checkpoint_file, check_weights_fit
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     predictions = args.out if args.out_item != 'metrics' else None
     if predictions and toolbox == 'mmseg':
         set_segmentation_output(config, predictions)
-    runner = build_runner(config)
+    runner = build_runner(config, args.verbose)
     if os.path.isfile(args.checkpoint) and not args.trust_checkpoint:
         # Ranks and test-time augmentation wrap the model.
         check_weights_fit(getattr(runner.model, 'module', runner.model), args.checkpoint)
@@ -271,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = runner.test()
     if args.out_item == 'metrics' and is_main_process():
         dump(metrics, args.out)
+    print_test_summary(runner, args.checkpoint, metrics, (args.out, args.show_dir))
     leave_process_group()
 
 

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed_by_place(config.train_dataloader)
     settle_checkpoint(config, must_resume=args.resume is not None)
     check_calibration_is_there(config)
-    runner = build_runner(config)
+    runner = build_runner(config, args.verbose)
     with naming_memory(runner), naming_entries(config, runner):
         runner.train()
     print_summary(runner)

@@ -5,6 +5,12 @@ from mmaselect.openmmlab.compat import check_toolboxes
 
 check_toolboxes()  # before MMEngine is imported: its absence deserves advice
 
+from mmaselect.openmmlab.messages import without_chatter  # noqa: E402
+
+with without_chatter():
+    import mmpretrain.datasets  # noqa: F401
+    import mmseg.datasets  # noqa: F401
+
 from mmaselect.datasets.camvid import CamVidDataset  # noqa: E402
 from mmaselect.datasets.holdout import hold_out, hold_out_indices  # noqa: E402
 from mmaselect.datasets.nabirds import NABirds  # noqa: E402

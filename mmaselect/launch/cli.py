@@ -17,6 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmaselect.launch.config import check_optimizer, check_pyramid, get_toolbox, load_config
+from mmaselect.launch.console import TerseRunner
 from mmaselect.launch.determinism import let_the_rest_warn, prepare_determinism
 from mmaselect.launch.distributed import (
     AverageNormStatistics,
@@ -48,6 +49,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         action='store_true',
         help='read checkpoints that hold Python objects, and run the code in them; by default '
         'only tensors and what MMEngine writes are read',
+    )
+    parser.add_argument(
+        '--verbose',
+        action='store_true',
+        help='print environment, config and hooks, too, which the log file always has',
     )
     add_cfg_options(parser)
     add_launcher(parser)
@@ -204,11 +210,16 @@ def naming_memory(runner: Runner) -> Iterator[None]:
         ) from error
 
 
-def build_runner(config: Config) -> Runner:
+def build_runner(config: Config, verbose: bool = True) -> Runner:
     """Build the runner of a config, ready for any launcher on any device.
 
     It gets the hooks that make a run safe to stop and exact to resume, and, if an ASelecTDiT is in
     the model, the one that writes its selection; unless the config has them.
+
+    Args:
+        config: The run's config.
+        verbose: Whether the terminal gets all of MMEngine's messages, as the log file does. The
+            runners of a ``runner_type`` always print them.
     """
     from mmaselect.engine.hooks import (
         ActivationCheckpointingHook,
@@ -223,8 +234,9 @@ def build_runner(config: Config) -> Runner:
     on_cpus = prepare_cpu_launch(config)
     prepare_determinism(config)
     is_other = 'runner_type' in config
+    kind = PatientRunner if verbose else TerseRunner
     with telling_others():
-        runner = RUNNERS.build(config) if is_other else PatientRunner.from_cfg(config)
+        runner = RUNNERS.build(config) if is_other else kind.from_cfg(config)
         if isinstance(runner, FlexibleRunner):
             build_model(runner)
             wait_for_models()

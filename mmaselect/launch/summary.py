@@ -1,7 +1,9 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The closing lines of a training: the last validation, and the timestep that was picked."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -49,6 +51,42 @@ def summarize(runner: Runner) -> str:
     if checkpoint.is_file():
         lines.append(f'checkpoint: {checkpoint.read_text(encoding="utf-8").strip()}')
     return '\n'.join(lines)
+
+
+def print_test_summary(
+    runner: Runner, checkpoint: str, metrics: Mapping[str, Any], files: Sequence[str | None]
+) -> None:
+    """Print a box with what was tested, at which timestep and place, and the metrics.
+
+    Args:
+        runner: A runner whose test has ended.
+        checkpoint: The checkpoint.
+        metrics: What the test gave.
+        files: What was written; None for what was not asked for.
+    """
+    if is_main_process():
+        lines = [f'checkpoint: {checkpoint}', *_places(runner)]
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        lines += [', '.join(f'{name} {_short(value)}' for name, value in numbers.items())]
+        lines += [f'written: {file}' for file in files if file]
+        print(boxed(lines, 'mmaselect'), flush=True)
+
+
+def _places(runner: Runner) -> list[str]:
+    """Where each backbone was read, and who said so."""
+    lines = []
+    backbones = backbones_of(runner)
+    for name, backbone in backbones.items():
+        plan = backbone.pick.plan
+        from_config = not plan.is_automatic and backbone.timestep in plan.steps
+        source = 'the config' if from_config else 'the checkpoint'
+        blocks = ', '.join(map(str, backbone.blocks))
+        start = f'{name}: ' if len(backbones) > 1 else ''
+        lines.append(
+            f'{start}timestep {", ".join(map(str, backbone.timesteps))} (from {source}), '
+            f'{backbone.feature} of block {blocks}'
+        )
+    return lines
 
 
 def _short(value: float) -> str:

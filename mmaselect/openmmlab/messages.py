@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+from collections.abc import Iterator
 
 from mmaselect.logs import logger
 
@@ -12,9 +15,10 @@ class ToMMEngine(logging.Handler):
     """Hands messages to MMEngine's current logger, which a run writes to its log file."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from mmengine.logging import print_log  # not before there is a message
+        from mmengine.logging import MMLogger  # not before there is a message
 
-        print_log(record.getMessage(), logger='current', level=record.levelno)
+        current = MMLogger.get_current_instance()
+        current.log(record.levelno, record.getMessage(), extra=dict(of_mmaselect=True))
 
 
 def forward_messages() -> None:
@@ -23,3 +27,16 @@ def forward_messages() -> None:
         logger.addHandler(ToMMEngine())
         logger.setLevel(logging.INFO)
         logger.propagate = False  # a root logger with handlers would print them again
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Drop what toolboxes print on import about an optional package of theirs."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if line != 'Could not import OneDL':
+                print(line)
