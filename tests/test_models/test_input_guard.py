@@ -99,6 +99,16 @@ def test_another_normalization_that_is_undone_gives_the_same_features(tiny_dit):
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+def test_a_preprocessor_of_whole_numbers(tiny_dit):
+    trained = Model(make(tiny_dit), bgr_to_rgb=True)
+    other = Model(make(tiny_dit), bgr_to_rgb=True)
+    other.data_preprocessor.mean = torch.tensor([0, 0, 0]).view(3, 1, 1)
+    other.data_preprocessor.std = torch.tensor([255, 255, 255]).view(3, 1, 1)
+    other.inner[0].adopt_preprocessor(other.data_preprocessor)
+    other.load_state_dict(trained.state_dict())
+    trained.load_state_dict(other.state_dict())
+
+
 def test_checkpoints_without_the_entries_load(tiny_dit):
     model = make(tiny_dit, condition=3, channel_order='bgr')
     own = model.state_dict()

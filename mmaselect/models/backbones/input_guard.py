@@ -100,7 +100,9 @@ class InputGuard:
             ('input_mean', values[:3], self.mean),
             ('input_std', values[3:], self.std),
         ):
-            if torch.allclose(torch.tensor(was), torch.tensor(now), rtol=_ROUNDED, atol=_ROUNDED):
+            # A preprocessor of whole numbers gives whole numbers.
+            pair = (torch.tensor(each, dtype=torch.float32) for each in (was, now))
+            if torch.allclose(*pair, rtol=_ROUNDED, atol=_ROUNDED):
                 continue
             shown, here = (str([round(one, 3) for one in each]) for each in (was, now))
             if self.told:
