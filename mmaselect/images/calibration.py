@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.checks import check_image_size, seed_number, whole_number
+from mmaselect.images.copies import thumbnail
 from mmaselect.images.reading import resize_and_crop, to_model_range
 from mmaselect.images.sources import ImageSource
 from mmaselect.images.views import (
@@ -176,9 +177,21 @@ class CalibrationSet:
         Raises:
             ValueError: If the image cannot be read.
         """
+        return self.identify(position)[0]
+
+    def identify(self, position: int) -> tuple[str, bytes]:
+        """What tells an image from others: :meth:`hash_image`, and what tells it from its copies.
+
+        Raises:
+            ValueError: If the image cannot be read.
+        """
         decoded = self._decode(position)
         if position not in self._kept and len(self._kept) < self._num_kept:
             self._kept[position] = self._prepare(position, decoded)
+        return self._hash(decoded), thumbnail(decoded)
+
+    @staticmethod
+    def _hash(decoded: np.ndarray) -> str:
         pixels = decoded.reshape(-1, decoded.shape[-1])
         if (pixels == pixels[0]).all():
             # One color is one image, whatever its size was.

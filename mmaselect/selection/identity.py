@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.loading import dequantized
 from mmaselect.images import CalibrationSet
+from mmaselect.images.copies import count_different
 from mmaselect.selection.arms import Places
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.options import SelectionOptions
@@ -69,13 +70,14 @@ def sweep_settings(
             code = {UNREADABLE: str(error)}
         return dict(model_identity(dit, grid.reachable, num_tokens), code=code)
 
-    def hash_share(tell: Callable[[str], None]) -> dict[int, tuple[str, str]]:
+    def hash_share(tell: Callable[[str], None]) -> dict[int, tuple[str, str, bytes]]:
         hashes = {}
         for position in range(rank, len(calibration), world_size):
             tell(f'reading {calibration.source.name(calibration.chosen[position])}')
             labels = calibration.labels([position]) if needs_labels else None
             label = '' if labels is None else _hash(labels.numpy().tobytes())
-            hashes[position] = (calibration.hash_image(position), label)
+            image, small = calibration.identify(position)
+            hashes[position] = (image, label, small)
         return hashes
 
     model = gather_answers(describe_model)[rank]
@@ -86,10 +88,10 @@ def sweep_settings(
     settings = dict(
         selection_version=SELECTION_VERSION,
         **model,
-        images=calibration.fingerprint({p: image for p, (image, _) in hashes.items()}),
+        images=calibration.fingerprint({p: image for p, (image, _, _) in hashes.items()}),
         labels=_hash(''.join(labels).encode()) if any(labels) else None,
         num_images=len(calibration),
-        distinct_images=len({image for image, _ in hashes.values()}),
+        distinct_images=count_different([hashes[p][2] for p in range(len(hashes))]),
         image_size=calibration.image_size,
         **grid.settings(),
         **Places.of(dit).settings(),
