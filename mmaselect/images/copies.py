@@ -36,7 +36,7 @@ def count_different(thumbnails: Sequence[bytes]) -> int:
     one another; images of one color are copies only if they are equal.
 
     Args:
-        thumbnails: Of each image, by :func:`thumbnail`.
+        thumbnails: One for each image, by :func:`thumbnail`.
     """
     distinct = np.array([np.frombuffer(one, np.uint8) for one in dict.fromkeys(thumbnails)])
     values = distinct.astype(np.float64)
