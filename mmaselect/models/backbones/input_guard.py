@@ -101,8 +101,8 @@ class InputGuard:
             ('input_std', values[3:], self.std),
         ):
             # A preprocessor of whole numbers gives whole numbers.
-            pair = (torch.tensor(each, dtype=torch.float32) for each in (was, now))
-            if torch.allclose(*pair, rtol=_ROUNDED, atol=_ROUNDED):
+            one, other = (torch.tensor(each, dtype=torch.float32) for each in (was, now))
+            if torch.allclose(one, other, rtol=_ROUNDED, atol=_ROUNDED):
                 continue
             shown, here = (str([round(one, 3) for one in each]) for each in (was, now))
             if self.told:
