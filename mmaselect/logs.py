@@ -21,3 +21,9 @@ def log(message: str, level: int = logging.INFO) -> None:
 def warn(message: str) -> None:
     """Log a warning about timestep selection."""
     log(message, logging.WARNING)
+
+
+def messages_to_stderr() -> None:
+    """Have the package's messages on stderr alone, for a command whose stdout a script reads."""
+    logger.handlers[:] = [logging.StreamHandler()]
+    logger.propagate = False

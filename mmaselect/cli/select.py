@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 
 from mmaselect.cli.arguments import (
     IMAGES_HELP,
@@ -52,6 +54,11 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         '--out', type=user_path, help='folder for selection.json, selection.png and selection.html'
     )
+    parser.add_argument(
+        '--json', action='store_true', help='print selection.json to stdout, and nothing else'
+    )
+    parser.add_argument('--table', action='store_true', help='print the scores of all timesteps')
+    parser.add_argument('--quiet', action='store_true', help='draw no progress bar')
     add_model_arguments(parser)
     group = parser.add_argument_group('selection')
     add_option_flags(group)
@@ -65,10 +72,13 @@ def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
     from mmaselect.apis.selection import build_sweep
     from mmaselect.images.thumbnails import try_thumbnails
+    from mmaselect.logs import messages_to_stderr
     from mmaselect.look import try_strip
     from mmaselect.report import save_report
     from mmaselect.report.table import print_selection
 
+    if args.json:
+        messages_to_stderr()
     options = given_options(args)
     sweep = build_sweep(
         model_source(args),
@@ -81,10 +91,13 @@ def run(args: argparse.Namespace) -> None:
         condition=condition(args),
         **options,
     )
-    result = sweep.run()
-    print_selection(result)
+    result = sweep.run(progress=not args.quiet)
+    if args.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        print_selection(result, table=args.table, from_cache=sweep.was_stored)
     if args.out is not None:
         images = try_thumbnails(sweep.calibration, result.num_images)
         strip = try_strip(sweep.dit, sweep.calibration, result)
         for written in save_report(result, args.out, images, strict=True, strip=strip):
-            print(written)
+            print(written, file=sys.stderr if args.json else sys.stdout)

@@ -200,3 +200,16 @@ def test_intermediates_in_the_words_of_timm():
         model.forward_intermediates(pixels, indices=[2])
     with pytest.raises(ValueError, match='norm: a frozen diffusion transformer has no such thing'):
         model.forward_intermediates(pixels, norm=True)
+
+
+def test_select_prints_one_json_document(images, tmp_path, capfd):
+    from PIL import Image
+
+    from mmaselect.cli import main
+
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f'{number}.png')
+    words = ['select', str(tmp_path), '--pretrained', MODEL, '--timesteps', '0:1000:500']
+    assert main([*words, '--json', '--quiet', '--out', str(tmp_path / 'out')]) == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert printed['timestep'] in (0, 500) and len(printed['curve']) == 2
