@@ -24,7 +24,7 @@ from mmaselect.launch.config import get_toolbox, load_config
 from mmaselect.launch.flags import add_cfg_options, add_device
 from mmaselect.openmmlab.labeled_images import build_labeled_images
 from mmaselect.selection import (
-    DEFAULT_NUM_IMAGES,
+    FIRST_IMAGES,
     Criterion,
     SelectionOptions,
 )
@@ -88,7 +88,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
         '--num-images',
         type=int,
         help='calibration images, of the training set; default: selection.num_images of the '
-        f"config's backbone, else {DEFAULT_NUM_IMAGES}",
+        f"config's backbone, else {FIRST_IMAGES}",
     )
 
 
@@ -236,7 +236,7 @@ class Study:
             num_images: As many as the config says if None.
             criteria: By name.
         """
-        images = self.images('train', num_images or self.selection.num_images)
+        images = self.images('train', num_images or self.selection.first_images)
         if any(criterion.views for criterion in criteria.values()):
             return images.with_views(self.selection.views)
         return images

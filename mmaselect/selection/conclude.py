@@ -76,13 +76,9 @@ def conclude(
     # Only who saw the most images can win; what others are drawn as depends on who does.
     winner, place = choose_winner(steps, deciding, places)
     scaled = on_one_scale(steps, at_ends or {}, winner)
-    read = places.read(winner, deciding) if places.are_searched else places.groups[0]
-    group = set(read) if places.count is None else set(winner.taps)
-    mine = [step for step in scaled if group <= set(step.taps)]
-
-    def taps_of(step: StepScores) -> Sequence[TapKey]:
-        return read if places.count is None else places.read(step, deciding)
-
+    taps_of = _reader(winner, deciding, places)
+    read = taps_of(winner)
+    mine = _of_place(scaled, winner, deciding, places)
     curve = build_curve(mine, deciding, taps_of, finalists)
     others = {name: build_curve(mine, name, taps_of) for name in rest}
     warnings += warn_of_grid_end(curve, model)
@@ -101,6 +97,47 @@ def conclude(
         decision = replace(decision, decided=False)
     interval = pick_interval(last, deciding, read)
     return Conclusion(curve, others, per_tap, warnings, interval, decision, tuple(read))
+
+
+def settles(
+    steps: Sequence[StepScores],
+    criterion: str,
+    places: Places,
+    grid: Sequence[int],
+    enough: int = 0,
+) -> bool:
+    """Whether more images would not help: the pick is decided, or one of equals.
+
+    Args:
+        steps: Scores of each timestep at each place, all on the same images.
+        criterion: The one that decides.
+        places: Where a timestep may be read.
+        grid: The coarse grid, sorted.
+        enough: Images below which differences say nothing.
+    """
+    winner, place = choose_winner(steps, criterion, places)
+    if place is not None and not place.decided:
+        return False
+    mine = _of_place(steps, winner, criterion, places)
+    decision = decide(mine, criterion, _reader(winner, criterion, places), grid, enough)
+    return decision is None or decision.decided or decision.images_needed is None
+
+
+def _reader(
+    winner: StepScores, criterion: str, places: Places
+) -> Callable[[StepScores], Sequence[TapKey]]:
+    """What gives the (block, feature) of a timestep that are compared with the winner's."""
+    read = places.read(winner, criterion) if places.are_searched else places.groups[0]
+    return lambda step: read if places.count is None else places.read(step, criterion)
+
+
+def _of_place(
+    steps: Sequence[StepScores], winner: StepScores, criterion: str, places: Places
+) -> list[StepScores]:
+    """Those that were scored where the winner is read."""
+    read = _reader(winner, criterion, places)(winner)
+    group = set(read) if places.count is None else set(winner.taps)
+    return [step for step in steps if group <= set(step.taps)]
 
 
 def choose_winner(

@@ -10,7 +10,10 @@ DEFAULT_CRITERION: dict[str, Any] = dict(type='InstanceSensitivity')
 #: Scored on the same images and drawn next to it.
 DEFAULT_OTHERS: tuple[dict[str, Any], ...] = (PAPER_CRITERION,)
 #: Calibration images.
-DEFAULT_NUM_IMAGES = 128
+DEFAULT_NUM_IMAGES = 'auto'
+#: What ``num_images='auto'`` begins with, and its bound: twice as many again and again, while the
+#: pick is undecided.
+FIRST_IMAGES, BOUND_IMAGES = 128, 1024
 #: How timesteps share the images, and which of these is the default.
 METHODS = ('race', 'full')
 DEFAULT_METHOD = 'race'

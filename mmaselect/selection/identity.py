@@ -52,7 +52,8 @@ def sweep_settings(
         calibration: The images, with the views that the criteria compare.
         options: Criteria and seed.
         grid: The timesteps.
-        race: Round ends and confidence of the race; None where there is no race.
+        race: How images are taken: round ends, confidence of the race, and where the sweep may end;
+            None where all timesteps see all images.
 
     Raises:
         ValueError: If a calibration image cannot be read.

@@ -26,11 +26,13 @@ from mmaselect.checks import (
     whole_number,
 )
 from mmaselect.selection.defaults import (
+    BOUND_IMAGES,
     DEFAULT_CONFIDENCE,
     DEFAULT_CRITERION,
     DEFAULT_METHOD,
     DEFAULT_NUM_IMAGES,
     DEFAULT_OTHERS,
+    FIRST_IMAGES,
     METHODS,
     PRESETS,
 )
@@ -68,6 +70,19 @@ def size_flag(text: str) -> int | tuple[int, int]:
     """
     sides = [int(side) for side in text.split('x')]
     return check_image_size('image size', sides[0] if len(sides) == 1 else sides)
+
+
+def images_flag(text: str) -> int | str:
+    """A number of images as a flag has it: ``256``, or ``auto``.
+
+    Raises:
+        ValueError: If the text is neither.
+
+    Example:
+        >>> images_flag('256'), images_flag('auto')
+        (256, 'auto')
+    """
+    return text if text == 'auto' else int(text)
 
 
 def _default_views() -> ViewOptions:
@@ -111,9 +126,13 @@ class SelectionOptions:
             flag=dict(metavar='START:STOP:STEP'),
         ),
     )
-    num_images: int = field(
+    num_images: int | str = field(
         default=DEFAULT_NUM_IMAGES,
-        metadata=about('calibration images to use at most', flag=dict(type=int, metavar='N')),
+        metadata=about(
+            f'calibration images to use at most, or `auto`: {FIRST_IMAGES}, and while the pick is '
+            f'undecided twice as many, up to {BOUND_IMAGES:,}',
+            flag=dict(type=images_flag, metavar='N'),
+        ),
     )
     image_size: int | tuple[int, int] | None = field(
         default=None,
@@ -194,7 +213,7 @@ class SelectionOptions:
             criterion=criterion,
             others=others,
             timesteps=timesteps,
-            num_images=whole_number('num_images', self.num_images, 1),
+            num_images=_check_num_images(self.num_images),
             method=choice('method', self.method, METHODS),
             batch_size=whole_number('batch_size', self.batch_size, 1),
             seed=seed_number('seed', self.seed),
@@ -223,6 +242,25 @@ class SelectionOptions:
 
         configs = self.criterion_configs
         return build_criteria(configs, ['criterion', *['others'] * (len(configs) - 1)])
+
+    @property
+    def grows(self) -> bool:
+        """Whether a selection takes more images while its pick is undecided.
+
+        A criterion that does not say what each image adds cannot tell.
+        """
+        deciding = next(iter(self.criteria.values()))
+        return self.num_images == 'auto' and deciding.race_from is not None
+
+    @property
+    def first_images(self) -> int:
+        """Images on which a selection may end."""
+        return self.num_images if isinstance(self.num_images, int) else FIRST_IMAGES
+
+    @property
+    def most_images(self) -> int:
+        """Images that a selection takes at most."""
+        return BOUND_IMAGES if self.grows else self.first_images
 
     @property
     def criterion_configs(self) -> list[dict[str, Any]]:
@@ -322,6 +360,16 @@ def not_selected(timestep: Any, **given: Any) -> str | None:
     return (
         f"{' and '.join(names)} {says} how timestep='auto' is selected, and timestep is {timestep}"
     )
+
+
+def _check_num_images(num_images: Any) -> int | str:
+    if isinstance(num_images, str):
+        if num_images == 'auto':
+            return num_images
+        raise ValueError(
+            f"num_images must be a whole number of 1 or more, or 'auto', got {shorten(num_images)}"
+        )
+    return whole_number('num_images', num_images, 1)
 
 
 def criterion_config(name: str, spec: Any) -> dict[str, Any]:

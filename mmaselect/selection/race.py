@@ -29,13 +29,16 @@ from mmaselect.selection.scoring import StepScores
 RoundScores = Mapping[int, Mapping[tuple[TapKey, str], float]]
 
 
-def round_ends(criterion: Criterion, num_images: int, race: bool) -> list[int]:
+def round_ends(
+    criterion: Criterion, num_images: int, race: bool, settles_from: int | None = None
+) -> list[int]:
     """How many images a timestep has seen after each round.
 
     Args:
         criterion: The one that decides.
         num_images: All there are.
         race: Whether to race at all.
+        settles_from: Images on which a sweep ends if its pick is decided; None if it takes all.
 
     Returns:
         ``[num_images]`` where there is no race: nothing is dropped before all images were seen.
@@ -46,11 +49,16 @@ def round_ends(criterion: Criterion, num_images: int, race: bool) -> list[int]:
         [16, 32, 64, 100]
         >>> round_ends(FisherScore(10), 100, race=True)
         [100]
+        >>> round_ends(HighFrequencyRatio(), 500, race=False, settles_from=128)
+        [128, 256, 500]
     """
     ends, end = [], criterion.race_from
-    while race and end is not None and end < num_images:
+    while race and end is not None and end < min(num_images, settles_from or num_images):
         ends.append(end)
         end *= 2
+    while settles_from is not None and settles_from < num_images:
+        ends.append(settles_from)
+        settles_from *= 2
     return [*ends, num_images]
 
 

@@ -16,7 +16,7 @@ from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.images import CalibrationBatch, CalibrationSet
 from mmaselect.logs import warn
 from mmaselect.selection.arms import Arm, Places, taps_by_timestep
-from mmaselect.selection.conclude import choose_winner
+from mmaselect.selection.conclude import choose_winner, settles
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import PartialSums, SweepProgress, reset
@@ -163,6 +163,7 @@ class Stages:
     def _work(self, done: SweepProgress, rank: int) -> Iterator[Batch]:
         """A rank's batches in a stage, and what is read of each at which timesteps."""
         order, size = self.calibration.order, self.options.batch_size
+        lasting = self._lasting if self.options.method == 'race' else None
         start = 0
         for number, end in enumerate(self.round_ends[: done.goal]):
             arms = [arm for arm in done.arms if done.rounds[arm] <= number]
@@ -170,7 +171,7 @@ class Stages:
             share = [order[place] for place in range(start, end) if place % self.world_size == rank]
             if steps:
                 for first in range(0, len(share), size):
-                    yield share[first : first + size], steps, None if number == 0 else self._lasting
+                    yield share[first : first + size], steps, None if number == 0 else lasting
             start = end
 
     def _score_share(self, progress: bool, tell: Callable[[str], None]) -> int:
@@ -183,7 +184,8 @@ class Stages:
             name += f': {len(done.arms)} around the best'
         elif done.stage:
             total = len(self.grid.coarse) * len(self.places.groups)
-            name += f': {len(done.arms)} of {total} left'
+            images = self.round_ends[done.goal - 1]
+            name += f': {len(done.arms)} of {total} left, to {images:,} images'
         with progress_bar('images x timesteps', disable=not progress or self.rank > 0) as bar:
             total = sum(len(positions) * len(steps) for positions, steps, _ in work)
             task = bar.add_task(name, total=total)
@@ -217,15 +219,16 @@ class Stages:
         done.rounds.update(dict.fromkeys(done.arms, done.goal))
         scores = self._read(done.arms)
         last, goal = len(self.round_ends), done.goal
+        settled = from_rank_zero(self._is_settled(scores)) if goal < last else True
         if goal < last:
             end = self.round_ends[goal - 1]
             ended = dict(done.at_ends.get(end, {}))
             for step, found in round_scores(scores).items():
                 ended[step] = {**ended.get(step, {}), **found}
             done.at_ends[end] = ended
-            left = from_rank_zero(self._contenders(scores))
-        else:
-            left = [arm for arm, one in zip(done.arms, scores, strict=True) if one.is_finite]
+        finite = [arm for arm, one in zip(done.arms, scores, strict=True) if one.is_finite]
+        races = goal < last and self.options.method == 'race'
+        left = from_rank_zero(self._contenders(scores)) if races else finite
         if not left:
             # Everybody who led has features that overflow on an image: back to all the others.
             out = [arm for arm in sorted(done.rounds) if arm not in done.arms]
@@ -233,7 +236,7 @@ class Stages:
             goal = last
             if not left:
                 return False
-        elif goal < last and len(left) > 1:
+        elif not settled and len(left) > 1:
             goal += 1
         else:
             leaders = from_rank_zero(self._leaders(scores))
@@ -246,6 +249,18 @@ class Stages:
             left = sorted([*leaders, *finer])
         done.stage, done.arms, done.goal, done.units = done.stage + 1, left, goal, 0
         return True
+
+    def _is_settled(self, scores: Sequence[StepScores]) -> bool:
+        """Whether a sweep that takes as many images as it needs has enough of them."""
+        images, options = self.round_ends[self.done.goal - 1], self.options
+        if not options.grows or images < options.first_images:
+            return False
+        if not any(one.is_finite for one in scores):
+            return True
+        deciding = self.criteria[self.deciding]
+        return settles(
+            scores, self.deciding, self.places, self.grid.coarse, deciding.race_from or 0
+        )
 
     def _taps_of(self, step: StepScores) -> tuple[TapKey, ...]:
         return self.places.read(step, self.deciding)

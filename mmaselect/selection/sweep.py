@@ -36,15 +36,15 @@ class Sweep:
             picked with the timestep: ``cells`` of the result has it, and
             :meth:`~mmaselect.diffusion.FrozenDiT.settle` takes it.
         calibration: The images: their number and size are those of the set, whatever the options
-            say.
+            say. A sweep with ``num_images='auto'`` may end before it has taken all of them.
         options: How the timestep is selected: :class:`~mmaselect.selection.SelectionOptions`, or
             what its ``parse`` takes.
         cache: Where results are kept; None for no cache.
 
     Attributes:
         grid (TimestepGrid): The timesteps.
-        round_ends (list[int]): How many images a timestep has seen after each round of the race;
-            one round, of all images, where there is none.
+        round_ends (list[int]): How many images a timestep has seen after each round; one round, of
+            all images, where there is no race and nothing to grow.
         stored_at (Path | None): Where the result of the last run is kept, on rank 0.
         was_stored (bool): Whether the last run found its result there, and computed nothing.
 
@@ -73,7 +73,10 @@ class Sweep:
         compares_views = any(criterion.views for criterion in options.criteria.values())
         self.calibration = calibration.with_views(options.views if compares_views else None)
         self.round_ends = round_ends(
-            next(iter(options.criteria.values())), len(calibration), options.method == 'race'
+            next(iter(options.criteria.values())),
+            len(calibration),
+            options.method == 'race',
+            options.first_images if options.grows else None,
         )
         self.stored_at: Path | None = None
         self.was_stored = False
@@ -90,7 +93,7 @@ class Sweep:
         calibration = CalibrationSet(
             source,
             image_size=options.image_size or dit.native_size,
-            num_images=options.num_images,
+            num_images=options.most_images,
             seed=options.seed,
         )
         return cls(dit, calibration, options, cache)
@@ -98,7 +101,7 @@ class Sweep:
     @property
     def races(self) -> bool:
         """Whether timesteps may be dropped before they saw all images."""
-        return len(self.round_ends) > 1
+        return self.options.method == 'race' and len(self.round_ends) > 1
 
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on, except the batch size and the number of ranks.
@@ -109,10 +112,12 @@ class Sweep:
             ValueError: If a calibration image cannot be read.
             RuntimeError: If ranks see different images, models or versions.
         """
-        race = dict(rounds=self.round_ends, confidence=self.options.confidence)
-        return sweep_settings(
-            self.dit, self.calibration, self.options, self.grid, race if self.races else None
-        )
+        race: dict[str, Any] = {}
+        if self.races:
+            race = dict(rounds=self.round_ends, confidence=self.options.confidence)
+        if self.options.grows and len(self.calibration) > self.options.first_images:
+            race |= dict(rounds=self.round_ends, settles_from=self.options.first_images)
+        return sweep_settings(self.dit, self.calibration, self.options, self.grid, race or None)
 
     def run(self, progress: bool = True) -> SelectionResult:
         """Find the stored result, or sweep.

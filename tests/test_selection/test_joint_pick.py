@@ -135,6 +135,16 @@ def test_the_race_over_cells_picks_the_same_with_fewer_passes(tiny_dit, photos, 
     assert without_seconds(again) == without_seconds(raced)
 
 
+@pytest.mark.parametrize('blocks', ['auto', 'auto:2'])
+def test_a_search_takes_as_many_images_as_it_needs(tiny_dit, photos, monkeypatch, blocks):
+    monkeypatch.setattr('mmaselect.selection.options.FIRST_IMAGES', 8)
+    result = make_sweep(tiny_dit, photos, blocks=blocks).run(progress=False)
+    assert result.decided and result.num_images == 8
+    # Beyond the 16 that the criterion asks for, equals are no reason to take more.
+    tied = make_sweep(tiny_dit, photos, blocks=blocks, criterion='Alike').run(progress=False)
+    assert not tied.decided and tied.images_needed is None and tied.num_images == 16
+
+
 def test_a_pass_ends_at_the_deepest_cell_that_is_left(tiny_dit, photos):
     sweep = make_sweep(tiny_dit, photos, blocks='auto:<=3')
     blocks = sweep.dit.transformer.transformer_blocks

@@ -15,14 +15,15 @@ from mmaselect.selection import (
     SelectionOptions,
 )
 from mmaselect.selection.defaults import PRESETS
-from mmaselect.selection.options import size_flag
+from mmaselect.selection.options import images_flag, size_flag
 
 
 def test_the_defaults():
     options = SelectionOptions.parse(None)
     assert options == SelectionOptions()
     assert options.criterion == DEFAULT_CRITERION and options.others == DEFAULT_OTHERS
-    assert (options.num_images, options.batch_size, options.seed) == (128, 16, 0)
+    assert (options.num_images, options.batch_size, options.seed) == ('auto', 16, 0)
+    assert (options.grows, options.first_images, options.most_images) == (True, 128, 1024)
     assert options.views == ViewOptions() and options.image_size is None
     assert (options.method, options.confidence) == ('race', 0.999)
 
@@ -46,6 +47,18 @@ def test_what_is_accepted_everywhere():
     assert options.views == ViewOptions(flip=True, scale=(0.5, 1.0))
     assert SelectionOptions(criterion=HighFrequencyRatio).criterion == dict(type=HighFrequencyRatio)
     assert SelectionOptions(others=None).others == ()
+
+
+def test_how_many_images():
+    fixed = SelectionOptions(num_images=256)
+    assert (fixed.grows, fixed.first_images, fixed.most_images) == (False, 256, 256)
+    # A criterion that does not say what images add cannot tell that it is undecided.
+    fisher = SelectionOptions(criterion=dict(type='FisherScore', num_classes=3))
+    assert (fisher.grows, fisher.most_images) == (False, 128)
+    assert (images_flag('auto'), images_flag('64')) == ('auto', 64)
+    for wrong in ('all', '64', 0, 1.5, None):
+        with pytest.raises(ValueError, match='num_images must be'):
+            SelectionOptions(num_images=wrong)
 
 
 def test_presets_and_replacing():

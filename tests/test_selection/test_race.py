@@ -26,7 +26,8 @@ from mmaselect.selection import (
     SelectionResult,
     Sweep,
 )
-from mmaselect.selection.conclude import conclude
+from mmaselect.selection.arms import Places
+from mmaselect.selection.conclude import conclude, settles
 from mmaselect.selection.criteria import PerImageCriterion
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.race import contenders, on_one_scale, round_ends, round_scores
@@ -59,6 +60,34 @@ def test_rounds_double_from_what_the_criterion_needs():
     assert round_ends(InstanceSensitivity(), 128, race=True)[0] == InstanceSensitivity.race_from
     assert InstanceSensitivity.race_from > HighFrequencyRatio.race_from
     assert round_ends(FisherScore(3), 128, race=True) == [128]
+
+
+def test_rounds_of_a_sweep_that_takes_as_many_images_as_it_needs():
+    assert round_ends(InstanceSensitivity(), 1024, True, 128) == [32, 64, 128, 256, 512, 1024]
+    assert round_ends(InstanceSensitivity(), 300, False, 128) == [128, 256, 300]
+    # Where there are no more images, it is the sweep of that many.
+    assert round_ends(InstanceSensitivity(), 128, True, 128) == [32, 64, 128]
+    assert round_ends(InstanceSensitivity(), 40, False, 128) == [40]
+
+
+def test_more_images_are_taken_where_they_can_decide():
+    rng = np.random.default_rng(0)
+    common = rng.normal(5, 1, 64)
+    noise = rng.normal(0, 1, 64)
+    grid = [0, 100, 300, 600, 900]
+    places = Places((tuple(TAPS),))
+
+    def ends(lag):
+        others = [make_step(t, common - 9) for t in grid[1:-1]]
+        # At a distance of `lag`, with an error of an eighth.
+        last = make_step(900, common - lag + noise - noise.mean())
+        return settles([make_step(0, common), *others, last], 'A', places, grid)
+
+    assert ends(2.0)  # decided
+    assert not ends(0.1)  # about 270 images would tell
+    assert ends(0.0)  # equals: no number of images tells
+    far = [make_step(t, common[:8] - t) for t in grid]
+    assert settles(far, 'A', places, grid) and not settles(far, 'A', places, grid, enough=16)
 
 
 def test_differences_are_paired():
@@ -547,3 +576,74 @@ def test_ranks_that_were_killed_in_two_stages_go_on_together(
     again = run_ranks(tiny_dit, photos, tmp_path)
     assert [rank['result'] for rank in again] == [rank['result'] for rank in whole]
     assert all(a['calls'] < w['calls'] for a, w in zip(again, whole, strict=True))
+
+
+# -- as many images as it takes ----------------------------------------------------------------
+@CRITERIA.register_module()
+class Waver(Spread):
+    """One that no number of images at hand decides."""
+
+    def per_image(self, feature):
+        return (3000 * super().per_image(feature)).sin()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Begin with 8 images in place of 128."""
+    monkeypatch.setattr('mmaselect.selection.options.FIRST_IMAGES', 8)
+
+
+def test_a_clear_pick_takes_no_more_than_the_first_images(tiny_dit, photos, few, raced):
+    result = make_sweep(tiny_dit, photos).run(progress=False)
+    assert result.timestep == raced.timestep and result.decided
+    assert result.num_images == 8 and set(images_of(result).values()) == {4, 8}
+    assert result.settings['race'] == dict(rounds=[4, 8, 16, 20], confidence=0.99, settles_from=8)
+    assert result.key != raced.key and result.model_evaluations <= raced.model_evaluations
+    full = make_sweep(tiny_dit, photos, method='full').run(progress=False)
+    assert full.timestep == raced.timestep and full.method == 'full'
+    assert set(images_of(full).values()) == {8}
+    assert full.others['HighFrequencyRatio'].best.images == 8
+    stated = make_sweep(tiny_dit, photos, method='full')
+    stated.options = stated.options.replaced(num_images=20)
+    assert 'race' in full.settings and stated.settings().get('race') is None
+
+
+def test_an_undecided_pick_takes_all_images(tiny_dit, photos, few):
+    result = make_sweep(tiny_dit, photos, criterion='Waver').run(progress=False)
+    assert result.num_images == 20 and not result.decided and result.indecision
+    full = make_sweep(tiny_dit, photos, criterion='Waver', method='full').run(progress=False)
+    assert set(images_of(full).values()) == {20}
+    # The criterion that never decides, but sees what there is, is scored on all of them, too.
+    assert full.others['HighFrequencyRatio'].best.images == 20
+
+
+def test_it_is_the_sweep_of_the_first_images_where_there_are_no_more(tiny_dit, photos, few):
+    grows = make_sweep(tiny_dit, photos, num_images=8)
+    states = make_sweep(tiny_dit, photos, num_images=8)
+    states.options = states.options.replaced(num_images=8)
+    assert grows.options.grows and not states.options.grows
+    assert grows.settings() == states.settings()
+
+
+def test_a_killed_sweep_that_grew_resumes(tiny_dit, photos, tmp_path, few, always_saved):
+    whole = make_sweep(tiny_dit, photos, criterion='Waver')
+    all_calls = stop_after(whole.dit, 1000)
+    wanted = whole.run(progress=False)
+    cache = SelectionCache(tmp_path / 'cache')
+    sweep = make_sweep(tiny_dit, photos, criterion='Waver', cache=cache)
+    stop_after(sweep.dit, len(all_calls) - 3)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(progress=False)
+    again = make_sweep(tiny_dit, photos, criterion='Waver', cache=cache)
+    calls = stop_after(again.dit, 1000)
+    assert without_seconds(again.run(progress=False)) == without_seconds(wanted)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize('criterion', ['Spread', 'Waver'])
+def test_two_ranks_take_as_many_images_as_one(tiny_dit, photos, tmp_path, few, criterion):
+    one, two = run_ranks(tiny_dit, photos, tmp_path, criterion=criterion)
+    alone = make_sweep(tiny_dit, photos, criterion=criterion).run(progress=False)
+    assert one['result'] == two['result']
+    result = SelectionResult.from_dict(one['result'])
+    assert result.timestep == alone.timestep and images_of(result) == images_of(alone)
