@@ -91,7 +91,7 @@ def test_select_timestep_has_every_option_as_a_keyword():
     for option in fields(SelectionOptions):
         parameter = parameters[option.name]
         assert parameter.kind is parameter.KEYWORD_ONLY and parameter.annotation == option.type
-    assert parameters['num_images'].default == 128
+    assert parameters['num_images'].default == 'auto'
 
 
 def test_sizes_as_flags():
