@@ -202,10 +202,14 @@ def test_intermediates_in_the_words_of_timm():
         model.forward_intermediates(pixels, norm=True)
 
 
-def test_select_prints_one_json_document(images, tmp_path, capfd):
+def test_select_prints_one_json_document(images, tmp_path, capfd, monkeypatch):
     from PIL import Image
 
     from mmaselect.cli import main
+    from mmaselect.logs import logger
+
+    # The command of a process sends messages to stderr for good; other tests listen to them.
+    monkeypatch.setattr(logger, 'handlers', list(logger.handlers))
 
     for number, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f'{number}.png')
