@@ -26,6 +26,8 @@ VAL_NAMES = ('val', 'validation', 'valid', 'test')
 HELD_OUT = 0.1
 #: Label maps that are read to find the classes.
 MASKS_READ = 500
+#: Maps, each of another block, that a segmentation head is given.
+SEGMENTATION_MAPS = 4
 LAYOUTS = (
     'a folder for each class (FOLDER/cat/*.jpg, FOLDER/dog/*.jpg), or the same below train/ and '
     'val/; images and label maps with equal names (FOLDER/images/*.jpg, FOLDER/masks/*.png), or '
@@ -68,11 +70,13 @@ class ModelFacts:
         name: What ``pretrained`` takes.
         width: Channels of a map.
         native_size: Side, in pixels, of the images that it was trained on; 512 if unknown.
+        num_blocks: Its blocks.
     """
 
     name: str
     width: int
     native_size: int
+    num_blocks: int
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def describe_model(pretrained: str) -> ModelFacts:
     sample = family.config.get('sample_size')
     scale = 8 if source.has_vae() else 1
     native = int(sample) * scale if isinstance(sample, int) else 512
-    return ModelFacts(pretrained, family.width, native)
+    return ModelFacts(pretrained, family.width, native, family.num_blocks)
 
 
 def config_text(data: FolderFacts, model: ModelFacts, recipe: Recipe, command: str) -> str:
@@ -309,14 +313,18 @@ def _class_names(root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
 
 
 # -- the text -------------------------------------------------------------------------------------
-def _backbone(model: ModelFacts, size: int) -> str:
+def _backbone(model: ModelFacts, size: int, maps: int = 1) -> str:
+    blocks = 'auto' if maps == 1 else f'auto:{maps}'
     return f"""dict(
         type='mmaselect.ASelecTDiT',
         pretrained={model.name!r},
-        feature='query',
+        # Block and feature are picked with the timestep. All blocks are built for that: where
+        # memory is short, '{blocks}:<=N' leaves out those behind block N.
+        blocks={blocks!r},
+        feature='auto',
         timestep='auto',
         calibration=train_set,
-        # The timestep is picked at the size that training sees.
+        # They are picked at the size that training sees.
         selection=dict(image_size={size}),
         dtype='auto',
     )"""
@@ -456,6 +464,7 @@ def _segmentation_config(data: FolderFacts, model: ModelFacts, recipe: Recipe, s
     else:
         train = part(data.train, data.masks[0], None)
         val = part(data.val, data.masks[1] or '', None)
+    maps = min(SEGMENTATION_MAPS, model.num_blocks)
     iterations = 2000 if recipe.iterations is None else recipe.iterations
     lr = 1e-3 if recipe.lr is None else recipe.lr
     interval = max(1, min(iterations, max(100, iterations // 4)))
@@ -475,10 +484,12 @@ model = dict(
         seg_pad_val=255,
         size=({size}, {size}),
     ),
-    backbone={_backbone(model, size)},
+    backbone={_backbone(model, size, maps)},
     decode_head=dict(
         type='FCNHead',
-        in_channels={model.width},
+        in_channels={[model.width] * maps},
+        in_index={list(range(maps))},
+        input_transform='resize_concat',
         channels=128,
         num_convs=2,
         concat_input=False,

@@ -117,7 +117,9 @@ def test_held_out_images_are_not_trained_on(street, tmp_path):
     assert len(train) == 11 and len(val) == 1 and not train & val
     config = load_config(tmp_path / 'a.py')
     assert config.model.decode_head.num_classes == 2
-    assert config.model.decode_head.in_channels == 96
+    head, backbone = config.model.decode_head, config.model.backbone
+    assert head.in_channels == [96] * 4 and head.in_index == [0, 1, 2, 3]
+    assert (backbone.blocks, backbone.feature, backbone.timestep) == ('auto:4', 'auto', 'auto')
 
 
 SHORT = (
