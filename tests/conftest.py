@@ -16,7 +16,6 @@ import torch
 from mmengine.registry import DefaultScope
 from PIL import Image
 from tiny_dit import save_tiny_dit
-from torch.utils._python_dispatch import TorchDispatchMode
 
 _frozen_modules = 0
 
@@ -48,32 +47,6 @@ def _isolated(tmp_path, monkeypatch):
     DefaultScope._instance_dict.clear()
     torch.manual_seed(0)
     np.random.seed(0)  # the toolboxes draw from it
-
-
-class Waits(TorchDispatchMode):
-    """What makes the host wait for a device, with the meta device in the place of one.
-
-    A context manager whose ``found`` lists copies between host and device; reading a value
-    (``.item()``, ``bool(tensor)``, ``.cpu()``) is an error of PyTorch's there.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            sources = [a for a in args if isinstance(a, torch.Tensor) and a.ndim]
-            if any(source.is_meta != result.is_meta for source in sources):
-                self.found.append(str(func))
-        return result
-
-
-@pytest.fixture
-def waits():
-    """A :class:`Waits`."""
-    return Waits()
 
 
 @pytest.fixture(scope='session')
