@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from stopping import stop_after
 
 from mmaselect.models import ASelecTDiT
 from mmaselect.registry import CRITERIA
@@ -115,9 +116,22 @@ def test_a_pick_that_a_checkpoint_owes_is_made_late(build):
     assert len(model.eval()(IMAGES)) == 1 and model.dit.search is None
 
 
-def test_a_cache_wants_a_named_place(build):
-    with pytest.raises(ValueError, match='Select first'):
-        build(cache='latents')
+def test_a_cache_keeps_what_is_read_at_the_pick(build, tmp_path):
+    cache = dict(kind='features', folder=tmp_path / 'frozen')
+    model = build(cache=cache)
+    model.init_weights()
+    maps = model.eval()(IMAGES)
+    plain = build()
+    plain.init_weights()
+    assert all(map(torch.equal, maps, plain.eval()(IMAGES)))
+    model.train()  # writes what is in memory
+    # It is the cache of the named place: found there, with no pass of the transformer.
+    result = model.selection_result
+    named = build(
+        blocks=result.blocks, feature=result.feature, timestep=result.timestep, cache=cache
+    )
+    passes = stop_after(named.dit, 0)
+    assert all(map(torch.equal, maps, named.eval()(IMAGES))) and not passes
 
 
 def test_compiling_waits_for_the_pick(build):

@@ -278,12 +278,6 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         )
         is_compiled = bool(compile) or isinstance(compile, Mapping)
         self._compile_options = compile_options if is_compiled else None
-        if cache_options is not None and self.dit.search is not None:
-            raise ValueError(
-                f'cache={shorten(cache)} keeps what is read at a place that is named, and '
-                f'blocks={shorten(blocks)}, feature={feature!r} leave it to the selection. Select '
-                f'first (tools/select_timestep.py), and name blocks and feature'
-            )
         self._compile()
         self.out_channels = [plan.channels(self._width())] * self._count_maps()
         self.stride = self.dit.stride
@@ -319,9 +313,7 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         self._finite_watch = FiniteWatch()
         self.cache: FrozenCache | None = None
         if cache_options is not None:
-            self.cache = FrozenCache(
-                self.dit, feature, cache_options, (self.noise.seed, self.noise.draws)
-            )
+            self.cache = FrozenCache(self.dit, cache_options, (self.noise.seed, self.noise.draws))
 
     # -- sharing ----------------------------------------------------------------------------------
     @classmethod

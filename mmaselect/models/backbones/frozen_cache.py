@@ -103,8 +103,8 @@ class FrozenCache:
     Copies of a model (EMA's, say) share it.
 
     Args:
-        dit: The frozen model.
-        feature: Which feature is read.
+        dit: The frozen model. Its block and feature may still have to be picked: they must be there
+            before the first image comes.
         options: Options of the cache.
         noise: Which noise is added: its seed, and the number of draws that are averaged.
 
@@ -113,16 +113,14 @@ class FrozenCache:
         ImportError: If xxhash is not installed.
     """
 
-    def __init__(
-        self, dit: FrozenDiT, feature: str, options: CacheOptions, noise: tuple[int, int]
-    ) -> None:
+    def __init__(self, dit: FrozenDiT, options: CacheOptions, noise: tuple[int, int]) -> None:
         need_xxhash()
         if options.kind == 'latents' and isinstance(dit.codec, PixelCodec):
             raise ValueError(
                 "cache='latents' keeps what a VAE's encoder gives, and this model has none (it "
                 "works on pixels). Use cache='features' with noise='fixed', or no cache"
             )
-        self.dit, self.feature, self.options, self.noise = dit, feature, options, noise
+        self.dit, self.options, self.noise = dit, options, noise
         self._stores: dict[tuple[tuple[int, int], int], TensorStore] = {}
         self._base: dict[str, Any] | None = None
         # What is not written yet is written when the model goes, or the process ends.
@@ -132,7 +130,13 @@ class FrozenCache:
         return self
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.dit, self.feature, self.options, self.noise)
+        return type(self), (self.dit, self.options, self.noise)
+
+    @property
+    def feature(self) -> str:
+        """The feature that is read."""
+        (name,) = self.dit.feature_names
+        return name
 
     @property
     def kind(self) -> str:
