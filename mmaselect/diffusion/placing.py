@@ -32,31 +32,32 @@ def of_this_rank(
         own: Gives the number of this rank's accelerator.
 
     Returns:
-        dict: The same; a map that puts the whole model on one accelerator puts it on this rank's.
+        dict: The same; what a map puts on one accelerator goes onto this rank's.
 
     Raises:
-        ValueError: If several ranks run, and the map spreads the model over all accelerators.
+        ValueError: If several ranks run, and the map spreads the model over several accelerators.
     """
     given = dict(load_kwargs)
     device_map = given.get('device_map')
     if device_map is None or ranks == 1:
         return given
-    if isinstance(device_map, str) and device_map in _SPREADING:
+    parts = device_map if isinstance(device_map, Mapping) else {'': device_map}
+    found = {name: _accelerator_index(device) for name, device in parts.items()}
+    named = {index for index in found.values() if index is not None}
+    if len(named) > 1 or (isinstance(device_map, str) and device_map in _SPREADING):
         raise ValueError(
-            f'device_map={device_map!r} spreads the model over all accelerators, and '
+            f'device_map={device_map!r} spreads the model over several accelerators, and '
             f'{ranks} ranks run here, of which each needs its own: '
             f'leave device_map out, or run one process'
         )
-    whole = device_map
-    if isinstance(device_map, Mapping):
-        whole = device_map[''] if set(device_map) == {''} else None
-    index = _accelerator_index(whole)
-    if index is None:
+    if not named:
         return given
     mine = own()
-    if index != mine:
-        logger.info('device_map names accelerator %d; this rank has %d, and takes it', index, mine)
-    given['device_map'] = {'': mine}
+    if named != {mine}:
+        logger.info('device_map names accelerator %d; this rank has %d, and takes it', *named, mine)
+    given['device_map'] = {
+        name: device if found[name] is None else mine for name, device in parts.items()
+    }
     return given
 
 

@@ -21,7 +21,8 @@ from mmaselect.models import ASelecTDiT
         ({'': 'cpu'}, 2, {'': 'cpu'}),
         ('cpu', 2, 'cpu'),
         ('auto', 1, 'auto'),
-        ({'a': 0, 'b': 'cpu'}, 2, {'a': 0, 'b': 'cpu'}),
+        ({'a': 0, 'b': 'cpu'}, 2, {'a': 1, 'b': 'cpu'}),
+        ({'a': 'disk', 'b': 'cpu'}, 2, {'a': 'disk', 'b': 'cpu'}),
     ],
 )
 def test_a_rank_keeps_to_its_own_accelerator(device_map, ranks, expected):
@@ -31,9 +32,10 @@ def test_a_rank_keeps_to_its_own_accelerator(device_map, ranks, expected):
     assert of_this_rank({}, ranks, lambda: 1) == {}
 
 
-def test_a_map_that_takes_all_accelerators_is_one_process_s():
-    with pytest.raises(ValueError, match=r"device_map='auto' spreads .* 2 ranks run here"):
-        of_this_rank(dict(device_map='auto'), 2, lambda: 1)
+@pytest.mark.parametrize('device_map', ['auto', {'a': 0, 'b': 1}])
+def test_a_map_that_takes_several_accelerators_is_one_process_s(device_map):
+    with pytest.raises(ValueError, match=r'device_map=.* spreads .* 2 ranks run here'):
+        of_this_rank(dict(device_map=device_map), 2, lambda: 1)
 
 
 @pytest.fixture
