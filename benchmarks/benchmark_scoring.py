@@ -27,7 +27,7 @@ from mmaselect.selection.criteria.view_pairs import (
     standardized_match,
     whiten_pairs,
 )
-from mmaselect.selection.defaults import DEFAULT_NUM_IMAGES
+from mmaselect.selection.defaults import FIRST_IMAGES
 from mmaselect.selection.race import round_ends
 
 TIMESTEPS = 40
@@ -93,7 +93,7 @@ def measure(width: int, ends: list[int], repeats: int, clock: Callable[[], float
 def main() -> None:
     """Measure and print."""
     arguments = parser(__doc__)
-    arguments.add_argument('--images', type=int, default=DEFAULT_NUM_IMAGES)
+    arguments.add_argument('--images', type=int, default=FIRST_IMAGES)
     args = arguments.parse_args()
     ends = round_ends(InstanceSensitivity(), args.images, race=True)
     print(describe())

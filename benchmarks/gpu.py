@@ -88,7 +88,7 @@ def need(model: FullSize, options: SelectionOptions) -> Need:
     encoder, read, _ = pass_flops(model, block, model.native)
     deciding, *others = options.criteria.values()
     timesteps = len(options.grid(1000).coarse)
-    number = options.num_images
+    number = options.first_images
     first = round_ends(deciding, number, race=True)[0]
     draws = max(criterion.draws for criterion in others)
     passes = timesteps * (number * deciding.views + first * draws)
@@ -124,10 +124,11 @@ def table(needs: dict[FullSize, Need], options: SelectionOptions) -> str:
         '',
         '## A selection with defaults',
         '',
-        f'{options.num_images} images at native size, {len(options.grid(1000).coarse)} timesteps,',
-        f'batches of {options.batch_size}, one block, in 16 bits. The work is an upper bound: a',
-        'race that drops timesteps takes less. Weights are those that are loaded: the blocks up to',
-        "the default one, and the VAE's encoder. The peak has the weights in it, but not what",
+        f'{options.first_images} images at native size, '
+        f'{len(options.grid(1000).coarse)} timesteps, batches of {options.batch_size}, one block,',
+        'in 16 bits. The work is that of all timesteps: a race that drops some takes less, a pick',
+        'that is undecided takes further images. Weights are those that are loaded: the blocks up',
+        "to the default one, and the VAE's encoder. The peak has the weights in it, but not what",
         'PyTorch and CUDA take for themselves, which is a gigabyte or more.',
         f'Minutes take {USED:.0%} of {cards}.',
         '',

@@ -23,11 +23,8 @@ from mmaselect.images.labeled import LabeledImages
 from mmaselect.launch.config import get_toolbox, load_config
 from mmaselect.launch.flags import add_cfg_options, add_device
 from mmaselect.openmmlab.labeled_images import build_labeled_images
-from mmaselect.selection import (
-    FIRST_IMAGES,
-    Criterion,
-    SelectionOptions,
-)
+from mmaselect.selection import Criterion, SelectionOptions
+from mmaselect.selection.defaults import FIRST_IMAGES
 from mmaselect.selection.identity import weights_fingerprint
 from mmaselect.selection.scoring import build_criteria
 from mmaselect.terminal.progress import progress_bar

@@ -294,7 +294,8 @@ class Stages:
 
         All ranks call it together. What was computed on as many images before is kept.
         """
-        lasting, first = self._lasting, self.round_ends[0]
+        first = self.round_ends[0]
+        lasting = self._lasting if self.options.method == 'race' else list(self.criteria)
         keys, stale = [], {}
         for step, place in arms:
             images = self.round_ends[self.done.rounds[step, place] - 1]

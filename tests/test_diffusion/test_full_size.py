@@ -137,6 +137,7 @@ def test_views_are_compared_without_a_wait(width, device):
     }
 
 
+@pytest.mark.thorough
 @each
 def test_the_backbone_and_heads_in_training_and_evaluation(model, device, monkeypatch):
     seg = cls = None

@@ -615,6 +615,13 @@ def test_an_undecided_pick_takes_all_images(tiny_dit, photos, few):
     assert set(images_of(full).values()) == {20}
     # The criterion that never decides, but sees what there is, is scored on all of them, too.
     assert full.others['HighFrequencyRatio'].best.images == 20
+    draws = dict(criterion='Waver', others=['SpreadOfTwoDraws'], method='full')
+    further = make_sweep(tiny_dit, photos, **draws).run(progress=False)
+    whole = make_sweep(tiny_dit, photos, **draws)
+    whole.options = whole.options.replaced(num_images=20)
+    whole.round_ends = [20]
+    expected = whole.run(progress=False).others['SpreadOfTwoDraws'].scores
+    assert further.others['SpreadOfTwoDraws'].scores == pytest.approx(expected)
 
 
 def test_it_is_the_sweep_of_the_first_images_where_there_are_no_more(tiny_dit, photos, few):
