@@ -45,6 +45,7 @@ from mmaselect.checks import (
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.model_source import check_flat_names
 from mmaselect.images.units import ImageUnits, image_units, local_folders
+from mmaselect.report import save_report
 from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.selection.identity import check_result_model, model_identity
 from mmaselect.selection.options import not_selected
@@ -65,7 +66,7 @@ def save_features(
     *,
     timestep: int | str | SelectionResult = 'auto',
     selection: SelectionOptions | Mapping[str, Any] | str | None = None,
-    blocks: Sequence[int] | int | None = None,
+    blocks: Sequence[int] | int | str | None = None,
     feature: str | Sequence[str] = 'query',
     image_size: int | None = None,
     pool: str = 'none',
@@ -101,8 +102,10 @@ def save_features(
             :class:`~mmaselect.selection.PaperHFR` says what it loses), ``'fast'``, or a dict with
             some of the fields of :class:`~mmaselect.selection.SelectionOptions`. Size, seed and
             batch are those below.
-        blocks: Blocks to read; the family's default if None.
-        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``.
+        blocks: Blocks to read; the family's default if None. ``'auto'`` picks one on these images,
+            with the timestep or at a given one; ``'auto:4'`` four.
+        feature: One or more of ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``;
+            ``'auto'`` picks one.
         image_size: Side, in pixels, that images are scaled and cropped to; the model's own if None.
         pool: ``'none'`` to keep the maps, ``'mean'`` for their mean over positions, (images, C).
         store: ``'fp32'``, ``'fp16'`` or ``'bf16'``, of the files.
@@ -169,18 +172,19 @@ def save_features(
     seed = seed_number('seed', seed)
     flag('overwrite', overwrite)
     flag('progress', progress)
-    if isinstance(blocks, str) or (isinstance(feature, str) and feature == 'auto'):
+    is_open = isinstance(blocks, str) or (isinstance(feature, str) and feature == 'auto')
+    if is_open and isinstance(timestep, SelectionResult):
         raise ValueError(
-            f'blocks={shorten(blocks)}, feature={shorten(feature)}: files are written of places '
-            f'that are named. Pick them first, by select(), and give blocks, feature and timestep '
-            f'of its result'
+            f'blocks={shorten(blocks)}, feature={shorten(feature)}: the selection that timestep '
+            f'gives was made at a place: give blocks={timestep.blocks}, '
+            f'feature={timestep.feature!r}'
         )
     is_auto = isinstance(timestep, str) and timestep == 'auto'
     if not isinstance(timestep, SelectionResult) and not is_auto:
         if not is_whole_number(timestep):
             raise ValueError(f"timestep must be 'auto' or a whole number, got {shorten(timestep)}")
         timestep = int(timestep)
-    unused = None if is_auto else not_selected(shorten(timestep), selection=selection)
+    unused = None if is_auto or is_open else not_selected(shorten(timestep), selection=selection)
     if unused is not None:
         raise ValueError(f'{unused}: leave out either')
     how = SelectionOptions.parse(selection)
@@ -194,6 +198,18 @@ def save_features(
     units = image_units(images, shard_size, column)
     if device is None and torch.cuda.is_available():
         device = f'cuda:{rank_and_world()[2] % torch.cuda.device_count()}'
+    picked = None
+    if is_open:
+        # The sweep is kept in the cache of selections: one process makes it, and others find it.
+        with lock(out, 'place'):
+            picked = select_timestep(
+                pretrained, _calibration(images, units), blocks=blocks, feature=feature,
+                selection=how if is_auto else how.replaced(timesteps=[timestep]),
+                dtype=dtype, device=device, condition=model_kwargs.get('condition'),
+                image_size=image_size, seed=seed, batch_size=batch_size, progress=progress,
+            )  # fmt: skip
+        blocks, feature = picked.blocks, picked.feature
+        timestep = picked.timestep
     extract = FeatureExtractor(
         pretrained, 0, blocks=blocks, feature=feature, dtype=dtype, device=device, seed=seed,
         **model_kwargs,
@@ -228,6 +244,8 @@ def save_features(
     work = Extraction(units, out, index_key(plan), names, to, size, shard_size, batch_size, workers)
     with lock(out, 'index'):  # one process picks the timestep, and others wait for it
         index = _start_or_resume(work, plan, overwrite)
+        if picked is not None and rank_and_world()[0] == 0:
+            save_report(picked, out)
         index['pretrained'] = str(ModelSource.parse(pretrained))
         index['images'] = {**units.listing(), 'units': len(units)}
         if 'timestep' not in index:

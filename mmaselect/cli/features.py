@@ -13,6 +13,7 @@ from mmaselect.cli.arguments import (
     model_source,
     new_parser,
     one_or_all,
+    places,
 )
 from mmaselect.selection.defaults import PRESET_HELP, PRESETS
 from mmaselect.terminal.tool import user_path
@@ -125,8 +126,7 @@ def run(args: argparse.Namespace) -> None:
         model_source(args),
         timestep=args.timestep,
         selection=args.selection,
-        blocks=args.blocks,
-        feature=args.feature,
+        **places(args),
         image_size=args.image_size,
         pool=args.pool,
         store=args.store,

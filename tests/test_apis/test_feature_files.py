@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from mmaselect.apis import FeatureExtractor, feature_files, load_features, save_features
 from mmaselect.images import load_rgb, resize_and_crop
+from mmaselect.selection import SelectionResult
 
 OPTIONS = dict(timestep=30, blocks=[1, 3], features=['query', 'output'], progress=False)
 
@@ -126,6 +127,34 @@ def test_an_automatic_timestep_is_kept(tiny_dit, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_files, 'select_timestep', never)
     again = save_features(photos, tmp_path, tiny_dit, timestep='auto', **options)
     assert again.timestep == stored.timestep
+
+
+@pytest.mark.parametrize('timestep', ['auto', 300])
+def test_an_automatic_place_is_picked_once(tiny_dit, photos, tmp_path, monkeypatch, timestep):
+    monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'cache'))
+    options = dict(
+        blocks='auto:2', feature='auto', timestep=timestep, image_size=32, progress=False,
+        selection=dict(timesteps=[0, 300]), batch_size=8,
+    )  # fmt: skip
+    stored = save_features(photos, tmp_path / 'out', tiny_dit, **options)
+    selection = json.loads((tmp_path / 'out/selection.json').read_text())
+    assert stored.timestep == selection['timestep'] and len(stored.keys) == 2
+    assert {block for block, _ in stored.keys} == set(selection['blocks'])
+    assert {feature for _, feature in stored.keys} == {selection['feature']}
+    named = save_features(
+        photos, tmp_path / 'named', tiny_dit, blocks=selection['blocks'], image_size=32,
+        feature=selection['feature'], timestep=stored.timestep, progress=False, batch_size=8,
+    )  # fmt: skip
+    for key in stored.keys:
+        assert np.array_equal(stored.stack(*key), named.stack(*key))
+    # A run that resumes finds its place in the cache, and its files.
+    kept = sorted((tmp_path / 'cache').rglob('*.json'))
+    again = save_features(photos, tmp_path / 'out', tiny_dit, **options)
+    assert again.keys == stored.keys
+    assert sorted((tmp_path / 'cache').rglob('*.json')) == kept
+    with pytest.raises(ValueError, match='was made at a place: give blocks='):
+        result = SelectionResult.from_dict(selection)
+        save_features(photos, tmp_path / 'x', tiny_dit, **{**options, 'timestep': result})
 
 
 def test_bad_arguments(tiny_dit, images, tmp_path):
