@@ -186,3 +186,13 @@ def test_the_backbone_and_heads_in_training_and_evaluation(model, device, monkey
     assert {(one.device.type, one.dtype) for one in logits} == {('cuda', torch.float16)}
     assert {one.device.type for one in losses} == {'cuda'}
     assert not device.waits
+
+
+@pytest.mark.thorough
+def test_the_page_has_the_counted_figures():
+    import gpu
+
+    model, options = MODELS[0], SelectionOptions()
+    page = gpu.PAGE.read_text(encoding='utf-8')
+    for line in gpu.table({model: gpu.need(model, options)}, options).splitlines():
+        assert line in page, 'run `python benchmarks/gpu.py --write`'
