@@ -272,7 +272,7 @@ def test_plain_pickles(protocol):
 @pytest.mark.parametrize(
     'thing',
     [os.system, argparse.Namespace(), torch.ones(1), np.load, getattr, eval, print, Path.unlink],
-    ids=str,
+    ids=lambda thing: getattr(thing, '__qualname__', type(thing).__name__),
 )
 def test_pickles_of_anything_else(thing):
     with pytest.raises(pickle.UnpicklingError, match=r'holds .*\..* in place of plain values'):

@@ -318,6 +318,8 @@ class SelectionOptions:
     def replaced(self, preset: str | None = None, **changes: Any) -> SelectionOptions:
         """These options with some replaced, first by those of a preset.
 
+        A stated number of images is kept: a preset's stands in for ``'auto'`` alone.
+
         Raises:
             ValueError: If a preset or a name is not known, or a value is out of range.
         """
@@ -325,7 +327,9 @@ class SelectionOptions:
             return self
         stated: dict[str, Any] = dict(preset=preset)
         if preset is None or isinstance(preset, str):
-            stated = PRESETS.get(preset, stated) if preset else {}
+            stated = dict(PRESETS.get(preset, stated)) if preset else {}
+        if self.num_images != 'auto':
+            stated.pop('num_images', None)
         return self.parse({**{n: getattr(self, n) for n in self.names()}, **stated, **changes})
 
     @classmethod

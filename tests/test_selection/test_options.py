@@ -70,7 +70,8 @@ def test_presets_and_replacing():
     assert fast.criterion == SelectionOptions().criterion and fast.refine == 25
     assert fast.grid(1000).has_finer_steps and len(fast.grid(1000).coarse) == 10
     sized = SelectionOptions(image_size=48, num_images=9).replaced(preset='paper', seed=2)
-    assert sized == SelectionOptions(**PRESETS['paper'], image_size=48, num_images=9, seed=2)
+    stated = {**PRESETS['paper'], 'num_images': 9}
+    assert sized == SelectionOptions(**stated, image_size=48, seed=2)
     with pytest.raises(ValueError, match="selection 'book' is not a preset"):
         sized.replaced(preset='book')
 
@@ -142,3 +143,13 @@ def test_sizes_as_flags():
 def test_every_field_is_named_in_its_error(options, message):
     with pytest.raises(ValueError, match=message):
         SelectionOptions.parse(options)
+
+
+def test_presets_have_a_stated_number_of_images():
+    for name in PRESETS:
+        assert SelectionOptions.parse(name).num_images == 128
+        assert SelectionOptions().replaced(preset=name).num_images == 128
+        # What a user states stays.
+        assert SelectionOptions(num_images=40).replaced(preset=name).num_images == 40
+        assert SelectionOptions.parse(dict(preset=name, num_images='auto')).num_images == 'auto'
+        assert SelectionOptions().replaced(preset=name, num_images=24).num_images == 24
