@@ -7,7 +7,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
@@ -56,9 +58,68 @@ def test_readme_is_read_in_a_minute():
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]:
+    for page in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]:
         for link in re.findall(r'\]\(([^)#:]+)[^):]*\)', page.read_text(encoding='utf-8')):
             assert (page.parent / link).exists(), f'{page.name}: {link}'
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with the images that the snippets of the pages name, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMASELECT_CACHE', str(tmp_path / 'cache'))
+    random = np.random.default_rng(0)
+    names = ['photo.jpg', 'cat.jpg', 'dog.jpg', *(f'photos/{number}.png' for number in range(4))]
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8))
+        coarse.resize((32, 32)).save(name)
+    return tmp_path
+
+
+def run_snippets(page, **swapped):
+    """Run the Python of a page as one script, with some literals replaced; return its names."""
+    text = (ROOT / page).read_text(encoding='utf-8')
+    source = '\n'.join(re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL))
+    for option, (printed, here) in swapped.items():
+        assert source.count(printed) == 1, f'{page} names {option} {source.count(printed)} times'
+        source = source.replace(printed, here)
+    names = {}
+    exec(compile(source, page, 'exec'), names)
+    return names
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_snippet_of_the_readme(desk):
+    """As it stands but for the gated model and the GPU, which README says how to do without."""
+    names = run_snippets(
+        'README.md',
+        model=("'stabilityai/stable-diffusion-3.5-medium'", "'mmaselect://dit_cifar10'"),
+        dtype=("'bf16'", "'fp32'"),
+        device=("'cuda'", "'cpu'"),
+    )
+    assert [place[1] for place in names['maps']] == ['query']
+    assert names['extract'].timestep == names['extract'].selection_result.timestep
+
+
+@pytest.mark.thorough  # a pick of block, feature and timestep
+@pytest.mark.filterwarnings('ignore')
+def test_snippets_of_the_first_tutorial(desk, capsys):
+    names = run_snippets('docs/tutorials/first_pick.md')
+    ((place, vectors),) = names['vectors'].items()
+    assert vectors.shape[0] == 2 and vectors.shape[1] == names['maps'][place].shape[1]
+    assert names['again'].timestep == names['extract'].timestep
+    assert "type='mmaselect.ASelecTDiT'" in capsys.readouterr().out
+    assert {path.name for path in Path('pick').iterdir()} >= {'config.json', 'selection.json'}
+
+
+def test_snippet_of_the_segmentation_tutorial(desk, capsys):
+    Path('predictions/masks').mkdir(parents=True)
+    Image.fromarray(np.uint8([[0, 0], [2, 1]])).save('predictions/masks/photo.png')
+    Path('street').mkdir()
+    Path('street/classes.txt').write_text('sky\nbuilding\nroad\n')
+    run_snippets('docs/tutorials/segment.md')
+    assert capsys.readouterr().out == 'photo.png sky 50% building 25% road 25%\n'
 
 
 PROSE = ROOT / 'tools' / 'dev' / 'prose.py'
