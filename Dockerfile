@@ -1,13 +1,14 @@
-# mmaselect with the maintained OpenMMLab releases.
+# mmaselect with the maintained OpenMMLab releases, in the versions that are tested together.
 #
-#   docker build -t mmaselect .                            # CPU
-#   docker build -t mmaselect --build-arg DEVICE=cu130 .   # CUDA 13.0, the driver comes from the host
+#   docker build -t mmaselect .
 #   docker run --rm mmaselect mmaselect list
 #   docker run --rm --gpus all -v "$PWD:/data" mmaselect mmaselect select /data/photos --pretrained MODEL --out /data/pick
+#
+# PyTorch's default wheels for Linux hold CUDA, and run on a CPU as well. For the smaller CPU wheels give the index
+# that PyTorch's install page names for them: --build-arg TORCH_INDEX=ADDRESS
 FROM python:3.11-slim
 
-# Which wheels of PyTorch: cpu, or a CUDA version as PyTorch writes it.
-ARG DEVICE=cpu
+ARG TORCH_INDEX=
 
 # What OpenCV loads.
 RUN apt-get update \
@@ -16,9 +17,9 @@ RUN apt-get update \
 
 WORKDIR /opt/mmaselect
 COPY requirements requirements
-# The versions that are tested together. PyTorch first, so that the other packages do not bring another build of it.
+# PyTorch first, so that no other package brings another build of it.
 RUN grep -E '^(torch|torchvision)==' requirements/tested-onedl.txt > /tmp/torch.txt \
-    && pip install --no-cache-dir -r /tmp/torch.txt --index-url "https://download.pytorch.org/whl/${DEVICE}" \
+    && pip install --no-cache-dir -r /tmp/torch.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
     && pip install --no-cache-dir -r requirements/tested-onedl.txt
 COPY . .
 RUN pip install --no-cache-dir -e ".[onedl,text,checkpoints]"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import mmaselect
 
@@ -172,3 +174,31 @@ def test_linter_is_the_same_everywhere():
     hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos'][0]['hooks']
     versions = {hook['additional_dependencies'][0] for hook in hooks if 'ruff' in hook['id']}
     assert versions == {f'ruff=={pins()["ruff"]}'}
+
+
+def test_images_and_environments_install_what_is_tested():
+    """The Dockerfile and the conda environment: their pins, files, extras and Python exist."""
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    docker = (ROOT / 'Dockerfile').read_text().replace('\\\n', ' ')
+    steps = [line.split(None, 1) for line in docker.splitlines() if line and line[0] != '#']
+    known = {'FROM', 'ARG', 'RUN', 'WORKDIR', 'COPY', 'USER', 'ENV', 'CMD'}
+    assert {name for name, _ in steps} == known
+    assert [name for name, _ in steps][0] == 'FROM' and steps[-1] == [
+        'CMD', '["mmaselect", "--help"]'
+    ]  # fmt: skip
+    assert max(n for n, s in enumerate(steps) if 'pip install' in s[1]) < steps.index(
+        ['USER', 'user']
+    )  # fmt: skip
+    for step in (words for name, words in steps if name == 'RUN'):
+        subprocess.run(['sh', '-n', '-c', step], check=True)
+    environment = yaml.safe_load((ROOT / 'environment.yml').read_text())
+    *packages, pip = environment['dependencies']
+    pythons = [re.search(r'python:([\d.]+)', docker)[1], packages[0].partition('=')[2]]
+    for python in pythons:
+        assert SpecifierSet(project['requires-python']).contains(python)
+    conda = ' '.join(pip['pip'])
+    for text in (docker, conda):
+        for name in re.findall(r'requirements/[\w-]+\.txt', text):
+            assert (ROOT / name).is_file()
+        (extras,) = set(re.findall(r'\.\[([\w,]+)\]', text))
+        assert set(extras.split(',')) <= project['optional-dependencies'].keys()

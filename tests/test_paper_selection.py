@@ -145,7 +145,7 @@ def test_python(tiny_dit, photos, tmp_path, expected):
 
 
 def test_a_preset_goes_with_auto(tiny_dit, photos, tmp_path):
-    with pytest.raises(ValueError, match=r"selection says how timestep='auto' picks, and timestep"):
+    with pytest.raises(ValueError, match=r"selection says how timestep='auto' is selected, and"):
         save_features(photos, tmp_path, tiny_dit, timestep=50, selection='paper')
     with pytest.raises(ValueError, match="'book' is not a preset: choose from paper"):
         select_timestep(tiny_dit, photos, selection='book')

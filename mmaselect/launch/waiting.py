@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import distributed, nn
 
@@ -76,7 +75,7 @@ def _wait(store: distributed.Store, rank: int) -> None:
         time.sleep(_POLL_SECONDS)
         if rank == 0 and time.monotonic() - told > LINE_SECONDS:
             told = time.monotonic()
-            print_log(f'waiting for {"; ".join(map(_in_words, left))}', logger='current')
+            logger.info(f'waiting for {"; ".join(map(_in_words, left))}')
 
 
 class PatientRunner(Runner):

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from mmaselect.files import written_aside
+from mmaselect.logs import logger
 from mmaselect.untrusted import ONLY_WEIGHTS, force_only_weights, load_tensors
 
 #: Functions that MMEngine pickles by the class that has them. ``getattr`` itself would hand out
@@ -221,11 +222,9 @@ def find_checkpoint(work_dir: str | os.PathLike) -> str | None:
     whole = [path for path in files if path not in broken and zipfile.is_zipfile(path)]
     if whole:
         if named or len(whole) < len(files):
-            print_log(
+            logger.warning(
                 f'the last checkpoint of {work_dir} ({named or files[0]}) is missing or was not '
                 f'written to its end: {whole[0]}, the newest whole one, is taken instead',
-                logger='current',
-                level=30,
             )
         return str(whole[0])
     if broken or files:
@@ -242,11 +241,9 @@ def _read_note(note: Path) -> str:
     try:
         return note.read_text(encoding='utf-8').strip()
     except (OSError, UnicodeDecodeError) as error:
-        print_log(
+        logger.warning(
             f'{note}, which names the last checkpoint, cannot be read ({error}): the newest '
             f'checkpoint there is taken',
-            logger='current',
-            level=30,
         )
         return ''
 

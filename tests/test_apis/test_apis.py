@@ -158,7 +158,7 @@ def test_an_extractor_selects_as_the_backbone_does(tiny_dit, photos, caplog):
         assert listed.selection_result.to_dict() == picked.to_dict()
     with pytest.raises(ValueError, match="timestep='auto' needs calibration images"):
         FeatureExtractor(tiny_dit, 'auto')
-    with pytest.raises(ValueError, match=r"are for timestep='auto', and timestep is 30: leave"):
+    with pytest.raises(ValueError, match=r'is selected, and timestep is 30: leave'):
         FeatureExtractor(tiny_dit, 30, calibration=photos)
     with pytest.raises(ValueError, match=r"selection has unknown keys \['grid'\]"):
         FeatureExtractor(tiny_dit, 'auto', calibration=photos, selection=dict(grid=3))

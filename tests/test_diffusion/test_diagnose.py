@@ -185,7 +185,7 @@ def test_names_that_leave_the_package():
         (dict(features='q'), r"choose from query, .*\. Is 'query' meant\?"),
         (dict(token=5), 'token must be str or bool, got 5'),
         (dict(blocks='1'), "blocks must be block numbers, .* got '1'"),
-        (dict(features=3), 'features must be one or more of query, key'),
+        (dict(features=3), 'feature must be one or more of query, key'),
         (dict(dtype='fp8'), "dtype 'fp8' is not supported"),
     ],
 )

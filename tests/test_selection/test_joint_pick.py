@@ -10,7 +10,7 @@ import torch
 from stopping import stop_after
 
 from mmaselect import FeatureExtractor, select
-from mmaselect.apis import FeaturesOnly, save_features
+from mmaselect.apis import FeaturesOnly
 from mmaselect.cli import main
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families import Family
@@ -311,11 +311,6 @@ def test_the_command(tiny_dit, photos, tmp_path, capsys):
     assert f'blocks={result.blocks}' in page
     assert main([*command, '--blocks', 'auto', '2']) == 1
     assert '--blocks auto leaves the choice open: give it alone' in capsys.readouterr().err
-
-
-def test_files_of_features_are_of_named_places(tiny_dit, photos, tmp_path):
-    with pytest.raises(ValueError, match='files are written of places that are named'):
-        save_features(photos, tmp_path / 'out', tiny_dit, timestep=50, blocks='auto')
 
 
 def test_the_figure_has_a_map_for_each_feature(full):

@@ -413,6 +413,10 @@ def test_a_run_is_not_overwritten_nor_continued_with_another_network(tool, data,
 @pytest.fixture(scope='module')
 def stopped(tool, tmp_path_factory):
     """A run after its first step, and its images."""
+    # Module fixtures come before those of a test; tools of other tests set these.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
+        os.environ.pop(name, None)
     root = tmp_path_factory.mktemp('stopped')
     for number, name in enumerate('ab'):
         write_images(root / 'images' / name, 4, seed=number)

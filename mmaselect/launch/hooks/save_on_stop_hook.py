@@ -13,11 +13,11 @@ import torch
 import torch.distributed
 from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmaselect.datasets.seeded import PlaceSampler
 from mmaselect.files import write_atomically
+from mmaselect.logs import logger
 from mmaselect.openmmlab.registries import HOOKS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -132,10 +132,9 @@ class SaveOnStopHook(Hook):
         path = self._save(runner, epoch, iteration)
         self._restore()
         if is_main_process():
-            print_log(
+            logger.info(
                 f'stopped by {signal.Signals(number).name} after iteration {iteration} of '
                 f'{runner.max_iters}; the checkpoint is {path}. To go on: {self.how_to_go_on}',
-                logger='current',
             )
         if self._group is not None:
             torch.distributed.barrier()  # no process leaves while the checkpoint is written

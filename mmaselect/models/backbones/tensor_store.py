@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import time
 import uuid
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmaselect.files import check_regular, clear_leftovers, write_json, written_aside
+from mmaselect.logs import logger
 from mmaselect.row_checks import CHECKS, RowReader, row_checks
 
 try:
@@ -147,11 +146,9 @@ class TensorStore:
     def _close(self, why: str) -> None:
         """Store nothing more, and say so."""
         if self._is_open_to_more:
-            print_log(
+            logger.warning(
                 f'cache: {why}. What the frozen part gives is computed again where it is not '
                 f'stored already',
-                logger='current',
-                level=logging.WARNING,
             )
         self._is_open_to_more = False
         for key in self._pending:
@@ -187,10 +184,8 @@ class TensorStore:
                 raise ValueError('its tensors are not those of its keys')
             self._readers[id(tensors)] = path, RowReader(tensors, checks, checksum)
         except OSError as error:
-            print_log(
+            logger.warning(
                 f'cache: {path} cannot be read ({error}); its images are computed again',
-                logger='current',
-                level=logging.WARNING,
             )
             return
         except (SafetensorError, ValueError, KeyError) as error:
@@ -204,11 +199,9 @@ class TensorStore:
 
     def _drop(self, path: Path, why: str) -> None:
         """Use nothing of a shard that is not what was written; the next one takes its place."""
-        print_log(
+        logger.warning(
             f'cache: {path} is damaged ({why}): its images are computed again, and written in its '
             f'place',
-            logger='current',
-            level=logging.WARNING,
         )
         self._damaged.append(path)
 
