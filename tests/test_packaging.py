@@ -183,7 +183,7 @@ def test_images_and_environments_install_what_is_tested():
     steps = [line.split(None, 1) for line in docker.splitlines() if line and line[0] != '#']
     known = {'FROM', 'ARG', 'RUN', 'WORKDIR', 'COPY', 'USER', 'ENV', 'CMD'}
     assert {name for name, _ in steps} == known
-    assert [name for name, _ in steps][0] == 'FROM' and steps[-1] == [
+    assert steps[0][0] == 'FROM' and steps[-1] == [
         'CMD', '["mmaselect", "--help"]'
     ]  # fmt: skip
     assert max(n for n, s in enumerate(steps) if 'pip install' in s[1]) < steps.index(
