@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser
 from mmaselect.selection.option_flags import add_option_flags, given_options
@@ -44,6 +45,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Probe, print, and write if asked to."""
+    if not Path(args.folder).expanduser().is_dir():  # before imports that take seconds
+        raise FileNotFoundError(
+            f'there is no folder {args.folder!r}: give a folder with a sub-folder for each class'
+        )
     from rich.console import Console
     from rich.table import Table
 

@@ -102,3 +102,10 @@ def test_command(folder, tmp_path, monkeypatch, capsys):
         assert figure.width > 500
     assert main(['probe', str(folder), '--pretrained', TINY, '--num-train', '1']) == 1
     assert '--num-train must be at least 2' in capsys.readouterr().err
+
+
+def test_command_names_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    from mmaselect.cli.command import main
+
+    assert main(['probe', '/no/such', '--pretrained', 'mmaselect://dit_digits']) == 1
+    assert "there is no folder '/no/such'" in capsys.readouterr().err
