@@ -11,10 +11,12 @@ import pytest
 
 from mmaselect.apis import load_features
 from mmaselect.cli import main
+from mmaselect.logs import logger
 from mmaselect.openmmlab.compat import multimodal_is_broken
 from mmaselect.selection import SelectionOptions
 from mmaselect.selection.defaults import PAPER_CRITERION
 from mmaselect.selection.option_flags import default_in_words
+from mmaselect.terminal.progress import hide_progress
 
 
 def test_list(capsys):
@@ -125,10 +127,12 @@ def test_features(tiny_dit, photos, tmp_path, capsys):
     stored = load_features(tmp_path)
     assert stored.stack(1, 'query').shape == (24, 16)
     assert main([*command, '--timestep', '60', *options]) == 1
-    assert capsys.readouterr().err.startswith(
+    said = (
         f'mmaselect features: error: {str(tmp_path)!r} holds features of another model, '
         f'other settings or other images (timestep 50 -> 60; '
     )
+    # MMEngine's logger may complain before: its stream is the one of an earlier test.
+    assert said in capsys.readouterr().err
     assert main([*command, '--timestep', '1000', '--overwrite']) == 1
     assert 'timestep 1000 is out of range' in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -227,3 +231,41 @@ def test_a_report_that_cannot_be_written_is_a_failure(tiny_dit, photos, tmp_path
     assert main([*command, '--timesteps', '0,100']) == 1
     assert 'selection.html could not be written' in capsys.readouterr().err
     assert (tmp_path / 'out' / 'selection.json').is_file()
+
+
+def test_paths_are_checked_before_anything_is_loaded():
+    """In a process of its own: neither PyTorch nor a model is imported for a wrong path."""
+    code = (
+        'import sys; from mmaselect.cli.command import main; code = main(sys.argv[1:]); '
+        "print(code, 'torch' in sys.modules)"
+    )
+    for command in (
+        ['select', '/no/such', '--pretrained', 'x'],
+        ['features', '/no/such', '--pretrained', 'x', '--out', 'o', '--timestep', '5'],
+        ['look', '/no/such.png', '--pretrained', 'x', '--out', 'o.html'],
+    ):
+        done = subprocess.run(
+            [sys.executable, '-c', code, *command], capture_output=True, text=True
+        )
+        assert "'/no/such" in done.stderr and 'does not exist' in done.stderr
+        assert done.stdout.split() == ['1', 'False']
+
+
+def test_every_command_has_its_answer_as_json(tiny_dit, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logger, 'handlers', [*logger.handlers])
+    monkeypatch.setattr(logger, 'propagate', logger.propagate)
+    model = ['--pretrained', tiny_dit, '--json', '--quiet', '--image-size', '32']
+    page = tmp_path / 'look.html'
+    look = ['look', f'{photos}/00.png', f'{photos}/01.png', '--out', str(page), '--blocks', '1']
+    assert main([*look, '--timesteps', '0,300', '--position-images', '0', *model]) == 0
+    found = capsys.readouterr()
+    assert json.loads(found.out) == dict(
+        page=str(page), images=2, timesteps=[0, 300], pick=None
+    )  # fmt: skip
+    assert 'reading features' not in found.err
+    files = tmp_path / 'features'
+    assert main(['features', photos, '--out', str(files), '--timestep', '5', *model]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['images'] == 24 and found['timestep'] == 5
+    assert found['shapes'] == {'3 query': [16, 8, 8]}
+    hide_progress(False)

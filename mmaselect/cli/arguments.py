@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -106,6 +107,45 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
 def one_or_all(given: list[str]) -> str | list[str]:
     """What ``nargs='+'`` gives, as functions take it: one path alone, several as a list."""
     return given[0] if len(given) == 1 else given
+
+
+def check_images(given: list[str]) -> None:
+    """Check paths before anything heavy is imported: what is plainly a local one must be there.
+
+    Patterns, addresses and names are left to those that read them.
+
+    Raises:
+        FileNotFoundError: If a path is not there.
+    """
+    for name in given:
+        is_path = name.startswith(('/', './', '../', '~')) and '://' not in name
+        if is_path and not set(name) & set('*?[]{}') and not Path(name).expanduser().exists():
+            raise FileNotFoundError(
+                f'{name!r} does not exist: give image files, or folders of them'
+            )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--json`` and ``--quiet``.
+
+    Args:
+        parser: The subcommand's.
+        what: What the JSON document holds.
+    """
+    parser.add_argument(
+        '--json', action='store_true', help=f'print {what} to stdout as JSON, and nothing else'
+    )
+    parser.add_argument('--quiet', action='store_true', help='draw no progress bar')
+
+
+def obey_output_arguments(args: argparse.Namespace) -> None:
+    """Have messages on stderr for ``--json``, and no progress bars for ``--quiet``."""
+    from mmaselect.logs import messages_to_stderr
+    from mmaselect.terminal.progress import hide_progress
+
+    if args.json:
+        messages_to_stderr()
+    hide_progress(args.quiet)
 
 
 def block(text: str) -> int | str:

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from mmaselect.cli.arguments import (
     IMAGES_HELP,
     add_image_arguments,
     add_model_arguments,
+    add_output_arguments,
+    check_images,
     condition,
     model_source,
     new_parser,
+    obey_output_arguments,
     one_or_all,
     places,
 )
@@ -107,6 +111,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     group.add_argument(
         '--overwrite', action='store_true', help='drop features of other settings that are there'
     )
+    add_output_arguments(parser, 'what was written')
     return parser
 
 
@@ -117,9 +122,11 @@ def timestep(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> None:
     """Write the features, and say what is there."""
+    check_images(args.images)
     from mmaselect.apis import StoredFeatures, save_features
     from mmaselect.apis.extraction import rank_and_world
 
+    obey_output_arguments(args)
     stored = save_features(
         one_or_all(args.images),
         args.out,
@@ -143,6 +150,13 @@ def run(args: argparse.Namespace) -> None:
     )
     if rank_and_world()[0]:
         return  # the first process says it
+    if args.json:
+        found = dict(folder=str(args.out), files=args.to)
+        if isinstance(stored, StoredFeatures):
+            shapes = {f'{b} {name}': list(v.shape) for (b, name), v in stored[0].items()}
+            found.update(images=len(stored), timestep=stored.timestep, shapes=shapes)
+        print(json.dumps(found))
+        return
     if not isinstance(stored, StoredFeatures):
         print(f'{stored}: {args.to} files')
         return

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmaselect.cli.arguments import (
     add_image_arguments,
     add_model_arguments,
+    add_output_arguments,
+    check_images,
     condition,
     model_source,
     new_parser,
+    obey_output_arguments,
     one_or_all,
 )
 from mmaselect.selection.defaults import PRESET_HELP, PRESETS
@@ -105,6 +109,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar='N',
         help=f'images to show at most; default: {MAX_IMAGES}',
     )
+    add_output_arguments(parser, 'the page, its timesteps and the pick')
     group.add_argument(
         '--position-images',
         type=int,
@@ -138,6 +143,8 @@ def find_images(given: list[str]) -> list[Path]:
 
 def run(args: argparse.Namespace) -> None:
     """Read, select if asked to, write the page, and say where it is."""
+    check_images(args.images)
+    obey_output_arguments(args)
     from mmaselect.checks import whole_number
     from mmaselect.look import look_at, save_look_page
 
@@ -170,6 +177,11 @@ def run(args: argparse.Namespace) -> None:
         **shown,
     )
     path = save_look_page(look, args.out, notes=notes)
+    if args.json:
+        pick = None if selection is None else selection.timestep
+        found = dict(page=str(path), images=len(shown_images), timesteps=look.timesteps, pick=pick)
+        print(json.dumps(found))
+        return
     picked = '' if selection is None else f', picked: {selection}'
     print(f'{len(shown_images)} images at timesteps {", ".join(map(str, look.timesteps))}{picked}')
     print(path)

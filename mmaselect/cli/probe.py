@@ -4,9 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
-from mmaselect.cli.arguments import add_model_arguments, condition, model_source, new_parser
+from mmaselect.cli.arguments import (
+    add_model_arguments,
+    add_output_arguments,
+    condition,
+    model_source,
+    new_parser,
+    obey_output_arguments,
+)
 from mmaselect.selection.option_flags import add_option_flags, given_options
 
 EXAMPLES = """
@@ -40,6 +49,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     group.add_argument('--num-train', type=int, metavar='N', help='training images; default: all')
     group.add_argument('--num-test', type=int, metavar='N', help='test images; default: all')
     add_option_flags(parser.add_argument_group('label-free selection'))
+    add_output_arguments(parser, 'probe.json')
     return parser
 
 
@@ -52,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    obey_output_arguments(args)
     from mmaselect.analysis.folder_probe import probe_folder, save_probe, table_rows
     from mmaselect.apis.features import pick_device
     from mmaselect.checks import whole_number
@@ -71,6 +82,12 @@ def run(args: argparse.Namespace) -> None:
         condition=condition(args),
     ).to(pick_device(args.device))
     found = probe_folder(dit, args.folder, how, args.num_train, args.num_test, SelectionCache())
+    if args.json:
+        print(json.dumps(found.to_dict()))
+        if args.out is not None:
+            for written in save_probe(found, args.out, args.pretrained):
+                print(written, file=sys.stderr)
+        return
     rows = table_rows(found)
     table = Table(title=f'{found.num_train} training and {found.num_test} test images')
     for name in rows[0]:

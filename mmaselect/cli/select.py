@@ -10,9 +10,12 @@ import sys
 from mmaselect.cli.arguments import (
     IMAGES_HELP,
     add_model_arguments,
+    add_output_arguments,
+    check_images,
     condition,
     model_source,
     new_parser,
+    obey_output_arguments,
     one_or_all,
     places,
 )
@@ -54,11 +57,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         '--out', type=user_path, help='folder for selection.json, selection.png and selection.html'
     )
-    parser.add_argument(
-        '--json', action='store_true', help='print selection.json to stdout, and nothing else'
-    )
     parser.add_argument('--table', action='store_true', help='print the scores of all timesteps')
-    parser.add_argument('--quiet', action='store_true', help='draw no progress bar')
+    add_output_arguments(parser, 'selection.json')
     add_model_arguments(parser)
     group = parser.add_argument_group('selection')
     add_option_flags(group)
@@ -70,15 +70,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
+    check_images(args.images)
     from mmaselect.apis.selection import build_sweep
     from mmaselect.images.thumbnails import try_thumbnails
-    from mmaselect.logs import messages_to_stderr
     from mmaselect.look import try_strip
     from mmaselect.report import save_report
     from mmaselect.report.table import print_selection
 
-    if args.json:
-        messages_to_stderr()
+    obey_output_arguments(args)
     options = given_options(args)
     sweep = build_sweep(
         model_source(args),
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         condition=condition(args),
         **options,
     )
-    result = sweep.run(progress=not args.quiet)
+    result = sweep.run()
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:

@@ -16,6 +16,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_hidden = False
+
+
+def hide_progress(hidden: bool = True) -> None:
+    """Have no progress bars in this process, or have them again."""
+    global _hidden
+    _hidden = hidden
+
 
 @contextmanager
 def progress_bar(unit: str, disable: bool = False) -> Iterator[Progress]:
@@ -33,6 +41,6 @@ def progress_bar(unit: str, disable: bool = False) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=disable,
+        disable=disable or _hidden,
     ) as bar:
         yield bar
