@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -314,9 +315,13 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _difference(theirs: Any, ours: Any, batch: int) -> float:
-    """Norm of the difference, relative to that of theirs; infinite where shapes differ."""
+    """Norm of the difference, relative to that of theirs.
+
+    Infinite where numbers or shapes of tensors differ, or values are not finite.
+    """
     pairs = list(zip(_tensors(theirs), _tensors(ours), strict=False))
-    if not pairs or len(_tensors(theirs)) not in (len(pairs), 2 * len(pairs)):
+    count = len(_tensors(ours))
+    if not pairs or len(_tensors(theirs)) not in (count, 2 * count):
         return float('inf')
     worst = 0.0
     for one, other in pairs:
@@ -327,7 +332,10 @@ def _difference(theirs: Any, ours: Any, batch: int) -> float:
             one, other = torch.broadcast_tensors(one.to(dtype), other.to(one.device, dtype))
         except RuntimeError:
             return float('inf')
-        worst = max(worst, float((one - other).norm() / one.norm().clamp_min(1e-30)))
+        error = float((one - other).norm() / one.norm().clamp_min(1e-30))
+        if not math.isfinite(error):  # max() would drop NaN
+            return float('inf')
+        worst = max(worst, error)
     return worst
 
 

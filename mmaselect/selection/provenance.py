@@ -18,8 +18,13 @@ from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet
 from mmaselect.version import __version__
 
-#: Tokens of the hub, which belong in no file.
-_SECRET = re.compile(r'hf_[A-Za-z0-9]{8,}')
+#: What belongs in no file, and what stands there instead: tokens of the hub, and users, passwords
+#: and signatures in addresses.
+_SECRETS = (
+    (re.compile(r'hf_[A-Za-z0-9]{8,}'), 'hf_***'),
+    (re.compile(r'(\w+://)[^/@\s]+@'), r'\1***@'),
+    (re.compile(r'(https?://[^\s?#]*)\?\S*'), r'\1?***'),
+)
 
 
 def provenance(dit: FrozenDiT, calibration: CalibrationSet) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def provenance(dit: FrozenDiT, calibration: CalibrationSet) -> dict[str, Any]:
         model=model or None,
         dtype=str(dit.dtype).removeprefix('torch.'),
         images=dict(
-            source=calibration.source.described(),
+            source=without_secrets(calibration.source.described()),
             count=len(calibration.source),
             used=len(calibration),
         ),
@@ -53,7 +58,7 @@ def provenance(dit: FrozenDiT, calibration: CalibrationSet) -> dict[str, Any]:
 
 
 def command_line(words: Sequence[str]) -> str | None:
-    """The command of a process, without tokens of the hub; None in a notebook or a console.
+    """The command of a process, without secrets; None in a notebook or a console.
 
     Example:
         >>> command_line(['/usr/bin/mmaselect', 'select', 'my photos'])
@@ -62,7 +67,22 @@ def command_line(words: Sequence[str]) -> str | None:
     is_interactive = 'ipykernel' in sys.modules or hasattr(sys, 'ps1')
     if is_interactive or not words or words[0] in ('', '-c', '-m'):
         return None
-    return _SECRET.sub('hf_***', shlex.join([Path(words[0]).name, *words[1:]]))
+    path, rest = Path(words[0]), [without_secrets(word) for word in words[1:]]
+    if path.name == '__main__.py':
+        return shlex.join(['python', '-m', path.parent.name, *rest])
+    return shlex.join([path.name, *rest])
+
+
+def without_secrets(text: str) -> str:
+    """A text whose tokens, passwords and signatures are starred out.
+
+    Example:
+        >>> without_secrets('https://me:word@host/a.zip?Signature=abc')
+        'https://***@host/a.zip?***'
+    """
+    for pattern, stars in _SECRETS:
+        text = pattern.sub(stars, text)
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -71,4 +91,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    if isinstance(value, (int, float, bool, type(None))):
+        return value
+    return without_secrets(str(value))

@@ -59,7 +59,12 @@ def test_a_result_says_where_it_comes_from(result, images, tmp_path):
 
 def test_a_command_has_no_token():
     words = ['/usr/bin/mmaselect', 'select', 'token=hf_abcdefgh12345']
-    assert command_line(words) == 'mmaselect select token=hf_***'
+    assert command_line(words) == "mmaselect select 'token=hf_***'"
+    secret = ['https://me:word@host/a.zip', 's3://key:word@store/b', 'https://h/c.png?X-Sign=abc']
+    said = command_line(['/x/mmaselect/__main__.py', 'select', *secret])
+    assert said.startswith('python -m mmaselect select ')
+    assert 'word' not in said and 'abc' not in said and 'key' not in said
+    assert 'host/a.zip' in said and 'store/b' in said and 'h/c.png' in said
 
 
 def test_a_result_in_a_notebook(result):

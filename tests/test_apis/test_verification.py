@@ -140,3 +140,16 @@ def test_the_day_of_the_gpu(tmp_path):
         f'--out {tmp_path}/other_model'
     )
     assert not (tmp_path / 'other_model').exists()
+
+
+def test_values_that_are_not_finite_are_no_match():
+    from mmaselect.apis.pipeline_call import _difference
+
+    one = torch.ones(2, 3)
+    broken = one.clone()
+    broken[0, 0] = torch.nan
+    assert _difference(one, one, 2) == 0.0
+    assert _difference(one, broken, 2) == _difference(broken, one, 2) == float('inf')
+    assert _difference(broken, broken, 2) == float('inf')
+    # A tensor more of ours is no match, either.
+    assert _difference([one], [one, one], 2) == float('inf')
