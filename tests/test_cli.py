@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import pytest
 
+from mmaselect import select
 from mmaselect.apis import load_features
 from mmaselect.cli import main
 from mmaselect.logs import logger
@@ -76,6 +77,19 @@ def test_select(tiny_dit, photos, tmp_path, capsys):
     assert (result['num_images'], result['blocks']) == (4, [2])
     (pick,) = re.findall(r'^timestep (\d+)', capsys.readouterr().out, re.MULTILINE)
     assert int(pick) == result['timestep']
+
+
+def test_python_writes_the_page_that_the_command_writes(tiny_dit, photos, tmp_path):
+    options = dict(timesteps='0:900:300', num_images=4, image_size=32, blocks=[2])
+    select(tiny_dit, photos, out=tmp_path / 'python', progress=False, **options)
+    command = ['select', photos, '--pretrained', tiny_dit, '--timesteps', '0:900:300']
+    flags = ['--num-images', '4', '--image-size', '32', '--blocks', '2']
+    assert main([*command, *flags, '--out', str(tmp_path / 'command')]) == 0
+    python, command = (
+        (tmp_path / face / 'selection.html').read_text() for face in ('python', 'command')
+    )
+    assert '<img class="tokens"' in python and '<figcaption>' in python
+    assert python == command
 
 
 @pytest.mark.parametrize(

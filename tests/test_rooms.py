@@ -24,7 +24,7 @@ ROOMS = (
         'untrusted',
         'terminal',
     ),
-    *('fetch', 'images', 'diffusion', 'model_zoo', 'selection', 'report', 'apis', 'look'),
+    *('fetch', 'images', 'diffusion', 'model_zoo', 'selection', 'report', 'look', 'apis'),
     *('openmmlab', 'models', 'datasets', 'engine', 'launch'),
     *('leaderboard', 'analysis', 'pretraining', 'cli'),
 )

@@ -12,12 +12,10 @@ from mmengine.dist import infer_launcher, is_main_process
 from mmengine.registry import MODELS, init_default_scope
 
 from mmaselect.cli.arguments import block, places
-from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.launch.config import load_config, type_name
 from mmaselect.launch.distributed import join_processes, leave_process_group
 from mmaselect.launch.flags import add_cfg_options, add_device, add_launcher
-from mmaselect.look import try_strip
-from mmaselect.report import save_report
+from mmaselect.look import save_sweep_report
 from mmaselect.report.table import print_selection
 from mmaselect.selection.option_flags import add_option_flags, given_options
 from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
@@ -126,9 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         out = args.out or config.get('work_dir') or Path('work_dirs') / Path(args.config).stem
         print_selection(result)
-        seen = try_thumbnails(sweep.calibration, result.num_images)
-        strip = try_strip(sweep.dit, sweep.calibration, result)
-        for path in save_report(result, out, seen, strict=True, strip=strip):
+        for path in save_sweep_report(sweep, result, out, strict=True):
             print(path)
     leave_process_group()
 

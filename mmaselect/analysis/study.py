@@ -15,8 +15,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from mmaselect.analysis.encoded import EncodedImages
-from mmaselect.apis.features import pick_device
 from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.diffusion.families import FEATURES, family_of
 from mmaselect.diffusion.loading import PipelineSource
 from mmaselect.images.labeled import LabeledImages

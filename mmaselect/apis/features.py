@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
 from mmaselect.apis.sharing import Shareable, SharedPick
-from mmaselect.checks import any_spelling, check_image_size, flag, gathered, shorten, whole_number
+from mmaselect.checks import any_spelling, check_image_size, flag, gathered, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.images.inputs import (
     ImageLike,
     check_value_range,
@@ -24,25 +25,6 @@ from mmaselect.images.inputs import (
 )
 from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.terminal.progress import progress_bar
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """A device by its name; CUDA if there is one where none is named.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (TypeError, ValueError, RuntimeError, OverflowError, AssertionError) as error:
-        raise ValueError(
-            f"device must be one that PyTorch has here, such as 'cpu' or 'cuda'; got "
-            f'{shorten(device)} ({str(error).splitlines()[0]})'
-        ) from error
-    return found
 
 
 class FeatureInfo:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmaselect.apis.features import FeatureInfo, pick_device
+from mmaselect.apis.features import FeatureInfo
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
 from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import gathered, shorten
 from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.diffusion.pixel_gate import PixelGate
 from mmaselect.selection import SelectionOptions, SelectionResult
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from mmaselect.apis.features import pick_device
 from mmaselect.apis.reader import Calibration, calibration_source
 from mmaselect.checks import any_spelling, check_path, flag
 from mmaselect.diffusion import FrozenDiT, ModelSource
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.diffusion.model_source import check_flat_names, check_not_loaded
-from mmaselect.images.thumbnails import try_thumbnails
-from mmaselect.report import save_report
+from mmaselect.look import save_sweep_report
 from mmaselect.selection import SelectionCache, SelectionOptions, SelectionResult, Sweep
 
 
@@ -101,7 +100,7 @@ def select(
     )
     result = sweep.run(progress=progress)
     if out is not None:
-        save_report(result, out, try_thumbnails(sweep.calibration, result.num_images))
+        save_sweep_report(sweep, result, out)
     return result
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmaselect.apis.features import pick_device
 from mmaselect.apis.pipeline_call import CallFindings, compare_call, open_pipeline
 from mmaselect.apis.selection import select_timestep
 from mmaselect.checks import choice
 from mmaselect.diffusion import FrozenDiT, ModelSource, PipelineSource, draw_noise, family_of
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.diffusion.families.base import POST_FEATURES
 from mmaselect.files import write_json
 from mmaselect.version import __version__

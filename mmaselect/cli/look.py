@@ -238,8 +238,8 @@ Found = tuple['FrozenDiT', str, 'SelectionResult | None', list[str]]
 def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     """Model, its name, selection, and what is to be said of it, as the flags have it."""
     from mmaselect.apis import select_timestep
-    from mmaselect.apis.features import pick_device
     from mmaselect.diffusion import FrozenDiT
+    from mmaselect.diffusion.devices import pick_device
     from mmaselect.images import load_rgb
     from mmaselect.look import look_size
 
@@ -288,7 +288,7 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
     """Model, its name, selection, and what is to be said of it, as a config has it."""
     from mmengine.registry import init_default_scope
 
-    from mmaselect.apis.features import pick_device
+    from mmaselect.diffusion.devices import pick_device
     from mmaselect.launch.config import load_config, type_name
     from mmaselect.openmmlab.registries import MODELS
 

@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Predict, and say what was written."""
-    from mmaselect.apis.features import pick_device
+    from mmaselect.diffusion.devices import pick_device
     from mmaselect.launch.predicting import image_files, predict
 
     device = str(pick_device(args.device))

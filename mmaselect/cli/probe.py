@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> None:
 
     obey_output_arguments(args)
     from mmaselect.analysis.folder_probe import probe_folder, save_probe, table_rows
-    from mmaselect.apis.features import pick_device
     from mmaselect.checks import whole_number
     from mmaselect.diffusion import FrozenDiT
+    from mmaselect.diffusion.devices import pick_device
     from mmaselect.selection import SelectionCache, SelectionOptions
 
     for name in ('num_train', 'num_test'):

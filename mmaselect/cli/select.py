@@ -72,9 +72,7 @@ def run(args: argparse.Namespace) -> None:
     """Select, print, and write if asked to."""
     check_images(args.images)
     from mmaselect.apis.selection import build_sweep
-    from mmaselect.images.thumbnails import try_thumbnails
-    from mmaselect.look import try_strip
-    from mmaselect.report import save_report
+    from mmaselect.look import save_sweep_report
     from mmaselect.report.table import print_selection
 
     obey_output_arguments(args)
@@ -96,7 +94,5 @@ def run(args: argparse.Namespace) -> None:
     else:
         print_selection(result, table=args.table, from_cache=sweep.was_stored)
     if args.out is not None:
-        images = try_thumbnails(sweep.calibration, result.num_images)
-        strip = try_strip(sweep.dit, sweep.calibration, result)
-        for written in save_report(result, args.out, images, strict=True, strip=strip):
+        for written in save_sweep_report(sweep, result, args.out, strict=True):
             print(written, file=sys.stderr if args.json else sys.stdout)

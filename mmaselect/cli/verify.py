@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
 def _probe_picks(result: dict[str, Any], source: ModelSource, args: argparse.Namespace) -> None:
     """Add the accuracy of a linear probe at each pick, where the images lie in class folders."""
     from mmaselect.analysis.folder_probe import probe_timesteps
-    from mmaselect.apis.features import pick_device
     from mmaselect.diffusion import FrozenDiT
+    from mmaselect.diffusion.devices import pick_device
     from mmaselect.images.class_folders import ClassFolders, split_folders
     from mmaselect.selection import SelectionOptions
 

@@ -6,7 +6,7 @@ from mmaselect.look.figures import colors_figure, similarity_figure
 from mmaselect.look.gathering import Look, look_at, look_size
 from mmaselect.look.page import look_page, save_look_page
 from mmaselect.look.similarity import similarity
-from mmaselect.look.strip import selection_strip, try_strip
+from mmaselect.look.strip import save_sweep_report, selection_strip, try_strip
 
 __all__ = [
     'Look',
@@ -15,6 +15,7 @@ __all__ = [
     'look_page',
     'look_size',
     'save_look_page',
+    'save_sweep_report',
     'selection_strip',
     'similarity',
     'similarity_figure',

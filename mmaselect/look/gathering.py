@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmaselect.apis.features import pick_device
 from mmaselect.checks import any_spelling, check_image_size, seed_number, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey, draw_noise, noise_seed
 from mmaselect.diffusion.codec import PixelCodec
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.diffusion.model_source import check_flat_names, check_not_loaded
 from mmaselect.images import resize_and_crop, to_model_range
 from mmaselect.images.inputs import ImageLike, list_images, to_array

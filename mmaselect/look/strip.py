@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.images import CalibrationSet, resize_and_crop
+from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.look.gathering import look_at
+from mmaselect.report import save_report
 from mmaselect.report.strip import Strip
-from mmaselect.selection import SelectionResult
+from mmaselect.selection import SelectionResult, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -82,3 +85,27 @@ def try_strip(dit: FrozenDiT, images: CalibrationSet, result: SelectionResult) -
     except (OSError, ValueError, RuntimeError) as error:
         logger.warning('the page shows no images around the pick: %s', error)
         return None
+
+
+def save_sweep_report(
+    sweep: Sweep, result: SelectionResult, folder: str | Path, *, strict: bool = False
+) -> list[Path]:
+    """Write the files of :func:`~mmaselect.report.save_report`, with the images of a sweep.
+
+    The page shows the images that were scored, and the first of them around the pick.
+
+    Args:
+        sweep: The sweep, with its model and its images.
+        result: Result of the sweep.
+        folder: Where the files go.
+        strict: Raise once all that can be written is there.
+
+    Returns:
+        list[Path]: The files that were written.
+
+    Raises:
+        OSError: If ``strict``, and a file could not be written.
+    """
+    images = try_thumbnails(sweep.calibration, result.num_images)
+    strip = try_strip(sweep.dit, sweep.calibration, result)
+    return save_report(result, folder, images, strict=strict, strip=strip)

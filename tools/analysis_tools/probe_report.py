@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel
 
-from mmaselect.apis.features import pick_device
+from mmaselect.diffusion.devices import pick_device
 from mmaselect.images import to_model_range
 from mmaselect.pretraining.attention import attention_backend
 from mmaselect.pretraining.clean import load_vae
