@@ -26,4 +26,5 @@ def warn(message: str) -> None:
 def messages_to_stderr() -> None:
     """Have the package's messages on stderr alone, for a command whose stdout a script reads."""
     logger.handlers[:] = [logging.StreamHandler()]
+    logger.setLevel(logging.INFO)
     logger.propagate = False

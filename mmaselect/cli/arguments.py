@@ -140,10 +140,10 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 
 def obey_output_arguments(args: argparse.Namespace) -> None:
     """Have messages on stderr for ``--json``, and no progress bars for ``--quiet``."""
-    from mmaselect.logs import messages_to_stderr
+    from mmaselect.logs import logger, messages_to_stderr
     from mmaselect.terminal.progress import hide_progress
 
-    if args.json:
+    if args.json or not logger.handlers:  # without MMEngine, nothing else shows them
         messages_to_stderr()
     hide_progress(args.quiet)
 

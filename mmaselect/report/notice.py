@@ -32,6 +32,8 @@ def pick_notice(
         f'by {result.criterion} of {result.where}, {images_seen(result)}',
         f'selected now: {cost}' if found is None else f'found in {found}; it took {cost} then',
     ]
+    if result.cost is not None:
+        lines.append(f'cost: {result.cost}')
     lines += [f'UNDECIDED: {said}' for said in result.indecision]
     if stored_at is not None:
         lines.append(f'stored in {stored_at}')

@@ -31,6 +31,8 @@ def print_selection(
         f'{f"from cache ({took} then)" if from_cache else took}',
         style='bold',
     )
+    if result.cost is not None:
+        console.print(f'cost: {result.cost}')
     for warning in result.warnings:
         console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
     if table:

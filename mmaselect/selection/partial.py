@@ -46,7 +46,8 @@ class SweepProgress:
         refined: Whether finer steps have been begun.
         at_ends: Number of images at the end of a round to the scores of those who raced then: see
             :func:`~mmaselect.selection.race.on_one_scale`.
-        evaluations: Transformer passes of one image each, so far.
+        passes: FLOPs of a transformer pass of one image to how many there were so far; 1 stands for
+            the FLOPs where no place is searched, and all passes are equal.
         seconds: Time spent, so far.
     """
 
@@ -57,7 +58,7 @@ class SweepProgress:
     units: int = 0
     refined: bool = False
     at_ends: dict[int, RoundScores] = field(default_factory=dict)
-    evaluations: int = 0
+    passes: dict[int, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmaselect.files import cache_root, check_regular, write_json
 from mmaselect.logs import warn
 from mmaselect.selection.caveats import Caveat
+from mmaselect.selection.cost import SweepCost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,6 +132,7 @@ class SelectionResult:
             (``source``, ``count`` and how many were ``used``), ``versions``, and the ``command``
             of the process. Results are not looked up by it. Empty in results of versions that did
             not say it.
+        cost: The cost of its passes in FLOPs; None in results of versions that did not say it.
 
     Example:
         >>> import numpy as np
@@ -164,6 +166,7 @@ class SelectionResult:
     images_needed: int | None = None
     cells: list[tuple[int, str]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    cost: SweepCost | None = None
 
     def __repr__(self) -> str:
         return (
@@ -305,6 +308,7 @@ class SelectionResult:
         others = {key: curve(key, part) for key, part in data.pop('others').items()}
         per_tap = [curve(name, part) for part in data.pop('per_tap')]
         interval = data.pop('interval', None)
+        cost = data.pop('cost', None)
         cells = [(block, feature) for block, feature in data.pop('cells', ())]
         warnings = [Caveat.parse(stored) for stored in data.pop('warnings', ())]
         main = curve(name, dict(timestep=data['timestep'], curve=data.pop('curve')))
@@ -316,6 +320,7 @@ class SelectionResult:
             warnings=warnings,
             cells=cells,
             interval=None if interval is None else tuple(interval),
+            cost=None if cost is None else SweepCost.parse(cost),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -358,6 +363,10 @@ class SelectionResult:
         ):
             if not isinstance(found, list) or any(type(value) is not kind for value in found):
                 raise ValueError(f'{name} is {found!r}')
+        if self.cost is not None:
+            for share in (self.cost.of_full, self.cost.of_default or 0.0):
+                _check_numbers('cost', share, float)
+            _check_numbers('cost', self.cost.flops or 0, int)
         if not isinstance(self.provenance, dict):
             raise ValueError(f'provenance is {self.provenance!r}')
         if self.key != settings_key(self.settings):

@@ -8,11 +8,13 @@ a round of the race. All ranks are in the same stage, and end it together.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
 from mmaselect.diffusion import FrozenDiT, TapKey
+from mmaselect.diffusion.pass_cost import PassCost
 from mmaselect.images import CalibrationBatch, CalibrationSet
 from mmaselect.logs import warn
 from mmaselect.selection.arms import Arm, Places, taps_by_timestep
@@ -52,6 +54,7 @@ class Stages:
         grid: The timesteps.
         round_ends: How many images a timestep has seen after each round of the race.
         partial: Where sums are kept for a sweep that is killed; None to keep none.
+        cost: What a pass costs, by where it ends; None where all end at one place.
 
     Attributes:
         done (SweepProgress): How far this rank is.
@@ -65,6 +68,7 @@ class Stages:
         grid: TimestepGrid,
         round_ends: Sequence[int],
         partial: PartialSums | None = None,
+        cost: PassCost | None = None,
     ) -> None:
         self.dit = dit
         self.calibration = calibration
@@ -72,6 +76,7 @@ class Stages:
         self.grid = grid
         self.round_ends = round_ends
         self.partial = partial
+        self.cost = cost
         self.rank, self.world_size = rank_and_size()
         self.criteria = options.criteria
         self.draws = max(criterion.draws for criterion in self.criteria.values())
@@ -106,23 +111,29 @@ class Stages:
         return next(iter(self.criteria))
 
     @property
+    def readings(self) -> int:
+        """Passes that all criteria together take of an image at a timestep."""
+        return self.draws + max(criterion.views for criterion in self.criteria.values())
+
+    @property
     def seconds(self) -> float:
         """Seconds spent so far, including those before a break."""
         return time.perf_counter() - self._start
 
-    def run(self, progress: bool) -> int:
+    def run(self, progress: bool) -> Counter[int]:
         """Score stage after stage until nothing is left to do. All ranks call it together.
 
         Args:
             progress: Draw a progress bar on rank 0.
 
         Returns:
-            int: Transformer passes of one image each, of all ranks.
+            Counter: FLOPs of a transformer pass of one image (1 without ``cost``) to how many there
+            were, of all ranks.
         """
         while True:
             shares = gather_answers(lambda tell: self._score_share(progress, tell))
             if not self._next_stage():
-                return sum(shares)
+                return sum(map(Counter, shares), Counter())
 
     def scores(self) -> list[StepScores]:
         """Scores of all timesteps, sorted, at each place, on the images that they have seen."""
@@ -174,8 +185,8 @@ class Stages:
                     yield share[first : first + size], steps, None if number == 0 else lasting
             start = end
 
-    def _score_share(self, progress: bool, tell: Callable[[str], None]) -> int:
-        """Add this rank's images to the scores of a stage; returns its evaluations so far."""
+    def _score_share(self, progress: bool, tell: Callable[[str], None]) -> dict[int, int]:
+        """Add this rank's images to the scores of a stage; returns its passes so far."""
         done = self.done
         work = list(self._work(done, self.rank))
         before, unit = done.units, 0
@@ -197,9 +208,9 @@ class Stages:
                         tell(f'scoring timestep {step}, images {positions}')
                         encoded = encoded or self.encode(self.calibration.batch(positions))
                         some = None if taps == self.dit.keys else taps
-                        done.evaluations += score_step(
-                            self.dit, encoded, step, self.meters[step], some, names
-                        )
+                        count = score_step(self.dit, encoded, step, self.meters[step], some, names)
+                        each = 1 if self.cost is None else self.cost.to(taps)
+                        done.passes[each] = done.passes.get(each, 0) + count
                         done.units = unit
                         done.seconds = self.seconds
                         if self.partial is not None:
@@ -208,7 +219,7 @@ class Stages:
         if self.partial is not None and len(self.round_ends) > 1:
             # Nobody begins the next stage before all have this one on disk.
             self.partial.save(self.meters, done)
-        return done.evaluations
+        return done.passes
 
     def _next_stage(self) -> bool:
         """Whether there is more to do once all ranks have ended a stage; ``done`` then says what.

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion.pass_cost import PassCost
 from mmaselect.images import CalibrationSet, ImageSource
-from mmaselect.logs import warn
+from mmaselect.logs import log, warn
 from mmaselect.selection.conclude import conclude, warn_of_images
+from mmaselect.selection.cost import SweepCost, search_in_words
 from mmaselect.selection.identity import UNREADABLE, sweep_settings
 from mmaselect.selection.options import SelectionOptions
 from mmaselect.selection.partial import PartialSums
@@ -151,18 +153,26 @@ class Sweep:
 
         deciding = next(iter(self.options.criteria.values()))
         doubts = warn_of_images(len(self.calibration), settings['distinct_images'], deciding)
+        cost = None
+        if self.dit.search is not None:
+            size = self.calibration.image_size
+            cost = gather_answers(lambda tell: PassCost.of(self.dit, size))[0]
+            if rank == 0:
+                log(search_in_words(self.dit, cost))
         partial = None
         if self.cache is not None:
             split = (self.options.batch_size, rank, world_size)
             partial = PartialSums(self.cache.folder, key, split, self.calibration.order)
         stages = Stages(
-            self.dit, self.calibration, self.options, self.grid, self.round_ends, partial
+            self.dit, self.calibration, self.options, self.grid, self.round_ends, partial, cost
         )
-        evaluations = stages.run(progress)
+        passes = stages.run(progress)
         result = self._result(stages.scores(), stages)
         result.warnings += doubts
         result.seconds = round(stages.seconds, 3)
-        result.model_evaluations = evaluations
+        result.model_evaluations = passes.total()
+        full = len(self.grid.reachable) * result.num_images * stages.readings
+        result.cost = SweepCost.of(passes, full, cost)
         result.key, result.settings = key, settings
         result.provenance = provenance(self.dit, self.calibration)
         # Sums are reduced in one order everywhere, yet only rank 0's clock is the clock.

@@ -14,6 +14,7 @@ from mmaselect.apis import FeaturesOnly
 from mmaselect.cli import main
 from mmaselect.diffusion import FrozenDiT
 from mmaselect.diffusion.families import Family
+from mmaselect.diffusion.pass_cost import count_flops
 from mmaselect.diffusion.place_search import BlockSearch
 from mmaselect.registry import CRITERIA
 from mmaselect.report import selection_page
@@ -131,8 +132,55 @@ def test_the_race_over_cells_picks_the_same_with_fewer_passes(tiny_dit, photos, 
         lambda module, args: counted.update(passes=counted['passes'] + len(args[0]))
     )
     again = sweep.run(progress=False)
-    assert counted['passes'] == raced.model_evaluations
+    assert counted['passes'] == 1 + raced.model_evaluations  # one is to count FLOPs
     assert without_seconds(again) == without_seconds(raced)
+
+
+def test_the_cost_weighs_the_depth_of_each_pass(tiny_dit, photos, full, raced):
+    assert full.cost.of_full == 1 and full.cost.default == (3, 'query')
+    sweep = make_sweep(tiny_dit, photos)
+    flops = count_flops(sweep.dit, 32)
+    read, spent = sweep.dit.features, []
+
+    def noted(latent, timestep, noise, keys=None):
+        spent.append(len(latent) * max(flops[key] for key in keys or sweep.dit.keys))
+        return read(latent, timestep, noise, keys)
+
+    sweep.dit.features = noted
+    assert sweep.run(progress=False).cost == raced.cost
+    assert raced.cost.flops == sum(spent)
+    whole = max(flops.values()) * raced.num_images * len(GRID)
+    assert raced.cost.of_full == pytest.approx(sum(spent) / whole)
+    ratio = raced.cost.of_default / raced.cost.of_full
+    assert ratio == pytest.approx(max(flops.values()) / flops[3, 'query'])
+    # The race leaves the last block: what is left is cheaper than the number of its passes says.
+    assert raced.cells == [(3, 'output')]
+    assert raced.cost.of_full < raced.model_evaluations / (raced.num_images * len(GRID))
+    assert str(raced.cost).startswith(f'{100 * raced.cost.of_full:.0f} % of the FLOPs of a full')
+
+
+def test_what_a_search_takes_is_said_before_it_starts(tiny_dit, photos, caplog):
+    def said(**search):
+        caplog.clear()
+        make_sweep(tiny_dit, photos, timesteps=[0], **search).run(progress=False)
+        return [text for text in caplog.messages if 'a search of' in text]
+
+    (joint,) = said()
+    assert joint == (
+        'A-SelecT: a search of 6 blocks and 5 features holds 229 KiB of weights, and takes up to '
+        '4.1 MFLOP for a pass of an image; the default, query of block 3, 155 KiB and 2.14 MFLOP '
+        "(1.9 times less). To search up to block 3 only: blocks='auto:<=3'"
+    )
+    (four,) = said(blocks='auto:4', features='query')
+    assert 'a search of 6 blocks and 1 feature holds' in four and "'auto:4:<=3'" in four
+    (few,) = said(blocks='auto:<=2')
+    assert few.endswith('a pass of an image') and 'default' not in few
+    (features,) = said(blocks=[1, 3])
+    assert features.endswith(
+        ': a search of 5 features takes up to 2.77 MFLOP for a pass of an image; query alone 2.14 '
+        'MFLOP'
+    )
+    assert said(blocks=[1, 3], features='query') == []
 
 
 @pytest.mark.parametrize('blocks', ['auto', 'auto:2'])
@@ -200,6 +248,7 @@ def test_a_stored_pick_is_found_and_another_search_is_another(tiny_dit, photos, 
     found = again.run(progress=False)
     assert again.was_stored and found.cells == raced.cells
     assert SelectionResult.load(first.stored_at).cells == raced.cells
+    assert found.cost == raced.cost
     other = make_sweep(tiny_dit, photos, blocks='auto:<=3', cache=cache)
     other.run(progress=False)
     assert not other.was_stored
@@ -243,7 +292,7 @@ def test_two_ranks_pick_the_place_that_one_picks(tiny_dit, photos, raced, tmp_pa
     assert one == two
     result = SelectionResult.from_dict(one)
     assert (result.cells, result.timestep) == (raced.cells, raced.timestep)
-    assert result.model_evaluations == raced.model_evaluations
+    assert (result.model_evaluations, result.cost) == (raced.model_evaluations, raced.cost)
     assert result.curve.scores == pytest.approx(raced.curve.scores, rel=1e-5)
 
 

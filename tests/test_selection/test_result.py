@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger
 
 from mmaselect.selection import Curve, CurvePoint, SelectionCache, SelectionResult
 from mmaselect.selection.caveats import Caveat
+from mmaselect.selection.cost import SweepCost
 from mmaselect.selection.result import CHECKSUM, settings_key
 
 
@@ -66,6 +67,21 @@ def test_a_selection_json_whose_warnings_are_texts_is_read(tmp_path):
     assert (str(warning), warning.code, warning.advice) == ('the curve is flat', '', '')
 
 
+def test_a_selection_json_without_a_cost_is_read(tmp_path):
+    result = make_result(cost=SweepCost(0.25, 4_000, 0.5, (3, 'query')))
+    path = result.save(tmp_path / 'selection.json')
+    assert SelectionResult.load(path) == result
+    data = json.loads(path.read_text())
+    assert data.pop('cost') == dict(of_full=0.25, flops=4000, of_default=0.5, default=[3, 'query'])
+    del data[CHECKSUM]
+    path.write_text(json.dumps(data))
+    assert SelectionResult.load(path).cost is None
+    assert (str(SweepCost(0.336)), str(SweepCost(0.5, 7))) == (
+        '34 % of the passes of a full sweep',
+        '50 % of the FLOPs of a full sweep of all places',
+    )
+
+
 def change(*where, to):
     def apply(data):
         *path, last = where
@@ -100,6 +116,10 @@ def change(*where, to):
         change('warnings', to=[3]),
         change('warnings', 0, 'code', to=3),
         change('warnings', 0, to=dict(text='flat')),
+        change('cost', to=0.3),
+        change('cost', to=dict(of_full=-1.0)),
+        change('cost', to=dict(of_full='all')),
+        change('cost', to=dict(of_full=0.5, flops=1.5)),
         change('settings', 'seed', to=1),
         change('settings', to=None),
         change('key', to='0' * 32),
