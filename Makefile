@@ -93,6 +93,7 @@ types: install
 
 docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/dev/check_api.py site
 	@echo "site/index.html"
 
 clean:

@@ -152,3 +152,28 @@ def test_table_of_words_in_contributing():
         [sys.executable, PROSE, '--table'], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() in (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+
+
+def test_check_of_the_api_pages():
+    """``make docs`` runs it on the built site: a name that stands twice, or nowhere, is named."""
+    code = (ROOT / 'tools' / 'dev' / 'check_api.py').read_text(encoding='utf-8')
+    names = {'__name__': 'check_api', '__file__': str(ROOT / 'tools' / 'dev' / 'check_api.py')}
+    exec(compile(code, 'check_api.py', 'exec'), names)
+    heading = '<div class="doc doc-object doc-{}">\n<h3 id="{}" class="doc doc-heading">'
+    signature = '<div class="doc-signature highlight"><b>{}</b></div>'
+    public = names['public_names']()
+    assert len(public) > 90 and {'FeatureExtractor', 'select', 'ASelecTDiT', 'Sweep'} <= public
+    page = ''.join(heading.format('class', f'mmaselect.here.{name}') for name in public)
+
+    def said(text):
+        return list(names['problems']({'page.html': text}))
+
+    assert said(page + signature.format('x' * 100)) == []
+    method = heading.format('function', 'mmaselect.here.Sweep.select')
+    assert said(page + method) == []
+    again = heading.format('class', 'mmaselect.there.Sweep')
+    (twice,) = said(page + again)
+    assert twice == 'Sweep stands 2 times and not once: mmaselect.here.Sweep, mmaselect.there.Sweep'
+    (missing,) = said(page.replace('mmaselect.here.Sweep"', 'mmaselect.here.Swept"'))
+    assert missing == 'Sweep stands 0 times and not once: nowhere'
+    assert 'page.html: 101 characters in a line' in said(page + signature.format('x' * 101))[0]
