@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 
 from mmaselect.files import written_aside
 from mmaselect.logs import warn
+from mmaselect.report.places import score_range, searched_features
 from mmaselect.selection.curve_plot import COLORS, draw_curve, series
 from mmaselect.selection.result import Curve, SelectionResult, images_seen
 
@@ -28,12 +29,12 @@ def selection_figure(result: SelectionResult) -> Figure:
     The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
     every other criterion has a panel of its own below, in its own units. The upper edge has the
     noise levels. Where a place was searched, maps of all scores over block and timestep stand
-    below, with the pick as a star. A timestep that a race dropped is hollow, with a bar of two
+    below, with the pick as a star and points where timesteps may be the best. A timestep that a race dropped is hollow, with a bar of two
     standard errors. A legend says so.
     """
     panels = 1 + len(result.others)
-    features = list(dict.fromkeys(curve.feature for curve in result.per_tap))
-    maps = len(features) if 'search' in result.settings else 0
+    features = searched_features(result)
+    maps = len(features)
     height = 3.0 + 1.5 * (panels - 1) + 1.3 * maps
     figure = Figure(figsize=(7.2, height), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
@@ -102,11 +103,10 @@ def selection_figure(result: SelectionResult) -> Figure:
 
 
 def _draw_maps(
-    figure: Figure, axes: Sequence[Axes], result: SelectionResult, features: Sequence[str | None]
+    figure: Figure, axes: Sequence[Axes], result: SelectionResult, features: Sequence[str]
 ) -> None:
     """For each feature the scores over block and timestep in one color scale, and the pick."""
-    scores = np.concatenate([curve.scores for curve in result.per_tap])
-    low, high = np.nanquantile(scores, [0.05, 1.0])
+    low, high = score_range(result)
     mesh = None
     for axis, feature in zip(axes, features, strict=True):
         curves = sorted(
@@ -130,6 +130,12 @@ def _draw_maps(
         axis.set_yticks(list(shown), [str(blocks[row]) for row in shown])
         axis.set_ylabel(f'{feature}\nblock', fontsize=7)
         axis.tick_params(labelsize=6)
+        for block, name, step in result.contenders:
+            if name == feature and block in blocks:
+                axis.plot(
+                    [step], [blocks.index(block)], marker='o', markersize=2.5, color='white',
+                    markeredgecolor='black', markeredgewidth=0.4,
+                )  # fmt: skip
         for block, name in result.cells:
             if name == feature and block in blocks:
                 axis.plot(
@@ -159,8 +165,15 @@ def _add_legend(figure: Figure, result: SelectionResult) -> None:
         entries.append((band, 'picks for other images, 95 %'))
     if len(result.per_tap) > 1 and 'search' not in result.settings:
         entries.append((Line2D([], [], color=color, alpha=0.3, linewidth=0.9), 'a block'))
+    if len(result.contenders) > 1:
+        dot = Line2D(
+            [], [], color='white', marker='o', markersize=3, markeredgecolor='black',
+            markeredgewidth=0.5, linestyle='',
+        )  # fmt: skip
+        entries.append((dot, 'in a map: may be the best'))
+    columns = len(entries) if len(entries) < 5 else 3
     figure.legend(
-        *zip(*entries, strict=True), loc='outside lower center', ncols=len(entries), fontsize=6.5,
+        *zip(*entries, strict=True), loc='outside lower center', ncols=columns, fontsize=6.5,
         frameon=False, handlelength=1.5, columnspacing=1.2,
     )  # fmt: skip
 
@@ -168,7 +181,10 @@ def _add_legend(figure: Figure, result: SelectionResult) -> None:
 def _add_noise_levels(axis: Axes, curve: Curve) -> None:
     """A second axis above: the noise level of some of the timesteps."""
     points = curve.points
-    chosen = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, 9).round().astype(int))]
+    steps = np.array(curve.timesteps)
+    # Evenly along the axis: steps around the pick may be finer than the others.
+    near = [int(abs(steps - x).argmin()) for x in np.linspace(steps[0], steps[-1], 9)]
+    chosen = [points[place] for place in sorted(set(near))]
     above = axis.secondary_xaxis('top')
     above.set_xticks(
         [point.timestep for point in chosen], [f'{point.noise_level:.2f}' for point in chosen]

@@ -13,6 +13,7 @@ from mmaselect.files import write_atomically
 from mmaselect.images.thumbnails import Thumbnail
 from mmaselect.logs import warn
 from mmaselect.registry import CRITERIA
+from mmaselect.report.places import HEIGHT, WIDTH, searched_features, spark_rows
 from mmaselect.report.plot import save_selection, selection_figure
 from mmaselect.report.rendering import image_uri, inline_svg, render
 from mmaselect.report.strip import Strip
@@ -46,6 +47,9 @@ def selection_page(
         origin=result.provenance,
         figure=inline_svg(selection_figure(result)),
         points=_point_words(curves),
+        features=searched_features(result),
+        places=spark_rows(result),
+        spark_size=(WIDTH, HEIGHT),
         unit=_unit(result.criterion),
         seen=images_seen(result),
         strip=strip and _strip_rows(strip),

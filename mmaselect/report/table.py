@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import math
+
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mmaselect.report.places import score_range, searched_features, spark_text
 from mmaselect.selection.result import SelectionResult, images_seen
 
 
@@ -16,6 +20,8 @@ def print_selection(
     from_cache: bool = False,
 ) -> None:
     """Print the pick, its warnings and, if asked to, a table of the curve with the pick marked.
+
+    Of a search there is a second table, in which each place has a small curve.
 
     Args:
         result: The selection.
@@ -37,6 +43,8 @@ def print_selection(
         console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
     if table:
         console.print(_table(result))
+        if searched_features(result):
+            console.print(_places(result, console.width))
 
 
 def _table(result: SelectionResult) -> Table:
@@ -56,4 +64,43 @@ def _table(result: SelectionResult) -> Table:
         if raced:
             row.append(str(point.images))
         table.add_row(*row, style='bold green' if point.timestep == result.timestep else None)
+    return table
+
+
+def _places(result: SelectionResult, width: int) -> Table:
+    """A row for each block, with the curve and the best score of each feature.
+
+    Args:
+        result: The selection.
+        width: Characters of a line, which all curves share.
+    """
+    features = searched_features(result)
+    low, high = score_range(result)
+    curves = {(curve.block, curve.feature): curve for curve in result.per_tap}
+    labels = {key: f'{curve.best.score or 0.0:.2f}' for key, curve in curves.items()}
+    # Three blanks stand between columns. Where a score finds no room, the curve stands alone.
+    each = (width - len('block') - 2) // len(features) - 3
+    room = each - 1 - max(map(len, labels.values()), default=0)
+    table = Table(
+        title='best score of each place, and its curve over the timestep, clean to the left',
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for name in ('block', *features):
+        table.add_column(name, no_wrap=True, justify='right' if name == 'block' else 'left')
+    for block in sorted({curve.block for curve in result.per_tap if curve.block is not None}):
+        row = []
+        for feature in features:
+            curve = curves.get((block, feature))
+            if curve is None:
+                row.append('-')
+                continue
+            # Timesteps of the grid: finer steps were scored at a few places only.
+            scores = dict(zip(curve.timesteps, curve.scores, strict=True))
+            grid = [scores.get(step, math.nan) for step in result.settings['timesteps']]
+            text = spark_text(grid, low, high, max(each, 1) if room < 4 else min(room, 40))
+            if room >= 4:
+                text += f' {labels[block, feature]}'
+            row.append(f'[bold green]{text}[/]' if (block, feature) in result.cells else text)
+        table.add_row(str(block), *row)
     return table

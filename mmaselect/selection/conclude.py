@@ -32,6 +32,8 @@ class Conclusion:
         interval: Lowest and highest timestep of :func:`pick_interval`, for the deciding curve.
         decision: Whether the images decide the pick; None where that cannot be said.
         read: The (block, feature) that are to be read: all, or the place that was picked.
+        contenders: (block, feature, timestep) that the images cannot tell from the best one, where
+            single places were compared.
     """
 
     curve: Curve
@@ -41,6 +43,7 @@ class Conclusion:
     interval: tuple[int, int] | None = None
     decision: Decision | None = None
     read: tuple[TapKey, ...] = ()
+    contenders: tuple[tuple[int, str, int], ...] = ()
 
 
 def conclude(
@@ -96,7 +99,10 @@ def conclude(
     if place is not None and not place.decided and decision is not None:
         decision = replace(decision, decided=False)
     interval = pick_interval(last, deciding, read)
-    return Conclusion(curve, others, per_tap, warnings, interval, decision, tuple(read))
+    contenders: tuple[tuple[int, str, int], ...] = ()
+    if place is not None and all(len(group) == 1 for group in places.groups):
+        contenders = tuple((*key, step) for key, step in place.contenders)
+    return Conclusion(curve, others, per_tap, warnings, interval, decision, tuple(read), contenders)
 
 
 def settles(

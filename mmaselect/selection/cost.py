@@ -59,10 +59,13 @@ class SweepCost:
     def __str__(self) -> str:
         if self.flops is None:
             return f'{100 * self.of_full:.0f} % of the passes of a full sweep'
-        said = f'{100 * self.of_full:.0f} % of the FLOPs of a full sweep of all places'
+        said = f'in FLOPs {100 * self.of_full:.0f} % of a full sweep of all places'
         if self.of_default is not None and self.default is not None:
             block, feature = self.default
-            said += f', {100 * self.of_default:.0f} % of those of one of {feature} of block {block}'
+            said += (
+                f', {100 * self.of_default:.0f} % of one of the default place '
+                f'({feature} of block {block})'
+            )
         return said
 
 

@@ -132,6 +132,9 @@ class SelectionResult:
             (``source``, ``count`` and how many were ``used``), ``versions``, and the ``command``
             of the process. Results are not looked up by it. Empty in results of versions that did
             not say it.
+        contenders: (block, feature, timestep) that the images cannot tell from the best one, which
+            is the first, where single places were compared. Empty in results of versions that did
+            not say it.
         cost: The cost of its passes in FLOPs; None in results of versions that did not say it.
 
     Example:
@@ -166,6 +169,7 @@ class SelectionResult:
     images_needed: int | None = None
     cells: list[tuple[int, str]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    contenders: list[tuple[int, str, int]] = field(default_factory=list)
     cost: SweepCost | None = None
 
     def __repr__(self) -> str:
@@ -310,6 +314,7 @@ class SelectionResult:
         interval = data.pop('interval', None)
         cost = data.pop('cost', None)
         cells = [(block, feature) for block, feature in data.pop('cells', ())]
+        contenders = [tuple(cell) for cell in data.pop('contenders', ())]
         warnings = [Caveat.parse(stored) for stored in data.pop('warnings', ())]
         main = curve(name, dict(timestep=data['timestep'], curve=data.pop('curve')))
         return cls(
@@ -319,6 +324,7 @@ class SelectionResult:
             per_tap=per_tap,
             warnings=warnings,
             cells=cells,
+            contenders=contenders,
             interval=None if interval is None else tuple(interval),
             cost=None if cost is None else SweepCost.parse(cost),
         )
@@ -356,6 +362,8 @@ class SelectionResult:
             ('blocks', self.blocks, int),
             ('cells', [block for block, _ in self.cells], int),
             ('cells', [feature for _, feature in self.cells], str),
+            ('contenders', [n for block, _, step in self.contenders for n in (block, step)], int),
+            ('contenders', [feature for _, feature, _ in self.contenders], str),
             ('warnings', [text for w in self.warnings for text in vars(w).values()], str),
             ('criterion', [self.criterion], str),
             ('feature', [self.feature], str),

@@ -206,6 +206,7 @@ class Sweep:
             feature=','.join(dict.fromkeys(feature for _, feature in found.read)),
             blocks=[block for block, _ in found.read] if searched else list(self.dit.blocks),
             cells=list(found.read),
+            contenders=list(found.contenders),
             num_images=found.curve.best.images or len(self.calibration),
             seconds=0.0,
             model_evaluations=0,

@@ -156,7 +156,7 @@ def test_the_cost_weighs_the_depth_of_each_pass(tiny_dit, photos, full, raced):
     # The race leaves the last block: what is left is cheaper than the number of its passes says.
     assert raced.cells == [(3, 'output')]
     assert raced.cost.of_full < raced.model_evaluations / (raced.num_images * len(GRID))
-    assert str(raced.cost).startswith(f'{100 * raced.cost.of_full:.0f} % of the FLOPs of a full')
+    assert str(raced.cost).startswith(f'in FLOPs {100 * raced.cost.of_full:.0f} % of a full sweep')
 
 
 def test_what_a_search_takes_is_said_before_it_starts(tiny_dit, photos, caplog):
@@ -374,5 +374,7 @@ def test_the_figure_has_a_map_for_each_feature(full):
 def test_json_has_the_place(full, tmp_path):
     data = json.loads(full.save(tmp_path / 'selection.json').read_text())
     assert data['cells'] == [list(full.cells[0])]
+    assert [*full.cells[0], full.timestep] in data['contenders']
+    assert SelectionResult.load(tmp_path / 'selection.json').contenders == full.contenders
     del data['cells'], data['checksum']
     assert SelectionResult.from_dict(data).cells == []

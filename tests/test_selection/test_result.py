@@ -78,7 +78,7 @@ def test_a_selection_json_without_a_cost_is_read(tmp_path):
     assert SelectionResult.load(path).cost is None
     assert (str(SweepCost(0.336)), str(SweepCost(0.5, 7))) == (
         '34 % of the passes of a full sweep',
-        '50 % of the FLOPs of a full sweep of all places',
+        'in FLOPs 50 % of a full sweep of all places',
     )
 
 
@@ -116,6 +116,8 @@ def change(*where, to):
         change('warnings', to=[3]),
         change('warnings', 0, 'code', to=3),
         change('warnings', 0, to=dict(text='flat')),
+        change('contenders', to=[[2, 'query']]),
+        change('contenders', to=[[2, 3, 100]]),
         change('cost', to=0.3),
         change('cost', to=dict(of_full=-1.0)),
         change('cost', to=dict(of_full='all')),
