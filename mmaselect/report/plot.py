@@ -29,8 +29,8 @@ def selection_figure(result: SelectionResult) -> Figure:
     The deciding curve has the upper panel, with the pick, its interval and the curve of each block;
     every other criterion has a panel of its own below, in its own units. The upper edge has the
     noise levels. Where a place was searched, maps of all scores over block and timestep stand
-    below, with the pick as a star and points where timesteps may be the best. A timestep that a race dropped is hollow, with a bar of two
-    standard errors. A legend says so.
+    below, with the pick as a star and points where timesteps may be the best. A timestep that a
+    race dropped is hollow, with a bar of two standard errors. A legend says so.
     """
     panels = 1 + len(result.others)
     features = searched_features(result)
