@@ -152,7 +152,7 @@ def test_one(run: Run, config: Config, work_dir: Path) -> dict[str, Any]:
     for module in runner.model.modules():
         if isinstance(module, ASelecTDiT):
             total += sum(p.numel() for p in module.dit.parameters())
-            place = dict(**place_in_words(module.dit.maps), timestep=module.timestep)
+            place = dict(**place_in_words(sum(module.dit.maps, ())), timestep=module.timestep)
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:

@@ -176,8 +176,8 @@ def save_features(
     if is_open and isinstance(timestep, SelectionResult):
         raise ValueError(
             f'blocks={shorten(blocks)}, feature={shorten(feature)}: the selection that timestep '
-            f'gives was made at a place: give blocks={timestep.blocks}, '
-            f'feature={timestep.feature!r}'
+            f'gives was made at a place: give blocks={timestep.place_arguments[0]}, '
+            f'feature={timestep.place_arguments[1]}'
         )
     is_auto = isinstance(timestep, str) and timestep == 'auto'
     if not isinstance(timestep, SelectionResult) and not is_auto:
@@ -208,7 +208,7 @@ def save_features(
                 dtype=dtype, device=device, condition=model_kwargs.get('condition'),
                 image_size=image_size, seed=seed, batch_size=batch_size, progress=progress,
             )  # fmt: skip
-        blocks, feature = picked.blocks, picked.feature
+        blocks, feature = picked.place_arguments
         timestep = picked.timestep
     extract = FeatureExtractor(
         pretrained, 0, blocks=blocks, feature=feature, dtype=dtype, device=device, seed=seed,
@@ -224,6 +224,7 @@ def save_features(
             'timestep': timestep if timestep == 'auto' else _timestep_number(timestep),
             'blocks': list(dit.blocks),
             'features': list(dit.feature_names),
+            **({'cells': dit.keys} if dit.is_joined else {}),
             'image_size': size,
             'pool': pool,
             'store': store,

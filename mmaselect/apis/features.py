@@ -192,7 +192,7 @@ class FeatureExtractor(Shareable):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        return cls(**pick.arguments(changes, one_feature=False))
+        return cls(**pick.arguments(changes))
 
     def shared_pick(self) -> SharedPick:
         """What ``save_pretrained`` writes."""

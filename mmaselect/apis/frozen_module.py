@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from mmaselect.apis.features import FeatureInfo
 from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
 from mmaselect.apis.sharing import Shareable, SharedPick
-from mmaselect.checks import gathered, shorten
+from mmaselect.checks import gathered
 from mmaselect.diffusion import FrozenDiT, ModelSource
 from mmaselect.diffusion.devices import pick_device
+from mmaselect.diffusion.joining import join_maps, map_name
 from mmaselect.diffusion.pixel_gate import PixelGate
 from mmaselect.selection import SelectionOptions, SelectionResult
 
@@ -32,6 +33,8 @@ class FrozenModule(nn.Module, Shareable):
         blocks: Blocks to read, one map each; the family's default if None. ``'auto'``: see
             :class:`~mmaselect.FeatureExtractor`.
         feature: ``'query'``, ``'key'``, ``'value'``, ``'attention'``, ``'output'``, or ``'auto'``.
+            Several are joined, those of each block into one map; with their blocks
+            (``['2.attention', '4.query']``), all into one.
         dtype: Precision of the frozen weights; maps are float32.
         seed: Seed of the noise, which depends on it and on the latent's shape alone.
         calibration: Images that ``timestep='auto'`` selects on.
@@ -47,7 +50,7 @@ class FrozenModule(nn.Module, Shareable):
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         blocks: Sequence[int] | int | str | None,
-        feature: str,
+        feature: str | Sequence[str],
         dtype: str | torch.dtype,
         seed: int,
         calibration: Calibration | None,
@@ -58,8 +61,6 @@ class FrozenModule(nn.Module, Shareable):
         gate: PixelGate,
     ) -> None:
         super().__init__()
-        if not isinstance(feature, str):
-            raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
         source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.dit = FrozenDiT.from_pretrained(
@@ -68,11 +69,11 @@ class FrozenModule(nn.Module, Shareable):
         self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)
         self.source, self._condition = source, condition
-        self.keys = list(self.dit.maps)
+        self.maps = self.dit.maps
         self.feature_info = FeatureInfo(
-            [self._reader.channels(key) for key in self.keys],
+            [sum(self._reader.channels(key) for key in group) for group in self.maps],
             self.dit.stride,
-            [f'block{block}.{name}' for block, name in self.keys],
+            [map_name(group) for group in self.maps],
         )
 
     @property
@@ -90,11 +91,15 @@ class FrozenModule(nn.Module, Shareable):
         """Curve and pick, if the timestep was selected."""
         return self._reader.selection_result
 
+    @property
+    def map_blocks(self) -> list[int]:
+        """Block of each map, the deepest one of those that are joined."""
+        return [max(block for block, _ in group) for group in self.maps]
+
     def shared_pick(self) -> SharedPick:
         """What ``save_pretrained`` writes."""
         return self._reader.shared_pick(self.source, condition=self._condition)
 
     def _read(self, inputs: Tensor) -> list[Tensor]:
         """A map for each block, of a batch (B, 3, H, W) as `gate` takes it."""
-        maps = self._reader.read(self.gate(inputs))
-        return [maps[key] for key in self.keys]
+        return join_maps(self._reader.read(self.gate(inputs)), self.maps)

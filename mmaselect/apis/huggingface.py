@@ -96,7 +96,7 @@ class TransformersBackbone(FrozenModule):
         timestep: Timesteps,
         out_indices: Sequence[int] | int | str | None = None,
         out_features: Sequence[str] | None = None,
-        feature: str = 'query',
+        feature: str | Sequence[str] = 'query',
         image_mean: float | Sequence[float] | None = None,
         image_std: float | Sequence[float] | None = None,
         dtype: str | torch.dtype = 'auto',
@@ -124,7 +124,7 @@ class TransformersBackbone(FrozenModule):
             if given[name] is not None
         }
         self.stage_names = [f'block{number}' for number in range(self.dit.num_blocks)]
-        self.out_indices = list(self.dit.blocks)
+        self.out_indices = self.map_blocks
         if self.out_indices != sorted(set(self.out_indices)):
             raise ValueError(
                 f'out_indices must be different and in ascending order, as in transformers; got '

@@ -135,7 +135,7 @@ class Reader:
         self.selection_result = sweep.run(progress=progress)
         announce_pick(sweep, self.selection_result)
         if dit.search is not None:
-            dit.settle(self.selection_result.cells)
+            dit.settle(self.selection_result.cells, self.selection_result.is_joined)
         self._picked = self.selection_result.timestep if self.plan.is_automatic else given[0]
 
     @property

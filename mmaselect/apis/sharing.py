@@ -42,8 +42,8 @@ class SharedPick:
         pretrained: Fields of :class:`~mmaselect.diffusion.ModelSource`; the revision is the commit
             that was read.
         timestep: The timestep, or a dict of ``steps`` and ``fusion``.
-        blocks: Blocks that are read.
-        features: Features that are read.
+        blocks: Blocks that are read; None where the names in ``features`` have them.
+        features: Features that are read, such as ``['query']`` or ``['2.attention', '4.query']``.
         precision: Precision of the frozen weights, such as ``'float32'``.
         seed: Seed of the noise.
         condition: Class label or prompt; None for the empty condition.
@@ -53,7 +53,7 @@ class SharedPick:
 
     pretrained: dict[str, Any]
     timestep: int | dict[str, Any]
-    blocks: list[int]
+    blocks: list[int] | None
     features: list[str]
     precision: str
     seed: int = 0
@@ -78,17 +78,13 @@ class SharedPick:
         """
         if dit.search is not None:
             raise ValueError('block and feature are not picked yet: select first')
-        if set(dit.keys) != {(b, f) for b in dit.blocks for f in dit.feature_names}:
-            raise ValueError(
-                f'several features are read, each in blocks of its own ({list(dit.keys)}), which a '
-                f'shared pick cannot say: select with one feature'
-            )
+        blocks, features = dit.place_arguments
         timestep = timesteps[0] if len(timesteps) == 1 else dict(steps=[*timesteps], fusion=fusion)
         return cls(
             (dit.source or source).as_dict(),
             timestep,
-            list(dit.blocks),
-            list(dit.feature_names),
+            blocks,
+            features,
             str(dit.dtype).removeprefix('torch.'),
             result=result,
             **more,
@@ -164,29 +160,20 @@ class SharedPick:
             written.append(self.result.save(folder / SELECTION))
         return written
 
-    def arguments(
-        self, changes: Mapping[str, Any], blocks: str = 'blocks', one_feature: bool = True
-    ) -> dict[str, Any]:
+    def arguments(self, changes: Mapping[str, Any], blocks: str = 'blocks') -> dict[str, Any]:
         """Arguments of the class that loads it.
 
         Args:
             changes: What the caller gives in addition: device, precision, batch size, ...
             blocks: Name of the argument that has the blocks.
-            one_feature: Whether the class reads one feature.
 
         Raises:
-            ValueError: If a change would make the selection another model's, or there are more
-                features than the class can read.
+            ValueError: If a change would make the selection another model's.
         """
         if changed := [name for name in _FIXED if name in changes]:
             raise ValueError(
                 f'{changed[0]} is part of the pick that is loaded: leave it out, or build the '
                 f'model without from_pretrained'
-            )
-        if one_feature and len(self.features) > 1:
-            raise ValueError(
-                f'the pick has the features {", ".join(self.features)}, and this class reads one: '
-                f'load it with FeatureExtractor'
             )
         given = dict(
             pretrained=self.pretrained,
@@ -226,7 +213,9 @@ class SharedPick:
         is_on_hub = not model.startswith(SHIPPED_PREFIX) and model not in self.local_parts()
         head = ['---', 'library_name: mmaselect', 'tags:', '- mmaselect', '- feature-extraction']
         head += [f'base_model: {model}'] if is_on_hub else []
-        where = f'{", ".join(self.features)} of block {", ".join(map(str, self.blocks))}'
+        where = ', '.join(self.features)
+        if self.blocks is not None:
+            where += f' of block {", ".join(map(str, self.blocks))}'
         timestep = self.timestep if isinstance(self.timestep, int) else self.timestep['steps']
         lines = [
             *head,
@@ -258,7 +247,7 @@ class SharedPick:
                 'In a config:',
                 '',
                 '```python',
-                result.config_snippet() if len(self.features) == 1 else '# several features',
+                result.config_snippet(),
                 '```',
             ]
         return '\n'.join(lines) + '\n'

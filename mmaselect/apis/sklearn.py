@@ -71,7 +71,7 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         pretrained: str | Path | Mapping[str, Any] | ModelSource = 'mmaselect://dit_cifar10',
         timestep: Timesteps = 'auto',
         blocks: Sequence[int] | int | str | None = None,
-        feature: str = 'query',
+        feature: str | Sequence[str] = 'query',
         image_size: int | None = None,
         selection: Mapping[str, Any] | str | None = None,
         batch_size: int = 32,
@@ -151,14 +151,21 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         if self._extract is None:
             plan = self._plan()
             # A plan, not a list: the pick may be one of the others, and a list names none twice.
-            self._extract = self._build(TimestepPlan(plan.resolved(self.timestep_), plan.fusion))
+            known = TimestepPlan(plan.resolved(self.timestep_), plan.fusion)
+            # What was picked, not what was open.
+            picked = self.selection_
+            place = None if picked is None else picked.place_arguments
+            self._extract = self._build(known, place=place)
         return self._extract
 
     def _plan(self) -> TimestepPlan:
         flat = {} if self.fusion is None else dict(fusion=self.fusion)
         return timestep_plan(gathered('timestep', self.timestep, 'steps', OLD_TIMESTEP, flat))
 
-    def _build(self, timestep: TimestepPlan, images: Any = None) -> FeatureExtractor:
+    def _build(
+        self, timestep: TimestepPlan, images: Any = None, place: Any = None
+    ) -> FeatureExtractor:
+        blocks, feature = place or (self.blocks, self.feature)
         options: dict[str, Any] = {}
         if timestep.is_automatic:
             given = self.selection
@@ -167,8 +174,8 @@ class DiTFeatures(TransformerMixin, BaseEstimator):
         extract = FeatureExtractor(
             self.pretrained,
             timestep,
-            blocks=self.blocks,
-            feature=self.feature,
+            blocks=blocks,
+            feature=feature,
             dtype=self.dtype,
             device=self.device,
             seed=self.seed,

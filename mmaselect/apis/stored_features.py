@@ -302,11 +302,12 @@ class StoredFeatures:
                 f'{str(folder)!r} holds {self.settings["to"]} files: read them with the library '
                 f'of that name. Only features saved as safetensors are opened here'
             )
-        self.keys: tuple[TapKey, ...] = tuple(
+        cells = self.settings.get('cells') or [
             (block, feature)
             for block in dict.fromkeys(self.settings['blocks'])
             for feature in self.settings['features']
-        )
+        ]
+        self.keys: tuple[TapKey, ...] = tuple((block, feature) for block, feature in cells)
         self._names = [tensor_name(key) for key in self.keys]
         found, units = find_shards(self.folder), int(index['images']['units'])
         missing = [unit for unit in range(units) if unit not in found]

@@ -69,7 +69,7 @@ class FeaturesOnly(FrozenModule):
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         timestep: Timesteps,
         out_indices: Sequence[int] | int | str | None = None,
-        feature: str = 'query',
+        feature: str | Sequence[str] = 'query',
         dtype: str | torch.dtype = 'auto',
         seed: int = 0,
         calibration: Calibration | None = None,
@@ -160,7 +160,7 @@ class FeaturesOnly(FrozenModule):
         maps = self._read(x)
         if output_fmt == 'NLC':
             maps = [one.flatten(2).transpose(1, 2) for one in maps]
-        deepest = maps[max(range(len(maps)), key=lambda place: self.keys[place][0])]
+        deepest = maps[max(range(len(maps)), key=self.map_blocks.__getitem__)]
         chosen = [maps[place] for place in wanted]
         if output_dict:
             found: dict[str, Any] = dict(image_intermediates=chosen)
@@ -169,7 +169,7 @@ class FeaturesOnly(FrozenModule):
 
     def _positions(self, indices: int | Sequence[int] | None) -> list[int]:
         """Places among the maps of blocks that a caller names."""
-        blocks = [block for block, _ in self.keys]
+        blocks = self.map_blocks
         if indices is None:
             return list(range(len(blocks)))
         if isinstance(indices, int):

@@ -63,8 +63,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         default=['query'] if required else None,
         metavar='NAME',
         help='query, key, value, attention or output; query_post and key_post in some families; '
-        'auto picks one. '
-        'Default: query',
+        'auto picks one; 2.attention is that of block 2, without --blocks. Default: query',
     )
     group.add_argument(
         '--condition', metavar='PROMPT', help='prompt or class label; default: the empty one'

@@ -303,9 +303,9 @@ def from_config(args: argparse.Namespace, images: list[Path]) -> Found:
         if getattr(args, flag) is not None:
             backbone[key] = getattr(args, flag)
     if args.feature is not None:
-        if len(args.feature) != 1:
-            raise ValueError('a backbone has one feature: give --feature one name')
-        backbone.feature = args.feature[0]
+        backbone.feature = args.feature[0] if len(args.feature) == 1 else args.feature
+        if args.blocks is None and any('.' in name for name in args.feature):
+            backbone.pop('blocks', None)  # the names have blocks of their own
     if args.calibration is not None:
         backbone.update(calibration=one_or_all(args.calibration), timestep='auto')
     if isinstance(backbone.type, str):

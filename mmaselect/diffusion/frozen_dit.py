@@ -26,7 +26,7 @@ from mmaselect.diffusion.hub import HubError
 from mmaselect.diffusion.loading import PipelineSource, parse_dtype
 from mmaselect.diffusion.lora import find_lora, fuse_lora, mention_loras
 from mmaselect.diffusion.model_source import ModelSource
-from mmaselect.diffusion.place_search import SEARCHED, PlaceSearch
+from mmaselect.diffusion.place_search import SEARCHED, PlaceSearch, as_arguments, named_cells
 from mmaselect.diffusion.placing import count_ranks, of_this_rank
 from mmaselect.diffusion.precision import auto_dtype, computed_in
 from mmaselect.diffusion.process import ForwardProcess
@@ -67,7 +67,27 @@ def _as_features(feature: str | Sequence[str], family: Family) -> tuple[str, ...
             )
     if not names:
         raise ValueError(f'feature is empty: choose from {", ".join(family.features)}')
+    if len(set(names)) < len(names):
+        raise ValueError(f'feature {shorten(list(names))} has a name twice: give each once')
     return names
+
+
+def _resolve_places(
+    blocks: Any, feature: Any, family: Family
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[TapKey, ...] | None]:
+    """Blocks, features, and the (block, feature) that are joined, where a user named such.
+
+    Raises:
+        ValueError: If one of them does not exist.
+    """
+    cells = named_cells(feature, blocks)
+    if cells is None:
+        return family.resolve_blocks(blocks), _as_features(feature, family), None
+    resolved = family.resolve_blocks([block for block, _ in cells])
+    keys = tuple((block, name) for block, (_, name) in zip(resolved, cells, strict=True))
+    if len(set(keys)) < len(keys):
+        raise ValueError(f'feature {shorten(feature)} has a (block, feature) twice: give each once')
+    return resolved, _as_features(list(dict.fromkeys(name for _, name in keys)), family), keys
 
 
 class FrozenDiT(nn.Module):
@@ -105,10 +125,8 @@ class FrozenDiT(nn.Module):
     ) -> None:
         super().__init__()
         #: What a selection has to pick in addition to the timestep; None where blocks and features
-        #: are
-        #: given, or picked already.
+        #: are given, or picked already.
         self.search = PlaceSearch.of(blocks, feature, family.published_block)
-        self._picked: tuple[TapKey, ...] | None = None
         #: Name of the source that it was loaded from.
         self.name: str | None = None
         #: The source; its revision is the commit that was read, where the hub's cache says it.
@@ -117,8 +135,11 @@ class FrozenDiT(nn.Module):
         self.process = process
         self.transformer = transformer
         self.codec = codec
-        self.blocks = family.resolve_blocks(blocks)
-        self.feature_names = _as_features(feature, family)
+        #: (block, feature) that do not follow from blocks and features: picked, or named one by
+        #: one.
+        self._cells: tuple[TapKey, ...] | None
+        self.blocks, self.feature_names, self._cells = _resolve_places(blocks, feature, family)
+        self._is_joined = self._cells is not None
         self._condition_names = tuple(condition)
         for name, value in condition.items():
             self.register_buffer(f'condition_{name}', value, persistent=False)
@@ -177,8 +198,7 @@ class FrozenDiT(nn.Module):
             except FileNotFoundError:
                 pass  # weights that are missing are named when they are read
             logger.info('%s: read in %s', source.name, str(dtype).removeprefix('torch.'))
-        resolved = family.resolve_blocks(blocks)
-        _as_features(feature, family)
+        resolved, _, _ = _resolve_places(blocks, feature, family)
         with source.naming('scheduler'):
             process = family.build_process(source)
         prepared = family.prepare_condition(condition, source, dtype)
@@ -264,33 +284,54 @@ class FrozenDiT(nn.Module):
     @property
     def keys(self) -> tuple[TapKey, ...]:
         """(block, feature) of every map that :meth:`features` returns."""
-        if self._picked is not None:
-            return self._picked
+        if self._cells is not None:
+            return tuple(dict.fromkeys(self._cells))
         return tuple((b, f) for b in dict.fromkeys(self.blocks) for f in self.feature_names)
 
     @property
-    def maps(self) -> tuple[TapKey, ...]:
-        """(block, feature) of each map in the order asked for; repeats are there as often."""
-        if self._picked is not None:
-            return self._picked
-        return tuple((b, f) for b in self.blocks for f in self.feature_names)
+    def maps(self) -> tuple[tuple[TapKey, ...], ...]:
+        """(block, feature) of each map that a head gets, in the order asked for.
 
-    def settle(self, keys: Sequence[TapKey]) -> None:
+        The features of one map are joined: several of a block, or all that were named with their
+        blocks or picked together. Repeated blocks are there as often.
+        """
+        if self._is_joined:
+            return (self.keys,)
+        if self._cells is not None:
+            return tuple((cell,) for cell in self._cells)
+        if self.search is not None:
+            return tuple((key,) for key in self.keys)
+        return tuple(tuple((b, f) for f in self.feature_names) for b in self.blocks)
+
+    def settle(self, cells: Sequence[TapKey], joined: bool = False) -> None:
         """Read some of the (block, feature) that were searched, and free the blocks behind them.
 
         Args:
-            keys: What a selection has picked.
+            cells: What a selection has picked.
+            joined: Whether heads get them as one map.
 
         Raises:
             ValueError: If one of them is not among those that were searched.
         """
-        if unknown := [key for key in keys if key not in self.keys]:
+        if unknown := [key for key in cells if key not in self.keys]:
             raise ValueError(f'{unknown} are not among the places that were searched')
         built = max(self.blocks) + 1
-        self.search, self._picked = None, tuple(keys)
-        self.blocks = tuple(block for block, _ in keys)
-        self.feature_names = tuple(dict.fromkeys(feature for _, feature in keys))
+        self.search, self._cells, self._is_joined = None, tuple(cells), joined
+        self.blocks = tuple(block for block, _ in cells)
+        self.feature_names = tuple(dict.fromkeys(feature for _, feature in cells))
         self.family.drop_blocks(self.transformer, max(self.blocks) + 1, built)
+
+    @property
+    def place_arguments(self) -> tuple[list[int] | None, list[str]]:
+        """``blocks`` and ``feature`` that read the same."""
+        if self._cells is None:
+            return list(self.blocks), list(self.feature_names)
+        return as_arguments(self._cells, self._is_joined)
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether heads get all (block, feature) as one map."""
+        return self._is_joined
 
     def channels(self, key: TapKey) -> int:
         """Channels of a feature map."""

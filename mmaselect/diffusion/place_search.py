@@ -1,5 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Blocks and features that a user leaves open: ``'auto'``, ``'auto:4'``, ``'auto:<=30'``."""
+"""How users say where a model is read: open (``'auto'``, ``'auto:4'``, ``'auto:<=30'``), or as
+(block, feature) that are joined (``['2.attention', '4.query']``).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,68 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmaselect.checks import shorten
+from mmaselect.checks import is_sequence, shorten
 
 #: Features that a search reads; those after norm and rotary embedding are read by name alone.
 SEARCHED = ('query', 'key', 'value', 'attention', 'output')
 
 _FORM = re.compile(r'auto(?::([0-9]{1,4}))?(?::<=([0-9]{1,5}))?')
+_JOINED = re.compile(r'(-?[0-9]{1,5})\.([a-z_]+)')
+
+
+def named_cells(feature: Any, blocks: Any) -> list[tuple[int, str]] | None:
+    """(block, feature) of names such as ``'2.attention'``; None if no name has a block.
+
+    Args:
+        feature: What a user gave.
+        blocks: What a user gave as ``blocks``, which must be None next to such names.
+
+    Raises:
+        ValueError: If only some names have a block, or ``blocks`` is given, too.
+
+    Example:
+        >>> named_cells(['2.attention', '-1.query'], None)
+        [(2, 'attention'), (-1, 'query')]
+    """
+    names = list(feature) if is_sequence(feature) else [feature]
+    forms = [_JOINED.fullmatch(name) if isinstance(name, str) else None for name in names]
+    if not any(forms):
+        return None
+    found = [(int(form[1]), form[2]) for form in forms if form is not None]
+    if len(found) < len(names):
+        raise ValueError(
+            f"feature: give a block to each name, as in ['2.attention', '4.query'], or to none; "
+            f'got {shorten(names)}'
+        )
+    if blocks is not None:
+        raise ValueError(
+            f'feature={shorten(names)} names the blocks already: leave out blocks={shorten(blocks)}'
+        )
+    return found
+
+
+def as_arguments(
+    cells: Sequence[tuple[int, str]], joined: bool = False
+) -> tuple[list[int] | None, list[str]]:
+    """``blocks`` and ``feature`` that read some (block, feature).
+
+    Args:
+        cells: What is read.
+        joined: Whether these are one map.
+
+    Example:
+        >>> as_arguments([(1, 'query'), (3, 'query')])
+        ([1, 3], ['query'])
+        >>> as_arguments([(2, 'attention'), (4, 'query')])
+        (None, ['2.attention', '4.query'])
+    """
+    names = list(dict.fromkeys(feature for _, feature in cells))
+    blocks = list(dict.fromkeys(block for block, _ in cells))
+    if len(names) == 1 and not joined:
+        return [block for block, _ in cells], names
+    if not joined and list(cells) == [(block, name) for block in blocks for name in names]:
+        return blocks, names
+    return None, [f'{block}.{feature}' for block, feature in cells]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 """The closing lines of a training: the last validation, and the timestep that was picked."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from mmaselect.diffusion.joining import maps_in_words
 from mmaselect.engine.hooks.selection_hook import backbones_of
 from mmaselect.report.work_dir import REPORT_SUFFIXES, report_stem
 from mmaselect.selection import SelectionResult
@@ -66,7 +68,8 @@ def print_test_summary(
     """
     if is_main_process():
         lines = [f'checkpoint: {checkpoint}', *_places(runner)]
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        # NumPy's numbers too, which the toolboxes' metrics give.
+        numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, Real)}
         lines += [', '.join(f'{name} {_short(value)}' for name, value in numbers.items())]
         lines += [f'written: {file}' for file in files if file]
         print(boxed(lines, 'mmaselect'), flush=True)
@@ -80,11 +83,10 @@ def _places(runner: Runner) -> list[str]:
         plan = backbone.pick.plan
         from_config = not plan.is_automatic and backbone.timestep in plan.steps
         source = 'the config' if from_config else 'the checkpoint'
-        blocks = ', '.join(map(str, backbone.blocks))
         start = f'{name}: ' if len(backbones) > 1 else ''
         lines.append(
             f'{start}timestep {", ".join(map(str, backbone.timesteps))} (from {source}), '
-            f'{backbone.feature} of block {blocks}'
+            f'{maps_in_words(backbone.dit.maps)}'
         )
     return lines
 

@@ -29,7 +29,8 @@ def pick_notice(
     lines = [
         f'A-SelecT picked timestep {result} of {num_train_timesteps} '
         f'(sigma {result.noise_level:.3f})',
-        f'by {result.criterion} of {result.where}, {images_seen(result)}',
+        f'by {result.criterion} of {result.where_scored}, {images_seen(result)}',
+        *([f'read together: {result.together}'] if result.is_joined else []),
         f'selected now: {cost}' if found is None else f'found in {found}; it took {cost} then',
     ]
     if result.cost is not None:

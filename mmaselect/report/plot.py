@@ -94,7 +94,7 @@ def selection_figure(result: SelectionResult) -> Figure:
     _add_noise_levels(top, result.curve)
     _add_legend(figure, result)
     figure.suptitle(
-        f'{result.where}, {images_seen(result)}, {result.seconds:.0f} s',
+        f'{result.where_scored}, {images_seen(result)}, {result.seconds:.0f} s',
         fontsize=9,
         x=0.02,
         ha='left',

@@ -106,25 +106,23 @@ def _strip_rows(strip: Strip) -> dict[str, Any]:
 
 def _snippets(result: SelectionResult) -> list[tuple[str, str]]:
     """Titles and texts to copy: how to read the model where the result says."""
-    cells = result.cells or [(block, result.feature) for block in dict.fromkeys(result.blocks)]
-    blocks = [block for block, _ in cells]
-    features = list(dict.fromkeys(feature for _, feature in cells))
-    snippets = []
-    if len(features) == 1:
-        snippets.append(('OpenMMLab config', result.config_snippet()))
+    blocks, names = result.place_arguments
     name = result.model or 'THE MODEL'
-    feature = features[0] if len(features) == 1 else features
+    feature = names[0] if len(names) == 1 else names
+    where = '' if blocks is None else f'blocks={blocks!r}, '
     python = (
         'from mmaselect import FeatureExtractor\n\n'
-        f'extract = FeatureExtractor({name!r}, timestep={result.timestep}, blocks={blocks!r}, '
+        f'extract = FeatureExtractor({name!r}, timestep={result.timestep}, {where}'
         f'feature={feature!r})\n'
         'maps = extract(images)  # {(block, feature): (N, C, h, w)}'
     )
+    flags = '' if blocks is None else f'--blocks {" ".join(map(str, blocks))} '
     command = (
         f'mmaselect features IMAGES --pretrained {shlex.quote(name)} --timestep {result.timestep} '
-        f'--blocks {" ".join(map(str, blocks))} --feature {" ".join(features)} --out FEATURES'
+        f'{flags}--feature {" ".join(names)} --out FEATURES'
     )
-    return [*snippets, ('Python', python), ('command', command)]
+    config = result.config_snippet()
+    return [('OpenMMLab config', config), ('Python', python), ('command', command)]
 
 
 def save_selection_page(

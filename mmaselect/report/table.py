@@ -37,6 +37,8 @@ def print_selection(
         f'{f"from cache ({took} then)" if from_cache else took}',
         style='bold',
     )
+    if result.is_joined:
+        console.print(f'read together, with the joined score of each: {result.together}')
     if result.cost is not None:
         console.print(f'cost: {result.cost}')
     for warning in result.warnings:
@@ -49,7 +51,7 @@ def print_selection(
 
 def _table(result: SelectionResult) -> Table:
     """The curve, with the pick marked."""
-    table = Table(title=f'{result.criterion} of {result.where}, {images_seen(result)}')
+    table = Table(title=f'{result.criterion} of {result.where_scored}, {images_seen(result)}')
     names = list(result.others)
     raced = len({point.images for point in result.curve.points}) > 1
     images = ('images',) if raced else ()

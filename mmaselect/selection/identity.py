@@ -102,6 +102,8 @@ def sweep_settings(
     )
     if race is not None:
         settings['race'] = race
+    if options.top > 1:
+        settings['top'] = options.top
     return from_rank_zero(json.loads(json.dumps(settings, default=str)))
 
 
@@ -181,6 +183,7 @@ def model_identity(dit: FrozenDiT, timesteps: Sequence[int], num_tokens: int) ->
         dtype=str(dit.dtype),
         blocks=list(dit.blocks),
         features=list(dit.feature_names),
+        **(dict(joined=dit.keys) if dit.is_joined else {}),
         versions=dict(torch=torch.__version__, diffusers=diffusers.__version__),
     )
 

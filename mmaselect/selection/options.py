@@ -196,6 +196,14 @@ class SelectionOptions:
             default='no finer steps',
         ),
     )
+    top: int = field(
+        default=1,
+        metadata=about(
+            'where a place is searched: how many (block, feature) of one pass are picked, each to '
+            'go well with those before it; a backbone joins them into one map',
+            flag=dict(type=int, metavar='N'),
+        ),
+    )
 
     def __post_init__(self) -> None:
         from mmaselect.images.sources import ARRAY_ORDERS
@@ -219,6 +227,7 @@ class SelectionOptions:
             seed=seed_number('seed', self.seed),
             views=ViewOptions.parse(self.views),
             array_order=choice('array_order', self.array_order, ARRAY_ORDERS),
+            top=whole_number('top', self.top, 1),
         )
         if not (is_number(self.confidence) and 0.5 <= self.confidence < 1):
             raise ValueError(

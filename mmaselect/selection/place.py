@@ -132,7 +132,7 @@ def choose_features(
     first: TapKey,
     count: int,
     ridge: float = SENSITIVITY_RIDGE,
-) -> list[TapKey]:
+) -> dict[TapKey, float]:
     """Pick several features of one pass that are good together.
 
     Greedy: to the features so far comes the one whose joined score is highest. All blocks of the
@@ -146,6 +146,10 @@ def choose_features(
         count: How many to pick, ``first`` included.
         ridge: See :func:`joined_score`.
 
+    Returns:
+        dict: The features in the order in which they were picked, ``first`` first, to the joined
+        score of each with those before it.
+
     Raises:
         ValueError: If ``first`` is not a candidate, or there are fewer candidates than wanted.
     """
@@ -156,7 +160,7 @@ def choose_features(
             f'from 1 to {len(descriptors)} features can be picked from {len(descriptors)} '
             f'candidates, got {count}'
         )
-    chosen = [first]
+    chosen = {first: joined_score([descriptors[first]], ridge)}
     while len(chosen) < count:
         before = [descriptors[tap] for tap in chosen]
         scores = {
@@ -164,5 +168,6 @@ def choose_features(
             for tap, rows in descriptors.items()
             if tap not in chosen
         }
-        chosen.append(max(scores, key=lambda tap: scores[tap]))
+        added = max(scores, key=lambda tap: scores[tap])
+        chosen[added] = scores[added]
     return chosen

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmaselect.diffusion.place_search import as_arguments
 from mmaselect.files import cache_root, check_regular, write_json
 from mmaselect.logs import warn
 from mmaselect.selection.caveats import Caveat
@@ -127,6 +128,8 @@ class SelectionResult:
         images_needed: About how many images would decide an undecided pick; None if unknown.
         cells: (block, feature) that are to be read: all that were scored, or the place that was
             picked from them. Empty in results of versions that did not say it.
+        joined: Where several (block, feature) were picked together (``top``), the joined score of
+            each with those before it, in the order of ``cells``; empty elsewhere.
         provenance: Where the result comes from, for people: ``model`` (the fields of
             ``pretrained``, with the commit that was read as ``revision``), ``dtype``, ``images``
             (``source``, ``count`` and how many were ``used``), ``versions``, and the ``command``
@@ -171,6 +174,7 @@ class SelectionResult:
     provenance: dict[str, Any] = field(default_factory=dict)
     contenders: list[tuple[int, str, int]] = field(default_factory=list)
     cost: SweepCost | None = None
+    joined: list[float] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return (
@@ -211,19 +215,22 @@ class SelectionResult:
         source = self.provenance.get('model')
         return str(source['model']) if isinstance(source, Mapping) else None
 
-    def config_snippet(self) -> str:
-        """Lines of an OpenMMLab config that read the model where this result says.
+    @property
+    def place_arguments(self) -> tuple[list[int] | None, list[str]]:
+        """``blocks`` and ``feature`` with which a model is read where this result says."""
+        cells = self.cells or [(block, self.feature) for block in dict.fromkeys(self.blocks)]
+        return as_arguments(cells, self.is_joined)
 
-        Raises:
-            ValueError: If several features were picked, which a backbone cannot read.
-        """
-        features = list(dict.fromkeys(feature for _, feature in self.cells)) or [self.feature]
-        if len(features) > 1:
-            raise ValueError(
-                f'a backbone reads one feature, and this result has {", ".join(features)}: select '
-                f'with one of them'
-            )
-        blocks = [block for block, _ in self.cells] or self.blocks
+    @property
+    def is_joined(self) -> bool:
+        """Whether several (block, feature) were picked to be read as one map."""
+        return bool(self.joined)
+
+    def config_snippet(self) -> str:
+        """Lines of an OpenMMLab config that read the model where this result says."""
+        blocks, names = self.place_arguments
+        lines = [] if blocks is None else [f'    blocks={blocks!r},']
+        lines.append(f'    feature={names[0] if len(names) == 1 else names!r},')
         source = dict(self.provenance.get('model') or {})
         if set(source) <= {'model'}:
             pretrained: Any = source.get('model', 'THE MODEL THAT WAS SELECTED WITH')
@@ -234,8 +241,7 @@ class SelectionResult:
                 'backbone=dict(',
                 "    type='mmaselect.ASelecTDiT',",
                 f'    pretrained={pretrained!r},',
-                f'    blocks={blocks!r},',
-                f'    feature={features[0]!r},',
+                *lines,
                 f'    timestep={self.timestep},',
                 ')',
             ]
@@ -251,10 +257,31 @@ class SelectionResult:
     @property
     def where(self) -> str:
         """Where images are to be read, such as ``attention of block 2``."""
-        if len({feature for _, feature in self.cells}) > 1:
+        if self.is_joined or len({feature for _, feature in self.cells}) > 1:
             return ', '.join(f'{feature} of block {block}' for block, feature in self.cells)
         blocks = list(dict.fromkeys(self.blocks))
         return f'{self.feature} of block{"s"[: len(blocks) > 1]} {", ".join(map(str, blocks))}'
+
+    @property
+    def where_scored(self) -> str:
+        """Where the curve was scored: of several that were picked together, the first."""
+        if not self.is_joined:
+            return self.where
+        block, feature = self.cells[0]
+        return f'{feature} of block {block}'
+
+    @property
+    def together(self) -> str:
+        """What each (block, feature) adds to those before it; empty where one was picked."""
+        words = (
+            [
+                f'{feature} of block {block} ({score:.3f})'
+                for (block, feature), score in zip(self.cells, self.joined, strict=True)
+            ]
+            if self.is_joined
+            else []
+        )
+        return ' + '.join(words)
 
     @property
     def indecision(self) -> list[str]:
@@ -368,6 +395,7 @@ class SelectionResult:
             ('criterion', [self.criterion], str),
             ('feature', [self.feature], str),
             ('method', [self.method], str),
+            ('joined', self.joined, float),
         ):
             if not isinstance(found, list) or any(type(value) is not kind for value in found):
                 raise ValueError(f'{name} is {found!r}')

@@ -22,6 +22,7 @@ from mmaselect.selection.ranks import from_rank_zero, gather_answers, rank_and_s
 from mmaselect.selection.result import SelectionCache, SelectionResult, settings_key
 from mmaselect.selection.scoring import StepScores
 from mmaselect.selection.stages import Stages
+from mmaselect.selection.together import check_top, pick_together
 
 
 class Sweep:
@@ -52,7 +53,8 @@ class Sweep:
 
     Raises:
         ValueError: If the grid is out of range, the finer one is not finer, or a criterion needs
-            labels that the calibration set does not have.
+            labels that the calibration set does not have; or several (block, feature) are wanted
+            where one is not picked.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Sweep:
                     f'{name} needs labels, but the calibration images have none. Use a labeled '
                     f'dataset for calibration, or a label-free criterion'
                 )
+        check_top(options, dit)
         compares_views = any(criterion.views for criterion in options.criteria.values())
         self.calibration = calibration.with_views(options.views if compares_views else None)
         self.round_ends = round_ends(
@@ -168,6 +171,8 @@ class Sweep:
         )
         passes = stages.run(progress)
         result = self._result(stages.scores(), stages)
+        if self.options.top > 1 and cost is not None:  # a place is searched: see check_top
+            passes[cost.whole] += pick_together(result, stages, self.options.top)
         result.warnings += doubts
         result.seconds = round(stages.seconds, 3)
         result.model_evaluations = passes.total()

@@ -197,8 +197,21 @@ def test_features_only_has_the_face_of_timm(tiny_dit):
     assert model.pretrained_cfg['input_size'] == (3, 32, 32)
     joined = FeaturesOnly(tiny_dit, [30, 600], out_indices=[3])
     assert joined.feature_info.channels() == [32] == [joined(images)[0].shape[1]]
-    with pytest.raises(ValueError, match='feature must be one name'):
-        FeaturesOnly(tiny_dit, 30, feature=['query', 'key'])
+
+
+def test_features_only_joins_features(tiny_dit):
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    maps = FeatureExtractor(tiny_dit, 30, blocks=[3, 1], feature=['query', 'key'])(images)
+    several = FeaturesOnly(tiny_dit, 30, out_indices=[3, 1], feature=['query', 'key'])
+    assert several.feature_info.module_name() == ['block3.query+key', 'block1.query+key']
+    wanted = [torch.cat([maps[b, 'query'], maps[b, 'key']], 1) for b in (3, 1)]
+    assert all(map(torch.equal, several(images), wanted))
+    assert [one.shape[1] for one in wanted] == several.feature_info.channels()
+    one_map = FeaturesOnly(tiny_dit, 30, feature=['3.query', '1.key'])
+    assert one_map.feature_info.module_name() == ['block3.query+block1.key']
+    last, found = one_map.forward_intermediates(images, indices=[3])
+    assert torch.equal(last, torch.cat([maps[3, 'query'], maps[1, 'key']], 1))
+    assert torch.equal(last, found[0])
 
 
 def test_a_backbone_for_hugging_face(tiny_dit, photos):

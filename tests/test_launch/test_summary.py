@@ -3,9 +3,10 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 from mmengine.logging import MessageHub
 
-from mmaselect.launch.summary import summarize
+from mmaselect.launch.summary import print_test_summary, summarize
 from mmaselect.models import ASelecTDiT
 from mmaselect.selection import Curve, CurvePoint, SelectionResult
 
@@ -40,3 +41,14 @@ def test_lines_are_those_of_the_run(tmp_path, tiny_dit):
         'timestep in use: 300 (given by the config or by a checkpoint)',
         'checkpoint: iter_2.pth',
     ]
+
+
+def test_a_test_ends_with_its_metrics_whatever_their_type(tiny_dit, capsys):
+    model = ASelecTDiT(tiny_dit, timestep=275, blocks=[1, 3])
+    runner = SimpleNamespace(model=model)
+    metrics = {'mIoU': np.float32(52.617), 'mAcc': 60, 'confusion': np.zeros((2, 2))}
+    print_test_summary(runner, 'iter_2.pth', metrics, ['masks', None])
+    printed = capsys.readouterr().out
+    assert 'mIoU 52.62, mAcc 60.00' in printed and 'confusion' not in printed
+    assert 'timestep 275 (from the config), query of block 1, 3' in printed
+    assert 'written: masks' in printed

@@ -301,7 +301,7 @@ def test_what_is_left_is_the_model_of_the_picked_place(tiny_dit):
     searched = FrozenDiT.from_pretrained(tiny_dit, blocks='auto', features='auto')
     searched.settle([(2, 'attention')])
     plain = FrozenDiT.from_pretrained(tiny_dit, blocks=2, features='attention')
-    assert searched.keys == plain.keys == searched.maps and searched.search is None
+    assert searched.keys == plain.keys and searched.maps == plain.maps and searched.search is None
     names = [name for name, _ in plain.named_parameters()]
     assert [name for name, _ in searched.named_parameters()] == names
     latent = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -110,9 +110,12 @@ def test_what_the_first_lacks_is_added_and_not_what_it_has():
     }
     # By itself, what the first lacks is worse than what repeats it.
     assert joined_score([descriptors[same]]) > joined_score([descriptors[lacking]])
-    assert choose_features(descriptors, first, 2) == [first, lacking]
-    assert choose_features(descriptors, first, 3) == [first, lacking, same]
-    assert choose_features(descriptors, first, 1) == [first]
+    assert list(choose_features(descriptors, first, 2)) == [first, lacking]
+    chosen = choose_features(descriptors, first, 3)
+    assert list(chosen) == [first, lacking, same]
+    before = [descriptors[first], descriptors[lacking]]
+    assert chosen[lacking] == joined_score(before)
+    assert choose_features(descriptors, first, 1) == {first: joined_score([descriptors[first]])}
 
 
 def test_a_constant_feature_adds_nothing():

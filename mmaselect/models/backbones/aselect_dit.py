@@ -18,22 +18,25 @@ from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import any_spelling, choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
+from mmaselect.diffusion.joining import join_maps, maps_in_words, parse_feature
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
 from mmaselect.diffusion.pixel_gate import ORDERS, PixelGate
 from mmaselect.diffusion.timestep_plan import TimestepPlan
+from mmaselect.images import CalibrationSet
 from mmaselect.images.sources import build_image_source, check_calibration
 from mmaselect.images.thumbnails import try_thumbnails
 from mmaselect.logs import log, warn
 from mmaselect.look import try_strip
 from mmaselect.models.backbones.checkpoint_guard import (
     CheckpointGuard,
-    keys_read,
+    maps_read,
     nothing_read_yet,
     restore_whole_numbers,
     says_what_was_read,
 )
 from mmaselect.models.backbones.frozen_cache import CacheOptions, FrozenCache
 from mmaselect.models.backbones.input_guard import InputGuard
+from mmaselect.models.backbones.joined_pca import MOST_IMAGES, JoinedPCA
 from mmaselect.models.backbones.noise import FreshNoise, NoiseOptions
 from mmaselect.models.backbones.pick import Pick
 from mmaselect.models.backbones.preprocessor import Adopts, arrival
@@ -47,6 +50,7 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.identity import check_result_model
 from mmaselect.selection.options import not_selected
+from mmaselect.selection.together import check_top
 
 #: Arguments that configs of other backbones leave behind, and what to do about them.
 OF_OTHER_BACKBONES = dict.fromkeys(
@@ -126,13 +130,20 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
             ``'auto'`` picks one together with the timestep, ``'auto:4'`` picks four, and
             ``'auto:<=30'`` one of the blocks up to 30; checkpoints bring the pick.
         feature: What to read in a block. Defaults to ``'query'``; ``'auto'`` picks one of the first
-            five with the timestep.
+            five with the timestep. Several features of one pass are joined into one map: those of
+            each block (``['query', 'attention']``), or all that are named with their blocks
+            (``['2.attention', '4.query']``, without ``blocks``). A place that is searched gives
+            several by ``selection=dict(top=3)``.
 
             - ``'query'``, ``'key'``, ``'value'``: as the attention's projections give them.
             - ``'attention'``: output of the attention layer.
             - ``'output'``: output of the block.
             - ``'query_post'``, ``'key_post'``: after QK norm and rotary embedding, in families that
               have either.
+
+            Or a dict of such ``names`` and ``fusion``: ``'concat'`` joins channels;
+            ``'concat:pca'`` reduces them to the width of the first feature by principal components,
+            which are fitted to ``calibration`` and travel in checkpoints.
         timestep: ``'auto'``, or an index of the unshifted training schedule: 0 = clean,
             T - 1 = noise (T is 1000 for all published models). A list of them, one of which may be
             ``'auto'``, reads at each: ``['auto', 300]``. Or a dict:
@@ -212,7 +223,7 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         self,
         pretrained: str | Path | Mapping[str, Any] | ModelSource,
         blocks: Sequence[int] | int | str | None = None,
-        feature: str = 'query',
+        feature: str | Sequence[str] | Mapping[str, Any] = 'query',
         timestep: str | int | Sequence[str | int] | Mapping[str, Any] = 'auto',
         selection: Mapping[str, Any] | str | None = None,
         calibration: str | Path | Sequence[str | Path] | Mapping[str, Any] | None = None,
@@ -262,8 +273,7 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
                 f'calibration {missing!r} does not exist here: the timestep has to come with a '
                 f'checkpoint'
             )
-        if not isinstance(feature, str):
-            raise ValueError(f"feature must be one name, such as 'query', got {shorten(feature)}")
+        names, joining = parse_feature(feature)
         self.pretrained = str(self.source.model)
         self.selection = SelectionOptions.parse(selection)
         self.calibration = calibration
@@ -273,13 +283,20 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
-                self.source, blocks=blocks, feature=feature, dtype=dtype, condition=condition
+                self.source, blocks=blocks, feature=names, dtype=dtype, condition=condition
             )
         )
+        if self.dit.search is not None:
+            check_top(self.selection, self.dit)
         is_compiled = bool(compile) or isinstance(compile, Mapping)
         self._compile_options = compile_options if is_compiled else None
         self._compile()
-        self.out_channels = [plan.channels(self._width())] * self._count_maps()
+        width = plan.channels(self._width())
+        self.joining: JoinedPCA | None = None
+        if joining == 'concat:pca':
+            self.joining = self._build_pca(plan)
+            width = self.joining.widths[0]
+        self.out_channels = [width] * self._count_maps()
         self.stride = self.dit.stride
 
         mean, std, order = self._given_pixels
@@ -292,11 +309,11 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
             'and input_std',
             is_sure=mean is not None and std is not None,
         )
-        if not plan.is_automatic and self.dit.search is None:
+        if not plan.is_automatic and self.dit.search is None and self.joining is None:
             unused = not_selected(plan.steps[0], calibration=calibration, selection=selection)
             if unused is not None:  # configs inherit them: a run may fix the timestep in one entry
                 log(f'{unused}: not used')
-        self.pick = Pick(self, plan, self.dit.process, self._frozen.is_place_open)
+        self.pick = Pick(self, plan, self.dit.process, self._frozen.is_place_open, self.joining)
         if plan.count > 1:
             log(
                 f'each image is read at {plan.count} timesteps '
@@ -342,6 +359,11 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
 
     def shared_pick(self) -> SharedPick:
         """What ``save_pretrained`` writes."""
+        if self.joining is not None:
+            raise ValueError(
+                "feature's fusion 'concat:pca' has components that a shared pick does not hold: "
+                "share the checkpoint, or take fusion='concat'"
+            )
         found = self.selection_result
         result = found if found is not None and found.timestep == self.timestep else None
         plan, seed, said = self.pick.plan, self.noise.seed, self._said_condition
@@ -356,19 +378,29 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         return self.dit.blocks
 
     @property
-    def feature(self) -> str:
-        """Name of the feature that is read, or ``'auto'`` before it is picked."""
+    def feature(self) -> str | list[str]:
+        """Name of the feature that is read, or of those that are; ``'auto'`` before the pick."""
         search = self.dit.search
-        return 'auto' if search is not None and search.features else self.dit.feature_names[0]
+        if search is not None and search.features:
+            return 'auto'
+        _, names = self.dit.place_arguments
+        return names[0] if len(names) == 1 else names
 
     @property
     def out_indices(self) -> tuple[int, ...]:
         """The toolboxes' scripts (vis_tsne, for one) name a backbone's maps by it."""
-        return self.blocks
+        return tuple(max(block for block, _ in group) for group in self.dit.maps)
 
     def _count_maps(self) -> int:
         search = self.dit.search
-        return len(self.dit.blocks) if search is None or not search.blocks else search.count
+        if search is None:
+            return len(self.dit.maps)
+        return search.count if search.blocks else len(self.dit.blocks)
+
+    @property
+    def _top(self) -> int:
+        """(block, feature) that are picked for a map."""
+        return 1 if self.dit.search is None else self.selection.top
 
     def _width(self) -> int:
         """Channels of a map, whichever is picked.
@@ -376,13 +408,34 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         Raises:
             ValueError: If those that may be picked differ.
         """
-        widths = {self.dit.channels(key) for key in self.dit.keys}
+        maps = self.dit.maps
+        widths = {sum(self.dit.channels(key) for key in group) for group in maps}
         if len(widths) > 1:
             raise ValueError(
                 f'blocks and features that may be read differ in channels ({sorted(widths)}), and '
                 f'a head has to know them: name blocks and feature'
             )
-        return widths.pop()
+        return widths.pop() * self._top
+
+    def _build_pca(self, plan: TimestepPlan) -> JoinedPCA:
+        """What reduces joined features.
+
+        Raises:
+            ValueError: If nothing is joined, or there is nothing to fit to.
+        """
+        group = self.dit.maps[0] * self._top
+        if len(group) == 1:
+            raise ValueError(
+                "feature's fusion 'concat:pca' reduces several features, and one is read: name "
+                'several, or search a place with selection=dict(top=...) above 1'
+            )
+        if self.calibration is None:
+            raise ValueError(
+                "feature's fusion 'concat:pca' is fitted to calibration images: give calibration, "
+                "or take fusion='concat'"
+            )
+        widths = [plan.channels(self.dit.channels(key)) for key in group]
+        return JoinedPCA(widths, self._count_maps())
 
     def _compile(self) -> None:
         if self._compile_options is None or self.dit.search is not None:
@@ -395,17 +448,17 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
             ) from error
 
     def _guard(self) -> CheckpointGuard:
-        return CheckpointGuard.of(self.dit, self.feature, self.pretrained)
+        return CheckpointGuard.of(self.dit, self.pretrained)
 
     def _checked_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint says of the frozen model; of a search, before its pick, nothing yet."""
         if self.dit.search is None:
             return self._guard().buffers()
-        return nothing_read_yet(self._count_maps())
+        return nothing_read_yet(self._count_maps(), self._top)
 
-    def settle_place(self, keys: Sequence[TapKey]) -> None:
+    def settle_place(self, cells: Sequence[TapKey]) -> None:
         """Read at a place that was picked from now on, and free the blocks behind it."""
-        self.dit.settle(keys)
+        self.dit.settle(cells, joined=self._top > 1)
         self._compile()
         for name, tensor in self._checked_tensors().items():
             getattr(self, name).copy_(tensor)
@@ -507,14 +560,29 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         super().init_weights()
         self._check_order()
         if self.pick.is_needed():
+            self._settle()
+
+    def _settle(self) -> None:
+        """Pick what is open, and fit what reduces joined features."""
+        if self.pick.found is None or self.dit.search is not None:
             self.select_timestep()
+        if self.joining is not None and not self.joining.is_fitted:
+            options = self.selection
+            source = build_image_source(self.calibration, options.array_order)
+            size = options.image_size or self.dit.native_size
+            images = CalibrationSet(source, size, options.first_images, options.seed)
+            self.joining.fit(
+                self.dit, self.pick.plan, self.pick.timestep, images, options.seed,
+                options.batch_size,
+            )  # fmt: skip
+            log(f'the joined features were fitted to {min(len(images), MOST_IMAGES)} images')
 
     def settle_pick(self) -> None:
         """Select after all, if ``init_weights`` left it to a checkpoint, and that brought none."""
         if self.pick.is_overdue():
             # The first forward pass may be what asks.
             with torch.autocast(self.gate.scale.device.type, enabled=False):
-                self.select_timestep()
+                self._settle()
 
     def build_sweep(self, **overrides: Any) -> Sweep:
         """The sweep that ``selection`` and ``calibration`` describe.
@@ -572,7 +640,11 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
         )
         # Engines that train heads in 16 bits (FSDP, DeepSpeed) cast the images that arrive.
         dtype = inputs.dtype if inputs.dtype in HALVES else torch.float32
-        return tuple(maps[block, self.feature].to(dtype) for block in self.blocks)
+        joined = join_maps(maps, self.dit.maps)
+        if self.joining is not None:
+            with torch.autocast(inputs.device.type, enabled=False):
+                joined = self.joining(joined)
+        return tuple(one.to(dtype) for one in joined)
 
     # -- checkpoints ------------------------------------------------------------------------------
     def _load_from_state_dict(
@@ -585,6 +657,13 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
             self._guard().check(state_dict, prefix)
         self._inputs.check(state_dict, prefix)
         self._inputs.complete(state_dict, prefix)
+        theirs = prefix + 'joining.weight' in state_dict
+        if says_what_was_read(state_dict, prefix) and theirs != (self.joining is not None):
+            raise ValueError(
+                f"the checkpoint was trained with feature's fusion "
+                f'{"concat:pca" if theirs else "concat"!r}: set it in feature to what the '
+                f'checkpoint was trained with'
+            )
         with self.pick.loading(state_dict, prefix):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -595,14 +674,18 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
             return
         if not says_what_was_read(state_dict, prefix):
             return
-        keys = keys_read(read_from, tuple(self.dit.family.features))
-        if len(keys) != self._count_maps() or not set(keys) <= set(self.dit.keys):
+        maps = maps_read(read_from, tuple(self.dit.family.features))
+        cells = [key for group in maps for key in group]
+        wanted = self._count_maps() * self._top
+        fits = len(maps) == self._count_maps() and len(cells) == wanted
+        if not fits or not set(cells) <= set(self.dit.keys):
             raise ValueError(
-                f'the checkpoint was trained on {keys}, which are not {self._count_maps()} of the '
-                f'places that this config may pick from. Set blocks and feature to these'
+                f'the checkpoint was trained on {maps_in_words(maps)}, which are not '
+                f'{wanted} of the places that this config may pick from. Set blocks and feature to '
+                f'these'
             )
-        self.settle_place(keys)
-        log(f'{self.feature} of blocks {list(self.blocks)}: the place comes from the checkpoint')
+        self.settle_place(cells)
+        log(f'{maps_in_words(self.dit.maps)}: the place comes from the checkpoint')
 
     def __repr__(self) -> str:
         return f'{self._get_name()}({self.extra_repr()})'

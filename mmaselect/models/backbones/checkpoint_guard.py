@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.diffusion import FrozenDiT, TapKey, sample_values
+from mmaselect.diffusion.joining import maps_in_words
 from mmaselect.logs import log
 
+#: Numbers of a row of ``read_from``: map, block, index of the feature.
+ROW = 3
 #: Values of the frozen weights kept in a checkpoint, to tell it from one made with another model.
 SIGNATURE_SIZE = 64
 
@@ -87,15 +90,17 @@ def restore_whole_numbers(
             state_dict[prefix + name] = value.to(own.dtype)  # type: ignore[union-attr]
 
 
-def nothing_read_yet(count: int) -> dict[str, Tensor]:
+def nothing_read_yet(count: int, joined: int = 1) -> dict[str, Tensor]:
     """The two tensors of a model whose place has not been picked yet.
 
     Args:
         count: Maps that it will give.
+        joined: (block, feature) that will be joined into its one map.
     """
+    shape = (1 + count,) if joined == 1 else (joined, ROW)
     return {
         'frozen_signature': torch.full((SIGNATURE_SIZE,), torch.nan),
-        'read_from': torch.full((1 + count,), -1),
+        'read_from': torch.full(shape, -1),
     }
 
 
@@ -107,8 +112,23 @@ def says_what_was_read(state_dict: Mapping[str, Any], prefix: str) -> bool:
     return bool(read_from.ne(-1).any())
 
 
-def keys_read(read_from: Any, features: Sequence[str]) -> list[TapKey]:
-    """(block, feature) of each map, from what a checkpoint says.
+def _is_read_from(value: Any, features: Sequence[str]) -> bool:
+    """Whether a value is what this package writes as ``read_from``."""
+    if not _is_whole(value) or not value.numel():
+        return False
+    if value.ndim == 2:
+        numbers = value[:, -1]
+        if value.shape[1] != ROW or value[:, 0].tolist() != sorted(value[:, 0].tolist()):
+            return False
+    elif value.ndim == 1 and len(value) >= 2:
+        numbers = value[:1]
+    else:
+        return False
+    return bool(((numbers >= 0) & (numbers < len(features))).all())
+
+
+def maps_read(read_from: Any, features: Sequence[str]) -> tuple[tuple[TapKey, ...], ...]:
+    """(block, feature) of each map, those of one map together, from what a checkpoint says.
 
     Args:
         read_from: As in :class:`CheckpointGuard`.
@@ -117,13 +137,38 @@ def keys_read(read_from: Any, features: Sequence[str]) -> list[TapKey]:
     Raises:
         ValueError: If this package does not write such a value.
     """
-    known = _is_whole(read_from) and read_from.ndim == 1 and len(read_from) >= 2
-    if not known or not 0 <= int(read_from[0]) < len(features):
+    if not _is_read_from(read_from, features):
         raise ValueError(
             f'the checkpoint is damaged, or was edited: read_from is {read_from!r}. Use another one'
         )
-    feature, *blocks = read_from.tolist()
-    return [(block, features[feature]) for block in blocks]
+    if read_from.ndim == 1:
+        feature, *blocks = read_from.tolist()
+        return tuple(((block, features[feature]),) for block in blocks)
+    maps: dict[int, list[TapKey]] = {}
+    for place, block, feature in read_from.tolist():
+        maps.setdefault(place, []).append((block, features[feature]))
+    return tuple(map(tuple, maps.values()))
+
+
+def as_read_from(maps: Sequence[Sequence[TapKey]], features: Sequence[str]) -> Tensor:
+    """The inverse of :func:`maps_read`; of maps of one feature, in the form that all versions read.
+
+    Example:
+        >>> as_read_from([[(2, 'query')], [(4, 'query')]], ['query', 'key']).tolist()
+        [0, 2, 4]
+        >>> as_read_from([[(2, 'query'), (2, 'key')]], ['query', 'key']).tolist()
+        [[0, 2, 0], [0, 2, 1]]
+    """
+    names = {feature for group in maps for _, feature in group}
+    if len(names) == 1 and all(len(group) == 1 for group in maps):
+        return torch.tensor([features.index(names.pop()), *(group[0][0] for group in maps)])
+    return torch.tensor(
+        [
+            (place, block, features.index(feature))
+            for place, group in enumerate(maps)
+            for block, feature in group
+        ]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +179,9 @@ class CheckpointGuard:
         pretrained: Where the frozen model came from; named in the error.
         features: Names of the features that the model's family gives.
         signature: (64,), see `weights_signature`.
-        read_from: (1 + number of blocks,), int64: index of the feature in ``features``, then the
-            blocks.
+        read_from: What is read, int64. Of maps of one feature (1 + number of blocks,): index of the
+            feature in ``features``, then the blocks. Of joined features (number of these, 3): map,
+            block and index of the feature.
         num_train_timesteps: Length of the model's training schedule.
         dtype: Precision of the frozen weights.
     """
@@ -148,16 +194,15 @@ class CheckpointGuard:
     dtype: str
 
     @classmethod
-    def of(cls, dit: FrozenDiT, feature: str, pretrained: str) -> CheckpointGuard:
-        """The guard of a frozen model of which one feature is read.
+    def of(cls, dit: FrozenDiT, pretrained: str) -> CheckpointGuard:
+        """The guard of a frozen model.
 
         Args:
-            dit: The frozen model.
-            feature: Which of its family's features is read.
+            dit: The frozen model, at its place.
             pretrained: Where it came from.
         """
         features = tuple(dit.family.features)
-        read_from = torch.tensor([features.index(feature), *dit.blocks])
+        read_from = as_read_from(dit.maps, features)
         return cls(
             pretrained,
             features,
@@ -187,7 +232,7 @@ class CheckpointGuard:
         signature = state_dict.get(prefix + 'frozen_signature')
         read_from = state_dict.get(prefix + 'read_from')
         # A model that is built to another depth has another signature.
-        if read_from is not None and max(read_from[1:]) != max(self.read_from[1:]):
+        if read_from is not None and self._depth(read_from) != self._depth(self.read_from):
             self._refuse_place(read_from)
         if signature is not None and not is_same_model(signature.cpu().float(), self.signature):
             raise ValueError(
@@ -204,18 +249,25 @@ class CheckpointGuard:
         if read_from is not None and read_from.tolist() != self.read_from.tolist():
             self._refuse_place(read_from)
 
+    def _depth(self, read_from: Tensor) -> int:
+        """The deepest block that is read."""
+        return max(block for group in maps_read(read_from, self.features) for block, _ in group)
+
     def _refuse_place(self, read_from: Tensor) -> NoReturn:
-        feature, *blocks = read_from.tolist()
-        mine, *here = self.read_from.tolist()
-        wrong = []
-        if blocks != here:
-            wrong.append(('blocks', blocks, here))
-        if feature != mine:
-            wrong.append(('feature', self.features[feature], self.features[mine]))
-        told = ', and '.join(f'{name} {was!r}, the config says {now!r}' for name, was, now in wrong)
+        was, now = (maps_read(one, self.features) for one in (read_from, self.read_from))
+        if read_from.ndim == self.read_from.ndim == 1:
+            blocks, here = ([block for ((block, _),) in maps] for maps in (was, now))
+            feature, mine = was[0][0][1], now[0][0][1]
+            both = (('blocks', blocks, here), ('feature', feature, mine))
+            wrong = [one for one in both if one[1] != one[2]]
+            told = ', and '.join(f'{n} {one!r}, the config says {two!r}' for n, one, two in wrong)
+            names = ' and '.join(name for name, *_ in wrong)
+        else:
+            told = f'{maps_in_words(was)}, the config says {maps_in_words(now)}'
+            names = 'blocks and feature'
         raise ValueError(
-            f'the checkpoint was trained with {told}. Set '
-            f'{" and ".join(name for name, *_ in wrong)} to what the checkpoint was trained with'
+            f'the checkpoint was trained with {told}. Set {names} to what the checkpoint was '
+            f'trained with'
         )
 
     def _check_values(self, state_dict: Mapping[str, Any], prefix: str) -> None:
@@ -233,14 +285,12 @@ class CheckpointGuard:
                     'picked_timestep', f'a whole number from 0 to {last}, or -1 for none picked yet'
                 )
         read_from = state_dict.get(prefix + 'read_from')
-        if read_from is not None:
-            known = _is_whole(read_from) and read_from.ndim == 1 and len(read_from) >= 2
-            if not known or not 0 <= int(read_from[0]) < len(self.features):
-                refuse(
-                    'read_from',
-                    f'the index of a feature, from 0 to {len(self.features) - 1}, and those of '
-                    f'one or more blocks',
-                )
+        if read_from is not None and not _is_read_from(read_from, self.features):
+            refuse(
+                'read_from',
+                f'the index of a feature, from 0 to {len(self.features) - 1}, and those of '
+                f'one or more blocks; or rows of map, block and feature',
+            )
         signature = state_dict.get(prefix + 'frozen_signature')
         if signature is not None:
             known = isinstance(signature, Tensor) and signature.is_floating_point()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmaselect.checks import check_path, choice, is_number, keywords, shorten
-from mmaselect.diffusion import FrozenDiT
+from mmaselect.diffusion import FrozenDiT, TapKey
 from mmaselect.diffusion.codec import PixelCodec
 from mmaselect.diffusion.finite_watch import explain
 from mmaselect.diffusion.loading import parse_dtype
@@ -132,11 +132,10 @@ class FrozenCache:
     def __reduce__(self) -> tuple:
         return type(self), (self.dit, self.options, self.noise)
 
-    @property
-    def feature(self) -> str:
-        """The feature that is read."""
-        (name,) = self.dit.feature_names
-        return name
+    def _name(self, key: TapKey) -> str:
+        """Name of a map in the files: its block; where several features are read, both."""
+        block, feature = key
+        return str(block) if len(self.dit.feature_names) == 1 else f'{block}.{feature}'
 
     @property
     def kind(self) -> str:
@@ -198,9 +197,8 @@ class FrozenCache:
         """Bytes that an image of a size (height, width) takes on disk."""
         rows, columns = self._grid(size)
         if self.kind == 'features':
-            blocks = set(self.dit.blocks)
-            channels = sum(self.dit.channels((block, self.feature)) for block in blocks)
-            values, tensors = channels * rows * columns, len(blocks)
+            channels = sum(map(self.dit.channels, self.dit.keys))
+            values, tensors = channels * rows * columns, len(self.dit.keys)
         else:
             tensors = 1
             values = self.dit.family.in_channels * rows * columns * self.dit.family.patch_size**2
@@ -222,10 +220,10 @@ class FrozenCache:
         """Maps of a batch, by block and feature: see `fetch`."""
 
         def named(missing: Tensor) -> dict[str, Tensor]:
-            return {str(block): value for (block, _), value in compute(missing).items()}
+            return {self._name(key): value for key, value in compute(missing).items()}
 
         found = self.fetch(images, timestep, named)
-        return {(int(block), self.feature): value for block, value in found.items()}
+        return {key: found[self._name(key)] for key in self.dit.keys}
 
     def latent(self, images: Tensor, timestep: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Clean latents of a batch, in float32: see `fetch`."""

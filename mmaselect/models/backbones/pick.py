@@ -16,6 +16,7 @@ from mmaselect.diffusion.timestep_plan import AUTO, TimestepPlan
 from mmaselect.images.thumbnails import Thumbnail
 from mmaselect.logs import log
 from mmaselect.models.backbones.checkpoint_due import checkpoint_is_due
+from mmaselect.models.backbones.joined_pca import JoinedPCA
 from mmaselect.report.strip import Strip
 from mmaselect.selection import SelectionResult
 
@@ -43,6 +44,7 @@ class Pick:
         process: Knows which timesteps there are.
         is_place_open: Whether blocks or feature are still to be picked, with the timestep or at a
             given one.
+        joining: What reduces joined features, and must be fitted before they are read.
 
     Attributes:
         result: Curve and pick, where this process selected or a checkpoint carried them.
@@ -58,9 +60,11 @@ class Pick:
         plan: TimestepPlan,
         process: ForwardProcess,
         is_place_open: Callable[[], bool] = lambda: False,
+        joining: JoinedPCA | None = None,
     ) -> None:
         self.plan, self.process = plan, process
         self._is_place_open = is_place_open
+        self._joining = joining
         self.result: SelectionResult | None = None
         self.thumbnails: list[Thumbnail] = []
         self.strip: Strip | None = None
@@ -105,7 +109,7 @@ class Pick:
 
     def is_needed(self) -> bool:
         """Whether ``init_weights`` is to select: nothing is picked, and no checkpoint will tell."""
-        if self.found is not None and not self._is_place_open():
+        if not self._is_open():
             return False
         expects = self.expects_checkpoint
         self._awaits_checkpoint = self.plan.source == 'checkpoint' and (
@@ -115,13 +119,17 @@ class Pick:
 
     def is_overdue(self) -> bool:
         """Whether ``init_weights`` left it to a checkpoint, and that brought none."""
-        is_open = self.found is None or self._is_place_open()
-        overdue = self._awaits_checkpoint and is_open
-        if overdue:
+        overdue = self._awaits_checkpoint and self._is_open()
+        if overdue and (self.found is None or self._is_place_open()):
             missing = 'a timestep' if self.found is None else 'a place'
             log(f'no checkpoint brought {missing}, so one is selected now')
         self._awaits_checkpoint = False
         return overdue
+
+    def _is_open(self) -> bool:
+        """Whether the timestep, the place, or what reduces joined features is missing."""
+        is_fitted = self._joining is None or self._joining.is_fitted
+        return self.found is None or self._is_place_open() or not is_fitted
 
     @contextlib.contextmanager
     def loading(self, state_dict: Mapping[str, Any], prefix: str) -> Iterator[None]:

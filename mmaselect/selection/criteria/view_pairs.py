@@ -244,17 +244,27 @@ class ViewPairCriterion(Criterion):
             'per_image': torch.stack([values, torch.ones_like(values)], 1),
         }
 
+    def descriptors(self, width: int) -> Tensor:
+        """Descriptors of all images, in the order of the updates.
+
+        Args:
+            width: Numbers of a descriptor, D.
+
+        Returns:
+            (N, 2, points, D): NaN for those that were not finite.
+        """
+        # After a reduction over ranks the list is one tensor already.
+        return dim_zero_cat(self.pairs).reshape(-1, NUM_VIEWS, self.points, width)
+
     def image_values(self) -> Tensor:
         """What each image adds, in the order of the updates: (N,), NaN for those left out.
 
         On the device of the descriptors, for which the host waits once.
         """
-        # After a reduction over ranks the list is one tensor already.
-        flat = dim_zero_cat(self.pairs) if len(self.pairs) else torch.zeros(0)
-        if not flat.numel():
+        if not len(self.pairs) or not dim_zero_cat(self.pairs).numel():
             return torch.zeros(0, dtype=torch.float64, device=self.nonfinite.device)
         width, lost = torch.stack([self.width, self.nonfinite]).tolist()
-        described = flat.reshape(-1, NUM_VIEWS, self.points, width)
+        described = self.descriptors(width)
         # In an order that depends on the descriptors alone: the same sums whatever the batches and
         # the ranks. NaN, those left out, come last.
         order = in_float64(described).sum((1, 2, 3)).argsort(stable=True)
