@@ -34,6 +34,20 @@ def test_no_line_installs_the_package_from_an_index():
     assert not [line for line in lines if re.search(r'install [^#]*["\' ]mmaselect\b', line)]
 
 
+def test_addresses_of_the_repository_are_the_one_of_the_project():
+    """A badge or an install line that leads to another repository runs the code of others."""
+    pattern = r'colab\.research\.google\.com/github/[\w.-]+/[\w.-]+|git\+https?://[\w./-]+'
+    texts = {path.name: path.read_text(encoding='utf-8') for path in TEXTS}
+    named = {name: link for name, text in texts.items() for link in re.findall(pattern, text)}
+    address = PROJECT.get('urls', {}).get('Repository')
+    if address is None:
+        assert not named, 'pyproject.toml has no [project.urls] Repository'
+    else:
+        owner_and_name = '/'.join(address.removesuffix('.git').split('/')[-2:])
+        assert all(owner_and_name in link for link in named.values()), named
+        assert any('colab' in link for link in named.values()), 'the badge leads to no notebook'
+
+
 def test_extras_of_install_lines_exist():
     named = {
         extra.strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,10 +64,11 @@ def plot_curve(result: SelectionResult, axes: Axes | None = None) -> Axes:
 
 
 def curve_svg(result: SelectionResult) -> str:
-    """The same as SVG, which stands in a page as it is."""
+    """The same as SVG, which stands in a page as it is; equal results give equal texts."""
     figure = Figure(figsize=(6.4, 2.6), layout='constrained')
     FigureCanvasAgg(figure)
     plot_curve(result, figure.subplots())
     text = io.StringIO()
-    figure.savefig(text, format='svg')
+    with matplotlib.rc_context({'svg.hashsalt': 'mmaselect', 'svg.fonttype': 'none'}):
+        figure.savefig(text, format='svg', metadata={'Date': None})
     return text.getvalue().partition('<!DOCTYPE')[2].partition('>')[2]

@@ -72,6 +72,7 @@ def test_a_result_in_a_notebook(result):
     assert len(repr(result)) < 200
     page = result._repr_html_()
     assert MODEL in page and '<svg' in page and str(result.warnings[0]) in page
+    assert result._repr_html_() == page  # outputs of notebooks are compared by version control
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()

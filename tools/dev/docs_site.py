@@ -7,6 +7,7 @@ a module of the package leads to its API page, a link to another source file or 
 that shows it.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,8 @@ def source_page(target: Path) -> str | None:
 
 def listing(target: Path) -> str:
     """A page that shows a file, or all files of a folder."""
+    if target.suffix == '.ipynb':
+        return notebook(target)
     title = f'# `{target.relative_to(ROOT).as_posix()}`\n'
     files = [target] if target.is_file() else sorted(target.rglob('*.*'))
     parts = [title]
@@ -96,3 +99,22 @@ def listing(target: Path) -> str:
         text = path.read_text(encoding='utf-8')
         parts.append(f'{heading}````{LANGUAGES[path.suffix]}\n{text}````\n')
     return '\n'.join(parts)
+
+
+def notebook(target: Path) -> str:
+    """A notebook as Markdown: its cells, and the outputs that are saved in it."""
+    parts = []
+    for cell in json.loads(target.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(cell['source'])
+        parts.append(source if cell['cell_type'] == 'markdown' else f'```python\n{source}\n```')
+        for output in cell.get('outputs', []):
+            data = output.get('data', {})
+            if 'image/png' in data:
+                picture = ''.join(data['image/png']).replace('\n', '')
+                parts.append(f'<img alt="" src="data:image/png;base64,{picture}">')
+            elif 'text/html' in data:
+                parts.append(re.sub(r'\n\s*', ' ', ''.join(data['text/html'])))
+            else:
+                text = ''.join(output.get('text', data.get('text/plain', '')))
+                parts.append(f'```text\n{text.rstrip()}\n```')
+    return '\n\n'.join(parts)
