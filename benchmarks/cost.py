@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.diffusion import FrozenDiT, build_process, known_families
 from mmaselect.diffusion.codec import KLCodec, TinyCodec
+from mmaselect.diffusion.pass_cost import PassCost
 from mmaselect.launch.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,6 +121,7 @@ class Cost:
         latent_bytes: Latent bytes of the latent in float32.
         map_bytes: Map bytes of one feature map in 16 bits.
         width: Channels of that map.
+        search: A pass of a search of all blocks and features.
     """
 
     encoder: int
@@ -129,6 +131,7 @@ class Cost:
     latent_bytes: int
     map_bytes: int
     width: int
+    search: PassCost
 
 
 def count(model: Model) -> Cost:
@@ -149,6 +152,7 @@ def count(model: Model) -> Cost:
     latent = dit.encode(image)
     time = torch.zeros(1, device='meta')
     found = dit.features(latent, 100, latent)[model.block, 'query']
+    search = FrozenDiT(whole, family, process, KLCodec(vae), condition, 'auto', 'auto')
     return Cost(
         encoder=flops(lambda: dit.encode(image)),
         read=flops(lambda: dit.features(latent, 100, latent)),
@@ -157,6 +161,7 @@ def count(model: Model) -> Cost:
         latent_bytes=latent.numel() * 4,
         map_bytes=found.numel() * 2,
         width=found.shape[1],
+        search=PassCost.of(search, model.size),
     )
 
 
@@ -229,6 +234,26 @@ def table(costs: dict[Model, Cost]) -> str:
     for model, cost in costs.items():
         heads = ' | '.join(giga(value) for value in cost.heads.values())
         lines.append(f'| {model.name} | {heads} |')
+    lines += [
+        '',
+        '## What a search of places takes',
+        '',
+        "`blocks='auto', feature='auto'` holds the weights of all blocks, and a pass runs to the",
+        'deepest place that may still win. Here are weights in 16 bits and GFLOP of a whole pass,',
+        "next to those of the default place, the query of the family's default block.",
+        "`blocks='auto:<=N'` bounds both.",
+        '',
+        '| model | default block | weights, GiB | of a search, GiB | GFLOP | of a search |',
+        '|---|---|---|---|---|---|',
+    ]
+    for model, cost in costs.items():
+        search = cost.search
+        # Built in 32 bits.
+        held, whole = (each / 2 / 2**30 for each in (search.default_weights, search.weights))
+        lines.append(
+            f'| {model.name} | {search.default[0]} | {held:.1f} | {whole:.1f} | '
+            f'{giga(search.to([search.default]))} | {giga(search.whole)} |'
+        )
     lines += [
         '',
         '## What a cache saves',

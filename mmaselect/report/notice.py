@@ -35,6 +35,8 @@ def pick_notice(
     ]
     if result.cost is not None:
         lines.append(f'cost: {result.cost}')
+    if result.places_as_good:
+        lines.append(f'may be as good: {result.places_as_good}')
     lines += [f'UNDECIDED: {said}' for said in result.indecision]
     if stored_at is not None:
         lines.append(f'stored in {stored_at}')

@@ -41,11 +41,14 @@ def print_selection(
         console.print(f'read together, with the joined score of each: {result.together}')
     if result.cost is not None:
         console.print(f'cost: {result.cost}')
+    if result.places_as_good:
+        console.print(f'may be as good: {result.places_as_good}')
     for warning in result.warnings:
         console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
     if table:
         console.print(_table(result))
         if searched_features(result):
+            console.print('\nbest score of each place, and its curve over the timestep:')
             console.print(_places(result, console.width))
 
 
@@ -83,11 +86,7 @@ def _places(result: SelectionResult, width: int) -> Table:
     # Three blanks stand between columns. Where a score finds no room, the curve stands alone.
     each = (width - len('block') - 2) // len(features) - 3
     room = each - 1 - max(map(len, labels.values()), default=0)
-    table = Table(
-        title='best score of each place, and its curve over the timestep, clean to the left',
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for name in ('block', *features):
         table.add_column(name, no_wrap=True, justify='right' if name == 'block' else 'left')
     for block in sorted({curve.block for curve in result.per_tap if curve.block is not None}):

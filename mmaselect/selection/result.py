@@ -284,6 +284,16 @@ class SelectionResult:
         return ' + '.join(words)
 
     @property
+    def places_as_good(self) -> str:
+        """Other places that the images cannot tell from the picked one; empty if there are none."""
+        places = dict.fromkeys((block, feature) for block, feature, _ in self.contenders)
+        names = [
+            f'{name} of block {block}' for block, name in places if (block, name) not in self.cells
+        ]
+        shown, more = names[:4], len(names[4:])
+        return ', '.join([*shown, *([f'{more} more'] if more else [])])
+
+    @property
     def indecision(self) -> list[str]:
         """The warning of an undecided pick, without its first words; empty if it is decided."""
         said = [warning.text for warning in self.warnings if warning.code == 'undecided']

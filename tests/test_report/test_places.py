@@ -9,6 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from mmaselect.report import save_selection_page, selection_figure, selection_page
+from mmaselect.report.notice import pick_notice
 from mmaselect.report.places import HEIGHT, MARGIN, WIDTH, spark_rows, spark_text
 from mmaselect.report.table import print_selection
 from mmaselect.selection import Curve, CurvePoint, SelectionResult
@@ -94,6 +95,20 @@ def test_the_maps_show_what_may_be_the_best():
     assert marks == [[('o', 100, 1), ('*', 100, 1)], [('o', 0, 0)]]
     (legend,) = figure.legends
     assert 'in a map: may be the best' in [text.get_text() for text in legend.get_texts()]
+
+
+def test_other_places_that_may_be_as_good_are_named():
+    result = make_result()
+    assert result.places_as_good == 'output of block 0'
+    console = Console(file=io.StringIO(), width=100)
+    print_selection(result, console, table=False)
+    assert 'may be as good: output of block 0\n' in console.file.getvalue()
+    assert 'may be as good: output of block 0' in pick_notice(result, 1000)
+    assert 'for all that these images tell: output of block 0</dd>' in selection_page(result)
+    many = replace(result, contenders=[(block, 'key', 0) for block in range(7)])
+    assert many.places_as_good.endswith('key of block 2, key of block 3, 3 more')
+    alone = replace(result, contenders=[(1, 'query', 100), (1, 'query', 0)])
+    assert alone.places_as_good == '' and 'as good' not in pick_notice(alone, 1000)
 
 
 def printed(width):
