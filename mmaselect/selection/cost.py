@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class SweepCost:
     """What a selection cost, with the depth at which each pass ended.
 
-    A full sweep reads all places at all timesteps that can be picked, on as many images as the pick
-    has seen.
+    A full sweep reads all places at all timesteps that can be picked, on all images; where their
+    number is found by the sweep, on those that it begins with, or as many as the pick has seen.
 
     Attributes:
         of_full: FLOPs of the transformer's passes, as a share of those of a full sweep.

@@ -176,7 +176,9 @@ class Sweep:
         result.warnings += doubts
         result.seconds = round(stages.seconds, 3)
         result.model_evaluations = passes.total()
-        full = len(self.grid.reachable) * result.num_images * stages.readings
+        # A race may end on fewer images than a full sweep, which has no way to end early.
+        images = max(result.num_images, min(self.options.first_images, len(self.calibration)))
+        full = len(self.grid.reachable) * images * stages.readings
         result.cost = SweepCost.of(passes, full, cost)
         result.key, result.settings = key, settings
         result.provenance = provenance(self.dit, self.calibration)

@@ -28,6 +28,7 @@ from mmaselect.selection import (
 )
 from mmaselect.selection.arms import Places
 from mmaselect.selection.conclude import conclude, settles
+from mmaselect.selection.cost import SweepCost
 from mmaselect.selection.criteria import PerImageCriterion
 from mmaselect.selection.grid import TimestepGrid
 from mmaselect.selection.race import contenders, on_one_scale, round_ends, round_scores
@@ -204,6 +205,9 @@ def test_a_race_picks_what_the_full_sweep_picks_for_less(tiny_dit, photos, raced
     assert raced.model_evaluations == sum(seen.values()) < full.model_evaluations == 20 * len(GRID)
     assert raced.settings['race'] == dict(rounds=[4, 8, 16, 20], confidence=0.99)
     assert 'race' not in full.settings and raced.key != full.key
+    # All passes are equal, so that FLOPs need not be counted.
+    assert full.cost == SweepCost(1.0)
+    assert raced.cost == SweepCost(raced.model_evaluations / full.model_evaluations)
 
 
 def test_a_race_runs_the_passes_that_it_tells_of(tiny_dit, photos, raced):
