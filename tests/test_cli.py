@@ -2,19 +2,21 @@
 """The ``mmaselect`` command, as a user who has no checkout calls it."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 
-from mmaselect import select
-from mmaselect.apis import load_features
+from mmaselect import ASelecTDiT, FeatureExtractor, list_criteria, model_info, select
+from mmaselect.apis import FeaturesOnly, load_features
 from mmaselect.cli import main
 from mmaselect.logs import logger
 from mmaselect.openmmlab.compat import multimodal_is_broken
-from mmaselect.selection import SelectionOptions
+from mmaselect.selection import SelectionOptions, SelectionResult
 from mmaselect.selection.defaults import PAPER_CRITERION
 from mmaselect.selection.option_flags import default_in_words
 from mmaselect.terminal.progress import hide_progress
@@ -27,7 +29,8 @@ def test_list(capsys):
     assert main(['list', 'facebook/*', '--exclude', '512']) == 0
     (row,) = capsys.readouterr().out.splitlines()[1:]
     assert row.split() == [
-        'facebook/DiT-XL-2-256', 'dit', '1152', '28', '14', '16', '0.75', 'B', 'cc-by-nc-4.0'
+        'facebook/DiT-XL-2-256', 'dit', '1152', '28', '14', '16', '0.75', 'B', '0.8', '1.4',
+        'cc-by-nc-4.0',
     ]  # fmt: skip
 
 
@@ -42,7 +45,70 @@ def test_list_as_json(capsys):
 
 def test_list_criteria(capsys):
     assert main(['list', '--criteria']) == 0
-    assert 'CrossSpectrumHFR' in capsys.readouterr().out.split()
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert set(rows) == set(list_criteria())
+    assert rows['FisherScore'].endswith('(needs labels)')
+    assert all(row[0].isupper() and '`' not in row and len(row) > 30 for row in rows.values())
+    assert main(['list', '--criteria', '--json']) == 0
+    assert json.loads(capsys.readouterr().out) == list_criteria()
+
+
+def test_list_says_what_memory_is_needed(capsys):
+    assert main(['list', 'FLUX.1-dev']) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    model = model_info('black-forest-labs/FLUX.1-dev')
+    assert head.index('GiB read') == row.index(f'{model.held:.1f} ')
+    assert head.index('GiB whole') == row.index(f'{model.whole:.1f} ')
+
+
+def test_a_shell_completes_commands_flags_and_models(tmp_path):
+    def answers(line):
+        answer = tmp_path / 'answer'
+        environment = dict(
+            os.environ, _ARGCOMPLETE='1', COMP_LINE=line, COMP_POINT=str(len(line)), COMP_TYPE='9',
+            _ARGCOMPLETE_STDOUT_FILENAME=str(answer), _ARGCOMPLETE_IFS='\n',
+        )  # fmt: skip
+        command = [sys.executable, '-m', 'mmaselect']
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+        return {one.strip() for one in answer.read_text().split('\n')}
+
+    assert answers('mmaselect s') == {'select'}
+    assert answers('mmaselect select photos --pretr') == {'--pretrained'}
+    assert answers('mmaselect features x --pretrained facebook/D') == {
+        'facebook/DiT-XL-2-256',
+        'facebook/DiT-XL-2-512',
+    }
+    assert answers('mmaselect select x --method ') == {'race', 'full'}
+
+
+def test_timesteps_are_checked_before_weights_are_read(tiny_dit, photos, tmp_path, capsys):
+    folder = tmp_path / 'no_weights'
+    shutil.copytree(tiny_dit, folder)
+    for weights in folder.rglob('*.safetensors'):
+        weights.unlink()
+    grid, number = r'leaves the training schedule: \[1000\]', 'timestep 1000 is out of range'
+    for command, message in (
+        ('select IMAGES --timesteps 0,1000', grid),
+        ('look IMAGES --timesteps 0,1000 --no-selection --out OUT/look.html', grid),
+        ('features IMAGES --timestep 1000 --out OUT/features', number),
+        ('probe IMAGES --timesteps 0,1000', grid),
+    ):
+        given = command.replace('IMAGES', str(photos)).replace('OUT', str(tmp_path)).split()
+        assert main([*given, '--pretrained', str(folder)]) == 1
+        assert re.search(message, capsys.readouterr().err), command
+    wide = dict(timesteps='0,1000')
+    for build, message in (
+        (lambda: FeatureExtractor(folder, 1000), number),
+        (
+            lambda: FeatureExtractor(folder, 'auto', calibration=photos, selection=wide),
+            grid,
+        ),
+        (lambda: FeaturesOnly(folder, 1000), number),
+        (lambda: ASelecTDiT(folder, timestep=1000), number),
+        (lambda: ASelecTDiT(folder, selection=wide), grid),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
 
 
 def test_errors_are_one_line(capsys):
@@ -152,6 +218,14 @@ def test_features(tiny_dit, photos, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*command, '--timestep', 'soon'])
     assert "invalid timestep value: 'soon'" in capsys.readouterr().err
+
+
+def test_features_say_what_is_suspect_of_a_pick(tiny_dit, photos, tmp_path, capsys):
+    command = ['features', str(photos), '--pretrained', tiny_dit, '--out', str(tmp_path)]
+    assert main([*command, '--timestep', 'auto', '--selection', 'fast']) == 0
+    result = SelectionResult.load(tmp_path / 'selection.json')
+    out = ' '.join(capsys.readouterr().out.split())
+    assert result.warnings and all(f'warning: {warning}' in out for warning in result.warnings)
 
 
 @pytest.mark.skipif(

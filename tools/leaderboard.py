@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -45,6 +44,7 @@ from mmaselect.report.leaderboard_page import save_leaderboard_page
 from mmaselect.terminal.progress import progress_bar
 from mmaselect.terminal.tables import markdown_table, write_csv
 from mmaselect.terminal.tool import make_tool_parser, run_tool, user_path
+from mmaselect.terminal.width import console
 
 EXAMPLES = """
 examples:
@@ -288,7 +288,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = (row.get(column) for column in (*columns, *numbers))
         table.add_row(*('-' if cell is None else escape(str(cell)) for cell in cells))
-    Console().print(table)
+    console().print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -210,8 +210,9 @@ def save_features(
             )  # fmt: skip
         blocks, feature = picked.place_arguments
         timestep = picked.timestep
+    given = timestep if isinstance(timestep, int) else 0  # what is picked later stands for it
     extract = FeatureExtractor(
-        pretrained, 0, blocks=blocks, feature=feature, dtype=dtype, device=device, seed=seed,
+        pretrained, given, blocks=blocks, feature=feature, dtype=dtype, device=device, seed=seed,
         **model_kwargs,
     )  # fmt: skip
     dit = extract.dit

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
+from mmaselect.apis.reader import (
+    OLD_TIMESTEP,
+    Calibration,
+    Reader,
+    Timesteps,
+    check_schedule,
+    timestep_plan,
+)
 from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import any_spelling, check_image_size, flag, gathered, whole_number
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
@@ -150,7 +158,12 @@ class FeatureExtractor(Shareable):
         self.source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.pretrained = str(self.source.model)
         self.dit = FrozenDiT.from_pretrained(
-            self.source, blocks=blocks, feature=feature, dtype=dtype, condition=condition
+            self.source,
+            blocks=blocks,
+            feature=feature,
+            dtype=dtype,
+            condition=condition,
+            check=partial(check_schedule, timestep_plan(timestep), selection),
         ).follow(device)
         self.progress = flag('progress', progress)
         self._reader = Reader(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mmaselect.apis.features import FeatureInfo
-from mmaselect.apis.reader import OLD_TIMESTEP, Calibration, Reader, Timesteps
+from mmaselect.apis.reader import (
+    OLD_TIMESTEP,
+    Calibration,
+    Reader,
+    Timesteps,
+    check_schedule,
+    timestep_plan,
+)
 from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import gathered
 from mmaselect.diffusion import FrozenDiT, ModelSource
@@ -64,7 +72,12 @@ class FrozenModule(nn.Module, Shareable):
         timestep = gathered('timestep', timestep, 'steps', OLD_TIMESTEP, flat)
         source = ModelSource.gather(pretrained, flat, type(self), SelectionOptions.elsewhere())
         self.dit = FrozenDiT.from_pretrained(
-            source, blocks=blocks, feature=feature, dtype=dtype, condition=condition
+            source,
+            blocks=blocks,
+            feature=feature,
+            dtype=dtype,
+            condition=condition,
+            check=partial(check_schedule, timestep_plan(timestep), selection),
         ).follow(pick_device(device))
         self.gate = gate.to(self.dit.device)
         self._reader = Reader(self.dit, timestep, seed, calibration, selection)

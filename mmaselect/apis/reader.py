@@ -17,6 +17,7 @@ from mmaselect.checks import is_sequence, seed_number, shorten
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
 from mmaselect.diffusion.finite_watch import FiniteWatch
 from mmaselect.diffusion.map_reader import FixedNoise, read_maps
+from mmaselect.diffusion.process import ForwardProcess
 from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.images import ImageSource
 from mmaselect.images.inputs import ImageLike, ImageList
@@ -197,3 +198,25 @@ def timestep_plan(timestep: Timesteps) -> TimestepPlan:
         given = {k: numbers(v) if k == 'steps' else v for k, v in timestep.items()}
         return TimestepPlan.parse(given, ('steps', 'fusion'))
     return TimestepPlan.parse(numbers(timestep))
+
+
+def check_schedule(
+    plan: TimestepPlan,
+    selection: SelectionOptions | Mapping[str, Any] | str | None,
+    process: ForwardProcess,
+) -> None:
+    """Check timesteps before weights are read: those that are given, and the grid of a selection.
+
+    Args:
+        plan: At which timesteps the model will be read.
+        selection: How ``'auto'`` selects.
+        process: The model's.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    for step in plan.steps:
+        if isinstance(step, int):
+            process.check_timestep(step)
+    if plan.is_automatic:
+        SelectionOptions.parse(selection).check_schedule(process)

@@ -131,7 +131,13 @@ def build_sweep(
         dit = model
     else:
         dit = FrozenDiT.from_pretrained(
-            model, blocks=blocks, feature=feature, dtype=dtype, condition=condition, **options
+            model,
+            blocks=blocks,
+            feature=feature,
+            dtype=dtype,
+            condition=condition,
+            check=how.check_schedule,
+            **options,
         ).follow(device)
     source = calibration_source(images, labels, how.array_order)
     return Sweep.of_source(dit, source, how, SelectionCache(how.cache_dir) if cache else None)

@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmaselect.model_zoo import list_models
+
 if TYPE_CHECKING:
     from mmaselect.diffusion import ModelSource
 
@@ -40,7 +42,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         required: Whether a model must be named. If not, what was not given is None.
     """
     group = parser.add_argument_group('model')
-    group.add_argument(
+    pretrained = group.add_argument(
         '--pretrained',
         required=required,
         metavar='MODEL',
@@ -48,6 +50,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         'mmaselect://dit_cifar10; '
         '`mmaselect list` has names',
     )
+    pretrained.completer = model_names  # type: ignore[attr-defined]
     group.add_argument(
         '--blocks',
         nargs='+',
@@ -88,6 +91,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
     group.add_argument('--lora-scale', type=float, metavar='X', help='of the LoRA; default: 1')
     group.add_argument('--revision', help='branch, tag or commit on the hub')
     group.add_argument('--variant', help="such as fp16, of the hub's weight files")
+
+
+def model_names(prefix: str, **_: Any) -> list[str]:
+    """Published models, for a shell that completes a name."""
+    return [name for name in list_models() if name.startswith(prefix)]
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks how a command line goes on, and end; else do nothing.
+
+    For users who installed the extra ``completion`` and registered the command with argcomplete.
+    """
+    if '_ARGCOMPLETE' in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -78,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             run=lambda _: toolbox.run_toolbox(argv[0], argv[1:]),
         )
     else:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        complete(parser)
+        args = parser.parse_args(argv)
     try:
         with only_weights():
             args.run(args)

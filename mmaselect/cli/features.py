@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from mmaselect.cli.arguments import (
     IMAGES_HELP,
@@ -125,6 +126,8 @@ def run(args: argparse.Namespace) -> None:
     check_images(args.images)
     from mmaselect.apis import StoredFeatures, save_features
     from mmaselect.apis.extraction import rank_and_world
+    from mmaselect.report.table import print_warnings
+    from mmaselect.selection import SelectionResult
 
     obey_output_arguments(args)
     stored = save_features(
@@ -161,5 +164,8 @@ def run(args: argparse.Namespace) -> None:
         print(f'{stored}: {args.to} files')
         return
     print(f'{stored.folder}: {len(stored)} images at timestep {stored.timestep}')
+    selection = Path(stored.folder) / 'selection.json'
+    if selection.is_file():  # the timestep, or the place, was picked
+        print_warnings(SelectionResult.load(selection))
     for key, value in stored[0].items():
         print(f'  block {key[0]}, {key[1]}: {tuple(value.shape)} each')

@@ -24,6 +24,7 @@ from mmaselect.terminal.tool import user_path
 
 if TYPE_CHECKING:
     from mmaselect.diffusion import FrozenDiT
+    from mmaselect.diffusion.process import ForwardProcess
     from mmaselect.selection import SelectionResult
 
 #: Images of a folder that are shown, unless more are asked for.
@@ -242,6 +243,7 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     from mmaselect.diffusion.devices import pick_device
     from mmaselect.images import load_rgb
     from mmaselect.look import look_size
+    from mmaselect.selection import parse_timesteps
 
     nothing_to_pick_on = args.calibration is None and len(images) < ENOUGH_IMAGES
     shows_no_pick = args.no_selection or (args.selection is None and nothing_to_pick_on)
@@ -249,12 +251,17 @@ def from_model(args: argparse.Namespace, images: list[Path]) -> Found:
     if blocks is None and shows_no_pick:
         # A pick is of the blocks that are read, and is looked for in the default one.
         blocks = blocks_over_depth(args)
+
+    def in_schedule(process: ForwardProcess) -> None:
+        parse_timesteps(args.timesteps, process.num_train_timesteps)
+
     dit = FrozenDiT.from_pretrained(
         model_source(args),
         blocks=blocks,
         feature=args.feature or 'query',
         dtype=args.dtype or 'auto',
         condition=condition(args),
+        check=None if args.timesteps is None else in_schedule,
     ).follow(pick_device(args.device))
     if args.no_selection:
         return dit, args.pretrained, None, []

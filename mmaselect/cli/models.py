@@ -6,9 +6,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 
 from mmaselect.cli.arguments import new_parser
 from mmaselect.model_zoo import list_models, model_info
+from mmaselect.terminal.tables import print_columns
 
 EXAMPLES = """
 examples:
@@ -50,7 +52,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     gate.add_argument(
         '--open', action='store_false', dest='gated', help='only models that ask for none'
     )
-    parser.add_argument('--criteria', action='store_true', help='list the criteria instead')
+    parser.add_argument(
+        '--criteria', action='store_true', help='list the criteria instead, with a line of each'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON')
     return parser
 
@@ -59,9 +63,15 @@ def run(args: argparse.Namespace) -> None:
     """Print models, or criteria."""
     if args.criteria:
         from mmaselect.apis import list_criteria
+        from mmaselect.apis.criteria import criterion_summary
 
         names = list_criteria()
-        print(json.dumps(names) if args.json else '\n'.join(names))
+        if args.json:
+            print(json.dumps(names))
+        else:
+            print_columns(
+                [('criterion', 'what it scores'), *((n, criterion_summary(n)) for n in names)]
+            )
         return
     names = list_models(
         args.filters, exclude_filters=args.exclude, family=args.family, gated=args.gated
@@ -73,7 +83,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if not models:
         raise ValueError('no model fits; `mmaselect list` shows all of them')
-    head = ('model', 'family', 'width', 'blocks', 'default', 'stride', 'parameters', 'license')
+    head = (
+        *('model', 'family', 'width', 'blocks', 'default', 'stride', 'parameters'),
+        *('GiB read', 'GiB whole', 'license'),
+    )
     rows = [head] + [
         (
             model.name,
@@ -83,12 +96,19 @@ def run(args: argparse.Namespace) -> None:
             str(model.default_block),
             str(model.stride),
             f'{model.millions / 1000:.3g} B' if model.millions >= 100 else f'{model.millions} M',
+            _gib(model.held),
+            _gib(model.whole),
             model.license + (' (gated)' if model.gated else ''),
         )
         for model in models
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    print_columns(rows)
+    if sys.stdout.isatty():
         print(
-            '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            '\nGiB are those of 16-bit weights: what is held where the default block is read, and '
+            'the whole transformer.'
         )
+
+
+def _gib(number: float) -> str:
+    return f'{number:.1f}' if number >= 0.05 else '< 0.1'

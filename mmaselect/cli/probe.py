@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f'there is no folder {args.folder!r}: give a folder with a sub-folder for each class'
         )
-    from rich.console import Console
     from rich.table import Table
 
     obey_output_arguments(args)
@@ -67,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
     from mmaselect.checks import whole_number
     from mmaselect.diffusion import FrozenDiT
     from mmaselect.diffusion.devices import pick_device
+    from mmaselect.report.table import print_warnings
     from mmaselect.selection import SelectionCache, SelectionOptions
+    from mmaselect.terminal.width import console as new_console
 
     for name in ('num_train', 'num_test'):
         if getattr(args, name) is not None:
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
         feature=args.feature,
         dtype=args.dtype,
         condition=condition(args),
+        check=how.check_schedule,
     ).to(pick_device(args.device))
     found = probe_folder(dit, args.folder, how, args.num_train, args.num_test, SelectionCache())
     if args.json:
@@ -94,10 +96,9 @@ def run(args: argparse.Namespace) -> None:
         table.add_column(name, justify='right')
     for row in rows:
         table.add_row(*map(str, row.values()))
-    console = Console()
+    console = new_console()
     console.print(table)
-    for warning in found.selection.warnings:
-        console.print(f'warning: {warning}', style='yellow')
+    print_warnings(found.selection, console)
     best = found.best
     console.print(
         f'label-free pick: timestep {found.selection}; best by the probe: block {best.block}, '

@@ -155,6 +155,7 @@ class FrozenDiT(nn.Module):
         feature: str | Sequence[str] = ('query',),
         dtype: str | torch.dtype = 'auto',
         condition: Any = None,
+        check: Callable[[ForwardProcess], object] | None = None,
         **flat: Any,
     ) -> FrozenDiT:
         """Build the needed part of a pipeline.
@@ -174,6 +175,8 @@ class FrozenDiT(nn.Module):
                 ``'auto'``, that
                 of the published weights, but fp32 on a CPU that has no units for bf16.
             condition: None for the empty condition; a class label or a prompt otherwise.
+            check: Called with the schedule before any weights are read, to raise where timesteps of
+                the caller's do not exist in it.
             flat: Fields of :class:`ModelSource`, as in versions before it; a warning shows the new
                 form.
 
@@ -201,6 +204,8 @@ class FrozenDiT(nn.Module):
         resolved, _, _ = _resolve_places(blocks, feature, family)
         with source.naming('scheduler'):
             process = family.build_process(source)
+        if check is not None:
+            check(process)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
         load_kwargs = of_this_rank(

@@ -171,7 +171,12 @@ def look_at(
         dit = model
     else:
         dit = FrozenDiT.from_pretrained(
-            model, blocks=blocks, feature=feature, dtype=dtype, **model_kwargs
+            model,
+            blocks=blocks,
+            feature=feature,
+            dtype=dtype,
+            check=lambda process: parse_timesteps(timesteps, process.num_train_timesteps),
+            **model_kwargs,
         ).follow(device)
     size = image_size or look_size(dit)
     steps = set(parse_timesteps(timesteps, dit.num_train_timesteps))

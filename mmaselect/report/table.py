@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mmaselect.report.places import score_range, searched_features, spark_text
 from mmaselect.selection.result import SelectionResult, images_seen
+from mmaselect.terminal.width import console as new_console
 
 
 def print_selection(
@@ -29,7 +30,7 @@ def print_selection(
         table: Whether to print the table.
         from_cache: Whether the result was found, and not computed.
     """
-    console = console or Console()
+    console = console or new_console()
     took = f'{result.seconds:.1f} s'
     console.print(
         f'timestep {result}, {result.where}, sigma {result.noise_level:.3f}, '
@@ -43,13 +44,24 @@ def print_selection(
         console.print(f'cost: {result.cost}')
     if result.places_as_good:
         console.print(f'may be as good: {result.places_as_good}')
-    for warning in result.warnings:
-        console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
+    print_warnings(result, console)
     if table:
         console.print(_table(result))
         if searched_features(result):
             console.print('\nbest score of each place, and its curve over the timestep:')
             console.print(_places(result, console.width))
+
+
+def print_warnings(result: SelectionResult, console: Console | None = None) -> None:
+    """Print the warnings of a selection, each with what to do.
+
+    Args:
+        result: The selection.
+        console: Where to print; stdout if None.
+    """
+    console = console or new_console()
+    for warning in result.warnings:
+        console.print(f'warning: {warning}. {warning.advice}'.rstrip(), style='yellow')
 
 
 def _table(result: SelectionResult) -> Table:

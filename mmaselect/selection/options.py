@@ -39,6 +39,7 @@ from mmaselect.selection.defaults import (
 from mmaselect.selection.grid import DEFAULT_GRID, TimestepGrid, read_grid
 
 if TYPE_CHECKING:
+    from mmaselect.diffusion.process import ForwardProcess
     from mmaselect.images.views import ViewOptions
     from mmaselect.selection.criteria.base import Criterion
 
@@ -290,6 +291,14 @@ class SelectionOptions:
                 f'a spacing below theirs, or None'
             )
         return grid
+
+    def check_schedule(self, process: ForwardProcess) -> None:
+        """Check that the grid fits a model's training schedule.
+
+        Raises:
+            ValueError: See :meth:`grid`.
+        """
+        self.grid(process.num_train_timesteps)
 
     @classmethod
     def parse(

@@ -6,11 +6,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmaselect.files import write_atomically
+from mmaselect.terminal.width import terminal_width
 
 #: What Markdown or HTML would read as markup. Underscores within a word do not count.
 _MARKUP = re.compile(r'[\\`*\[\]<>|~&#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])')
@@ -27,6 +29,20 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     writer.writeheader()
     writer.writerows({key: _no_formula(cell) for key, cell in row.items()} for row in rows)
     return write_atomically(path, buffer.getvalue())
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text in columns, each as wide as its widest cell: for a screen or a pipe.
+
+    On a terminal, a row that is too wide is broken in its last column.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    indent = sum(widths) + 2 * len(widths)
+    for *cells, last in rows:
+        start = ''.join(f'{cell.ljust(width)}  ' for cell, width in zip(cells, widths, strict=True))
+        room = terminal_width() - indent
+        lines = textwrap.wrap(last, room) if room >= 20 else [last]
+        print(start + f'\n{" " * indent}'.join(lines or ['']))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

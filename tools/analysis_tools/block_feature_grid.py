@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from rich.console import Console
 from rich.table import Table
 
 from mmaselect.analysis.figures import make_figure, save_all, styled
@@ -40,6 +39,7 @@ from mmaselect.selection import parse_timesteps
 from mmaselect.terminal.progress import progress_bar
 from mmaselect.terminal.tables import markdown_table, write_csv
 from mmaselect.terminal.tool import run_tool
+from mmaselect.terminal.width import console
 
 EXAMPLES = """
 examples:
@@ -331,7 +331,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         table.add_column(column, justify='right')
     for row in cells:
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    console().print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
@@ -33,6 +32,7 @@ from mmaselect.launch.flags import add_timesteps
 from mmaselect.selection import parse_timesteps
 from mmaselect.terminal.tables import markdown_table, write_csv
 from mmaselect.terminal.tool import run_tool
+from mmaselect.terminal.width import console
 
 FISHER = 'FisherScore'
 EXAMPLES = """
@@ -192,7 +192,7 @@ def report(title: str, rows: list[dict[str, Any]], limit: int = 20) -> None:
     for row in rows[:limit]:
         cells = (f'{v:.3f}' if isinstance(v, float) else v for v in row.values())
         table.add_row(*('-' if cell is None else str(cell) for cell in cells))
-    Console().print(table)
+    console().print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mmaselect.analysis.figures import draw_overlay, make_figure, panel_grid, save_all, styled
@@ -41,6 +40,7 @@ from mmaselect.selection import Criterion, parse_timesteps
 from mmaselect.terminal.progress import progress_bar
 from mmaselect.terminal.tables import write_csv
 from mmaselect.terminal.tool import run_tool
+from mmaselect.terminal.width import console
 
 EXAMPLES = """
 examples:
@@ -275,7 +275,7 @@ def draw(steps: list[dict[str, Any]], summary: dict[str, Any], stem: Any) -> lis
 
 def report(summary: dict[str, Any]) -> None:
     """The summary on the terminal."""
-    console = Console()
+    screen = console()
     table = Table(title=f'linear probe, {summary["metric"]} in percent')
     for column in ('block', 'feature', 'best', 'at t'):
         table.add_column(column, justify='left' if column == 'feature' else 'right')
@@ -300,18 +300,18 @@ def report(summary: dict[str, Any]) -> None:
                 rho,
                 end_section=position == len(entry['criteria']) - 1,
             )
-    console.print(table)
+    screen.print(table)
     cost = summary['cost']
-    console.print(
+    screen.print(
         f'search: {cost["search_seconds"]:.1f} s, {cost["search_evaluations"]} model evaluations; '
         f'selection (all {len(summary["criteria"])} criteria): {cost["selection_seconds"]:.1f} s, '
         f'{cost["selection_evaluations"]}; {cost["ratio_seconds"]:.1f} times the seconds, '
         f'{cost["ratio_evaluations"]:.1f} times the evaluations'
     )
     if cost['head_seconds']:
-        console.print(f'trained heads: {cost["head_seconds"]:.0f} s for all timesteps')
+        screen.print(f'trained heads: {cost["head_seconds"]:.0f} s for all timesteps')
     if summary['unconverged_probes']:
-        console.print(
+        screen.print(
             f'{summary["unconverged_probes"]} probes ran out of iterations', style='yellow'
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from mmaselect.apis.reader import check_schedule
 from mmaselect.apis.sharing import Shareable, SharedPick
 from mmaselect.checks import any_spelling, choice, gathered, keywords, shorten, three_numbers
 from mmaselect.diffusion import FrozenDiT, ModelSource, TapKey
@@ -283,7 +285,12 @@ class ASelecTDiT(BaseModule, Adopts, Shareable):
 
         self._frozen = _Frozen(
             FrozenDiT.from_pretrained(
-                self.source, blocks=blocks, feature=names, dtype=dtype, condition=condition
+                self.source,
+                blocks=blocks,
+                feature=names,
+                dtype=dtype,
+                condition=condition,
+                check=partial(check_schedule, plan, self.selection),
             )
         )
         if self.dit.search is not None:

@@ -134,7 +134,9 @@ def cross_spectrum_hfr(
 
 @CRITERIA.register_module()
 class CrossSpectrumHFR(PerImageCriterion):
-    """:func:`cross_spectrum_hfr` over images. Wants two noise draws of each image, and no labels.
+    """Mean of :func:`cross_spectrum_hfr` over images.
+
+    Wants two noise draws of each image, and no labels.
 
     Args:
         cutoff: See :func:`cross_spectrum_hfr`, as for all but the last. Defaults to 0.15.
