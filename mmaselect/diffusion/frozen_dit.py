@@ -30,6 +30,7 @@ from mmaselect.diffusion.place_search import SEARCHED, PlaceSearch, as_arguments
 from mmaselect.diffusion.placing import count_ranks, of_this_rank
 from mmaselect.diffusion.precision import auto_dtype, computed_in
 from mmaselect.diffusion.process import ForwardProcess
+from mmaselect.diffusion.search_weights import say_what_is_loaded
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -208,6 +209,8 @@ class FrozenDiT(nn.Module):
             check(process)
         prepared = family.prepare_condition(condition, source, dtype)
         needed = max(resolved) + 1
+        if isinstance(blocks, str):
+            say_what_is_loaded(family, blocks, dtype)
         load_kwargs = of_this_rank(
             keywords('load_kwargs', description.load_kwargs),
             count_ranks(),

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from mmaselect.terminal.amounts import bytes_in_words, flops_in_words
 
 if TYPE_CHECKING:
     from mmaselect.diffusion import FrozenDiT
@@ -83,21 +85,21 @@ def search_in_words(dit: FrozenDiT, cost: PassCost) -> str:
     if search is None:
         raise ValueError('blocks and feature are given: there is no search')
     features = _counted(len(dit.feature_names), 'feature')
-    whole = f'up to {_flops(cost.whole)} for a pass of an image'
+    whole = f'up to {flops_in_words(cost.whole)} for a pass of an image'
     if not search.blocks:
-        first = _flops(cost.to((block, dit.feature_names[0]) for block in dit.blocks))
+        first = flops_in_words(cost.to((block, dit.feature_names[0]) for block in dit.blocks))
         return f'a search of {features} takes {whole}; {dit.feature_names[0]} alone {first}'
     said = (
         f'a search of {_counted(len(dit.blocks), "block")} and {features} holds '
-        f'{_bytes(cost.weights)} of weights, and takes {whole}'
+        f'{bytes_in_words(cost.weights)} of weights, and takes {whole}'
     )
     if cost.default is None or cost.default_weights is None:
         return said
     block, feature = cost.default
     one = cost.to([cost.default])
     said += (
-        f'; the default, {feature} of block {block}, {_bytes(cost.default_weights)} and '
-        f'{_flops(one)} ({cost.whole / one:.1f} times less)'
+        f'; the default, {feature} of block {block}, {bytes_in_words(cost.default_weights)} and '
+        f'{flops_in_words(one)} ({cost.whole / one:.1f} times less)'
     )
     if block < max(dit.blocks) and search.count <= block + 1:
         count = '' if search.count == 1 else f':{search.count}'
@@ -107,21 +109,3 @@ def search_in_words(dit: FrozenDiT, cost: PassCost) -> str:
 
 def _counted(number: int, noun: str) -> str:
     return f'{number} {noun}{"s"[: number != 1]}'
-
-
-def _bytes(number: int) -> str:
-    return _scaled(number, 1024, ('B', 'KiB', 'MiB', 'GiB', 'TiB'))
-
-
-def _flops(number: int) -> str:
-    return _scaled(number, 1000, ('FLOP', 'kFLOP', 'MFLOP', 'GFLOP', 'TFLOP'))
-
-
-def _scaled(number: float, base: int, units: Sequence[str]) -> str:
-    """Three digits and a unit."""
-    *smaller, last = units
-    for unit in smaller:
-        if number < 0.9995 * base:
-            return f'{number:.3g} {unit}'
-        number /= base
-    return f'{number:.3g} {last}'

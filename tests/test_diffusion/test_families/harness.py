@@ -23,8 +23,11 @@ import pytest
 import torch
 from fake_cuda import READS, FakeCuda
 from packaging.version import Version
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmaselect.diffusion import FrozenDiT, PipelineSource, draw_noise, family_of, parse_dtype
+from mmaselect.diffusion.pass_cost import PassCost
 from mmaselect.models import ASelecTDiT
 
 #: Before PyTorch 2.9, attention in float32 is rounded on a CPU by where its operands lie in memory.
@@ -357,6 +360,17 @@ class FamilyProof(FeatureProof):
         """Names of the blocks that a state dict holds."""
         names = {tuple(name.split('.')[:2]) for name in state_dict}
         return {(stack, index) for stack, index in names if stack in self.stacks}
+
+    def test_flops_of_each_cell_are_those_of_its_own_pass(self, load):
+        dit = load(blocks='auto', features='auto')
+        cost = PassCost.of(dit, self.sizes[1])
+        assert set(cost.flops) == set(dit.keys)
+        latent, noise, *_ = self.noisy(dit, self.sizes[1])
+        for key in (dit.keys[0], dit.keys[-1]):
+            counter = FlopCounterMode(display=False)
+            with counter, sdpa_kernel(SDPBackend.MATH):
+                dit.features(latent[:1], self.timestep, noise[:1], [key])
+            assert counter.get_total_flops() == cost.flops[key], key
 
     def test_latent_equals_the_vae(self, load, pipeline):
         dit = load()
