@@ -21,8 +21,8 @@ def test_weights_of_a_large_model_are_said(flux, caplog):
     facts = model_info('black-forest-labs/FLUX.1-dev')
     assert (facts.whole, facts.held) == (22.2, 14.8)
     assert caplog.messages == [
-        "A-SelecT: blocks='auto' loads 57 blocks: 22.2 GiB of weights in bfloat16; up to the default "
-        "block it is 14.8 GiB. blocks='auto:<=28' loads no more than that"
+        "A-SelecT: blocks='auto' loads 57 blocks: 22.2 GiB of weights in bfloat16; up to the "
+        "default block it is 14.8 GiB. blocks='auto:<=28' loads no more than that"
     ]
     caplog.clear()
     say_what_is_loaded(flux, 'auto:4:<=40', torch.float32)
