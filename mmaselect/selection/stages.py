@@ -130,10 +130,20 @@ class Stages:
             Counter: FLOPs of a transformer pass of one image (1 without ``cost``) to how many there
             were, of all ranks.
         """
-        while True:
-            shares = gather_answers(lambda tell: self._score_share(progress, tell))
-            if not self._next_stage():
-                return sum(map(Counter, shares), Counter())
+        unit = 'images x timesteps'
+        if self.options.method == 'race':
+            unit += ', at most'
+        with progress_bar(unit, disable=not progress or self.rank > 0) as bar:
+            task = bar.add_task('selecting timestep', total=self._at_most())
+            while True:
+                shares = gather_answers(
+                    lambda tell: self._score_share(tell, lambda count: bar.advance(task, count))
+                )
+                more = self._next_stage()
+                total = bar.tasks[0].completed + (self._at_most() if more else 0)
+                bar.update(task, total=total, description=self._stage_in_words(more))
+                if not more:
+                    return sum(map(Counter, shares), Counter())
 
     def scores(self) -> list[StepScores]:
         """Scores of all timesteps, sorted, at each place, on the images that they have seen."""
@@ -185,37 +195,54 @@ class Stages:
                     yield share[first : first + size], steps, None if number == 0 else lasting
             start = end
 
-    def _score_share(self, progress: bool, tell: Callable[[str], None]) -> dict[int, int]:
+    def _stage_in_words(self, more: bool) -> str:
+        """What the progress bar says of the stage that begins; of the race that ended without."""
+        done = self.done
+        name = 'selecting timestep'
+        if not more:
+            return name
+        if done.refined:
+            return f'{name}: {len(done.arms)} around the best'
+        total = len(self.grid.coarse) * len(self.places.groups)
+        images = self.round_ends[done.goal - 1]
+        return f'{name}: {len(done.arms)} of {total} left, to {images:,} images'
+
+    def _at_most(self) -> int:
+        """Images x timesteps that this rank has before it from the beginning of a stage.
+
+        As if nothing more were dropped, up to the images on which the selection may end.
+        """
+        done, options = self.done, self.options
+        now = sum(len(p) * len(steps) for p, steps, _ in self._work(done, self.rank))
+        seen, last = self.round_ends[done.goal - 1], self.round_ends[-1]
+        if options.grows:
+            enough = min(options.first_images, last)
+            last = max(seen, next(end for end in self.round_ends if end >= enough))
+        later = len(range(seen + (self.rank - seen) % self.world_size, last, self.world_size))
+        return now + later * len(taps_by_timestep(done.arms, self.places))
+
+    def _score_share(
+        self, tell: Callable[[str], None], advance: Callable[[int], None]
+    ) -> dict[int, int]:
         """Add this rank's images to the scores of a stage; returns its passes so far."""
         done = self.done
-        work = list(self._work(done, self.rank))
         before, unit = done.units, 0
-        name = 'selecting timestep'
-        if done.refined:
-            name += f': {len(done.arms)} around the best'
-        elif done.stage:
-            total = len(self.grid.coarse) * len(self.places.groups)
-            images = self.round_ends[done.goal - 1]
-            name += f': {len(done.arms)} of {total} left, to {images:,} images'
-        with progress_bar('images x timesteps', disable=not progress or self.rank > 0) as bar:
-            total = sum(len(positions) * len(steps) for positions, steps, _ in work)
-            task = bar.add_task(name, total=total)
-            for positions, steps, names in work:
-                encoded = None
-                for step, taps in steps.items():
-                    unit += 1
-                    if unit > before:
-                        tell(f'scoring timestep {step}, images {positions}')
-                        encoded = encoded or self.encode(self.calibration.batch(positions))
-                        some = None if taps == self.dit.keys else taps
-                        count = score_step(self.dit, encoded, step, self.meters[step], some, names)
-                        each = 1 if self.cost is None else self.cost.to(taps)
-                        done.passes[each] = done.passes.get(each, 0) + count
-                        done.units = unit
-                        done.seconds = self.seconds
-                        if self.partial is not None:
-                            self.partial.save_if_due(self.meters, done)
-                    bar.advance(task, len(positions))
+        for positions, steps, names in self._work(done, self.rank):
+            encoded = None
+            for step, taps in steps.items():
+                unit += 1
+                if unit > before:
+                    tell(f'scoring timestep {step}, images {positions}')
+                    encoded = encoded or self.encode(self.calibration.batch(positions))
+                    some = None if taps == self.dit.keys else taps
+                    count = score_step(self.dit, encoded, step, self.meters[step], some, names)
+                    each = 1 if self.cost is None else self.cost.to(taps)
+                    done.passes[each] = done.passes.get(each, 0) + count
+                    done.units = unit
+                    done.seconds = self.seconds
+                    if self.partial is not None:
+                        self.partial.save_if_due(self.meters, done)
+                advance(len(positions))
         if self.partial is not None and len(self.round_ends) > 1:
             # Nobody begins the next stage before all have this one on disk.
             self.partial.save(self.meters, done)

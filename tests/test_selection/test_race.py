@@ -221,6 +221,25 @@ def test_a_race_runs_the_passes_that_it_tells_of(tiny_dit, photos, raced):
     assert {**result.to_dict(), 'seconds': 0} == {**raced.to_dict(), 'seconds': 0}
 
 
+def test_one_bar_counts_what_a_race_may_still_take(tiny_dit, photos, raced, capsys, monkeypatch):
+    sweep = make_sweep(tiny_dit, photos)
+    bounds = []
+    at_most = Stages._at_most
+
+    def noted(stages):
+        bounds.append(at_most(stages))
+        return bounds[-1]
+
+    monkeypatch.setattr(Stages, '_at_most', noted)
+    monkeypatch.setenv('COLUMNS', '160')
+    result = sweep.run(progress=True)
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if 'selecting' in one]
+    read = sum(images_of(result).values())
+    assert f'{read}/{read} images x timesteps, at most' in line
+    # As if nothing were dropped: the first bound is the full sweep, and each later one is lower.
+    assert bounds[0] == 20 * len(GRID) and bounds == sorted(set(bounds), reverse=True)
+
+
 def test_a_score_is_computed_once_for_the_images_that_it_has_seen(tiny_dit, photos, raced):
     sweep = make_sweep(tiny_dit, photos)
     computed = Counter()
