@@ -57,7 +57,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         type=block,
         metavar='N',
         help='blocks to read; negative ones count from the end; auto picks one on the images, '
-        "auto:4 four. Default: the family's",
+        "auto:4 four, auto:<=30 one up to block 30. Default: the family's",
     )
     group.add_argument(
         '--feature',

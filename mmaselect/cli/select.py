@@ -33,8 +33,9 @@ examples:
   # a finer grid around low noise, and another block
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --timesteps 0:300:10 --blocks 10
 
-  # block and feature are picked, too
+  # block and feature are picked, too; a bound on the block bounds memory and time
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --blocks auto --feature auto
+  mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --blocks 'auto:<=20' --feature auto
 
   # the paper's own criterion, to compare with
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --selection paper
@@ -49,15 +50,20 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         'select',
         help='pick the timestep of a model, and its block and feature, on images of yours',
-        description='Pick the timestep at which a diffusion transformer is to be read, from '
-        'unlabeled images, and say how clear the pick is.',
+        description='Pick the timestep at which a diffusion transformer is to be read, and the '
+        'block and feature if these are auto, from unlabeled images, and say how clear the pick '
+        'is.',
         examples=EXAMPLES,
     )
     parser.add_argument('images', nargs='+', metavar='IMAGES', help=IMAGES_HELP)
     parser.add_argument(
         '--out', type=user_path, help='folder for selection.json, selection.png and selection.html'
     )
-    parser.add_argument('--table', action='store_true', help='print the scores of all timesteps')
+    parser.add_argument(
+        '--table',
+        action='store_true',
+        help='print the scores of all timesteps; of a search, those of all places, too',
+    )
     add_output_arguments(parser, 'selection.json')
     add_model_arguments(parser)
     group = parser.add_argument_group('selection')

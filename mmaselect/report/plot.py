@@ -171,6 +171,11 @@ def _add_legend(figure: Figure, result: SelectionResult) -> None:
             markeredgewidth=0.5, linestyle='',
         )  # fmt: skip
         entries.append((dot, 'in a map: may be the best'))
+    shared = {tuple(curve.timesteps) for curve in result.per_tap}
+    unscored = any(np.isnan(curve.scores).any() for curve in result.per_tap)
+    if searched_features(result) and (len(shared) > 1 or unscored):
+        blank = Patch(facecolor='white', edgecolor='black', linewidth=0.4)
+        entries.append((blank, 'in a map: not scored'))
     columns = len(entries) if len(entries) < 5 else 3
     figure.legend(
         *zip(*entries, strict=True), loc='outside lower center', ncols=columns, fontsize=6.5,
