@@ -3,7 +3,8 @@ r"""What a selection costs, by replay: schedules of images and timesteps on what
 
 The scores of all cells (block, feature, timestep) are computed for nested sets of 16 to 128 images,
 and each schedule is played on them. A pass is one image through the model at one timestep: two for
-the views of an image, and one for the paper's curve on the images of the first round. The added
+the views of an image, and one for the paper's curve on the images of the first round. It ends at
+the deepest cell that may still be the best: its FLOPs are counted as well. The added
 regret is that of the cell that a schedule picks against the cell that the full sweep picks. Probes
 are at a few timesteps; accuracy between two of them is interpolated.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,22 @@ class Replay:
         terms: Number of images to what each adds to the score, (cells, timesteps, images).
         accuracy: (cells, timesteps), of the probes, in percent.
         cells: Those that may be picked.
+        flops: (cells,), of a pass that ends there.
     """
 
     terms: Mapping[int, np.ndarray]
     accuracy: np.ndarray
     cells: Sequence[int]
+    flops: np.ndarray
 
     def score(self, images: int, steps: Sequence[int]) -> np.ndarray:
         """(cells, steps)."""
         return self.terms[images][self.cells][:, steps].mean(2)
+
+    @property
+    def full_flops(self) -> float:
+        """FLOPs of a full sweep."""
+        return FULL_PASSES * float(self.flops[self.cells].max())
 
     def best(self, images: int, steps: Sequence[int]) -> float:
         """Accuracy of the cell with the highest score at some timesteps."""
@@ -89,25 +97,29 @@ class Schedule:
     refine: int | None = None
     paper: int | None = None
 
-    def play(self, replay: Replay) -> tuple[int, float]:
-        """Passes, and the accuracy of what is picked."""
+    def play(self, replay: Replay) -> tuple[int, float, float]:
+        """Passes, their FLOPs, and the accuracy of what is picked."""
         left = [FULL.index(step) for step in self.grid]
+        depths = np.full(len(left), replay.flops[replay.cells].max())
         paper = self.first if self.paper is None else self.paper
         passes = len(left) * (2 * self.first + paper)
+        flops = passes * depths[0]
         rounds = [size for size in SIZES if size >= self.first]
         seen = rounds[0]
         for number, size in enumerate(rounds[1:], 1):
-            left = self._left(replay, seen, left, number)
+            left, depths = self._left(replay, seen, left, number)
             if len(left) == 1:
                 break
             passes += 2 * (size - seen) * len(left)
+            flops += 2 * (size - seen) * depths.sum()
             seen = size
         if self.refine:
-            left = self._left(replay, seen, left, len(rounds))
+            left, depths = self._left(replay, seen, left, len(rounds))
             while new := self._finer(replay, seen, left):
                 passes += (2 * seen + paper) * len(new)
+                flops += (2 * seen + paper) * len(new) * depths.max()
                 left = sorted([*left, *new])
-        return passes, replay.best(seen, left)
+        return passes, float(flops), replay.best(seen, left)
 
     def _finer(self, replay: Replay, size: int, left: Sequence[int]) -> list[int]:
         """Positions of timesteps that join; none at the end."""
@@ -115,8 +127,10 @@ class Schedule:
         near = TimestepGrid(self.grid, self.refine).next_to(best)
         return sorted({FULL.index(step) for step in near}.difference(left))
 
-    def _left(self, replay: Replay, size: int, left: Sequence[int], number: int) -> list[int]:
-        """Timesteps that go on after a round."""
+    def _left(
+        self, replay: Replay, size: int, left: Sequence[int], number: int
+    ) -> tuple[list[int], np.ndarray]:
+        """Timesteps that go on after a round, and the FLOPs of a pass at each."""
         terms = replay.terms[size][replay.cells][:, left]
         score = terms.mean(2)
         best = np.unravel_index(score.argmax(), score.shape)
@@ -136,7 +150,8 @@ class Schedule:
             most = self.keep[min(number, len(self.keep)) - 1]
             order = np.where(stays, score, -np.inf).max(0)[kept].argsort()[::-1][:most]
             kept = np.sort(kept[order])
-        return [left[i] for i in kept]
+        depths = np.where(stays, replay.flops[replay.cells][:, None], 0).max(0)
+        return [left[i] for i in kept], depths[kept]
 
 
 def accuracies(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -148,6 +163,8 @@ def accuracies(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def replays(path: Path, ridge: float = SENSITIVITY_RIDGE) -> list[tuple[Replay, Replay]]:
     """All cells, and the middle query alone, for each set of images; scores are kept in a file."""
     arrays = dict(np.load(path))
+    if 'flops' not in arrays:
+        raise ValueError(f'{path} lacks FLOPs, as earlier versions stored it: collect it anew')
     taps = [(int(tap.split(',')[0]), tap.split(',')[1]) for tap in arrays['taps']]
     middle = taps.index(((max(block for block, _ in taps) + 1) // 2, 'query'))
     rng = np.random.default_rng(0)
@@ -170,7 +187,8 @@ def replays(path: Path, ridge: float = SENSITIVITY_RIDGE) -> list[tuple[Replay, 
     for number in range(SETS):
         terms = {size: stored[f'{number}/{size}'] for size in SIZES}
         cells = range(len(taps))
-        found.append((Replay(terms, accuracy, list(cells)), Replay(terms, accuracy, [middle])))
+        joint = Replay(terms, accuracy, list(cells), arrays['flops'])
+        found.append((joint, replace(joint, cells=[middle])))
     return found
 
 
@@ -205,13 +223,16 @@ def main() -> None:
     for schedule in SCHEDULES:
         row = dict(schedule=schedule.name)
         for number, kind in enumerate(('joint', 'one place')):
-            passes, added = [], []
+            passes, added, shares = [], [], []
             for pairs in played.values():
                 for pair in pairs:
-                    _, reference = SCHEDULES[0].play(pair[number])
-                    count, found = schedule.play(pair[number])
+                    *_, reference = SCHEDULES[0].play(pair[number])
+                    count, flops, found = schedule.play(pair[number])
                     passes.append(count)
+                    shares.append(flops / pair[number].full_flops)
                     added.append(reference - found)
+            if kind == 'joint':  # in one place all passes are equal
+                row['joint: FLOPs less by'] = f'{1 / np.mean(shares):.1f}'
             by_case = np.reshape(added, (len(played), -1)).mean(1)
             error = by_case.std(ddof=1) / len(by_case) ** 0.5 if len(by_case) > 1 else np.nan
             row |= {

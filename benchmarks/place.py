@@ -35,6 +35,7 @@ from mmaselect.analysis.criteria_benchmark import CorruptedLabels, split_images
 from mmaselect.analysis.encoded import EncodedImages
 from mmaselect.analysis.linear_probe import ProbeOptions, fit_probe
 from mmaselect.diffusion import TapKey
+from mmaselect.diffusion.pass_cost import count_flops
 from mmaselect.images.labeled import LabeledImages
 from mmaselect.images.views import ViewOptions
 from mmaselect.openmmlab.dataset_images import build_dataset
@@ -127,9 +128,11 @@ def collect(
         'test': EncodedImages(dit, images('test', options.num_test), 100, first=len(every)),
     }
     viewed = EncodedImages(dit, calibration.with_views(ViewOptions()), 64)
+    flops = count_flops(dit, dit.native_size)
     arrays = dict(
         taps=np.array([f'{block},{feature}' for block, feature in dit.keys]),
         grid=np.array(grid),
+        flops=np.array([flops[key] for key in dit.keys]),
         **{f'labels_{part}': images.labels.numpy() for part, images in parts.items()},
     )
     for step in grid:

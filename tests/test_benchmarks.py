@@ -26,32 +26,44 @@ def replay():
     """One cell whose score and accuracy fall with the distance to t = 225, without noise."""
     far = np.abs(np.array(bill.FULL) - 225) / 100
     terms = {size: np.repeat((5 - far)[None, :, None], size, 2) for size in bill.SIZES}
-    return bill.Replay(terms, 80 - 10 * far[None], [0])
+    return bill.Replay(terms, 80 - 10 * far[None], [0], np.array([7.0]))
 
 
 def test_the_full_sweep_takes_two_passes_for_views_and_one_for_the_curve(replay):
-    passes, found = bill.SCHEDULES[0].play(replay)
-    assert passes == 40 * 128 * 3
+    passes, flops, found = bill.SCHEDULES[0].play(replay)
+    assert passes == 40 * 128 * 3 and flops == 7 * passes == replay.full_flops
     assert found == pytest.approx(80)
 
 
 def test_a_race_without_noise_ends_after_its_first_round(replay):
-    passes, found = bill.Schedule('race', confidence=0.95).play(replay)
+    passes, _, found = bill.Schedule('race', confidence=0.95).play(replay)
     assert passes == 40 * 32 * 3
     assert found == pytest.approx(80)
 
 
 def test_finer_steps_find_what_the_coarse_grid_lacks(replay):
     coarse = dict(grid=bill.COARSE, confidence=0.95)
-    passes, found = bill.Schedule('coarse', **coarse).play(replay)
+    passes, _, found = bill.Schedule('coarse', **coarse).play(replay)
     assert (passes, found) == (8 * 32 * 3, pytest.approx(77.5))
-    passes, found = bill.Schedule('finer', **coarse, refine=25).play(replay)
+    passes, flops, found = bill.Schedule('finer', **coarse, refine=25).play(replay)
     assert (passes, found) == (8 * 32 * 3 + 3 * 32 * 3, pytest.approx(80))
+    assert flops == 7 * passes
 
 
 def test_at_most_so_many_timesteps_go_on(replay):
-    passes, _ = bill.Schedule('kept', bill.COARSE, confidence=None, keep=(4, 2)).play(replay)
+    passes, *_ = bill.Schedule('kept', bill.COARSE, confidence=None, keep=(4, 2)).play(replay)
     assert passes == 8 * 32 * 3 + 4 * 32 * 2 + 2 * 64 * 2
+
+
+def test_passes_end_at_the_deepest_cell_that_is_left(replay):
+    # A deeper cell that is worse everywhere is read in the first round alone.
+    terms = {size: np.concatenate([one, one - 1]) for size, one in replay.terms.items()}
+    both = bill.Replay(terms, replay.accuracy.repeat(2, 0), [0, 1], np.array([7.0, 10.0]))
+    # Two timesteps are equally good, and go on to the end.
+    passes, flops, _ = bill.Schedule('two', (200, 250), confidence=0.95).play(both)
+    first, later = 2 * 32 * 3, 2 * 2 * 96
+    assert (passes, flops) == (first + later, 10 * first + 7 * later)
+    assert both.full_flops == 10 * bill.FULL_PASSES
 
 
 def test_the_regrets_of_place_and_time_add_up():
