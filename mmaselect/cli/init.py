@@ -6,18 +6,22 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmaselect.cli.arguments import new_parser
 
 EXAMPLES = """
-The folder holds a folder for each class, or images and label maps with equal names:
+The folder holds a folder for each class, images and label maps, or boxes in COCO's format:
 
   flowers/rose/*.jpg  flowers/tulip/*.jpg       (or below flowers/train/ and flowers/val/)
   street/images/*.jpg  street/masks/*.png       (or images/train/, images/val/, masks/train/, ...)
+  fruit/annotations/*train*.json  fruit/train/  (or fruit/train/*.json next to the images)
 
-Names of the classes of label maps stand in street/classes.txt, one a line. Where there are no
-validation images, a tenth of the images is held out.
+Label maps are found by the beginning of their names: a.jpg and a.png, or a_img.png and a_mask.png;
+the layouts of Pascal VOC, ADE20K and Cityscapes fit, too. Names of the classes of label maps stand
+in street/classes.txt, one a line. Where there are no validation images, a tenth of the images is
+held out.
 
 examples:
   mmaselect init flowers/ --pretrained mmaselect://dit_cifar10 --out flowers.py
@@ -34,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         'init',
         help='write a config for a folder of images',
-        description='Write a config that trains a classifier or a segmentor on a folder of images, '
-        'with classes, widths, sizes and paths filled in.',
+        description='Write a config that trains a classifier, a segmentor or a detector on a '
+        'folder of images, with classes, widths, sizes and paths filled in.',
         examples=EXAMPLES,
     )
     parser.add_argument('folder', metavar='FOLDER', help='your images')
@@ -59,13 +63,8 @@ def run(args: argparse.Namespace) -> None:
     """Look into the folder, write the config, and say what comes next."""
     from mmaselect.checks import check_path, whole_number
     from mmaselect.files import write_atomically
-    from mmaselect.launch.new_config import (
-        Recipe,
-        config_text,
-        describe_model,
-        look_into,
-        write_splits,
-    )
+    from mmaselect.launch.layouts import look_into, write_splits
+    from mmaselect.launch.new_config import Recipe, config_text, describe_model
 
     out = Path(check_path('--out', args.out))
     if out.suffix != '.py':
@@ -86,3 +85,5 @@ def run(args: argparse.Namespace) -> None:
     write_atomically(out, text)
     print(f'{data.task}: {data.count} images, {len(data.classes)} classes, {model.width} channels')
     print(f'written: {out}\nnext:    mmaselect train {shlex.quote(str(out))}')
+    if data.task == 'detection' and find_spec('mmdet') is None:
+        print('         MMDetection is not installed: docs/detection.md has the steps')

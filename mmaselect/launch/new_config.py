@@ -1,65 +1,19 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""A config for a folder of images: what is in the folder, what the model is like, and the text."""
+"""A config for a folder of images: what the model is like, and the text."""
 
 from __future__ import annotations
 
 import pprint
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.families import family_of
 from mmaselect.diffusion.loading import PipelineSource
-from mmaselect.images.labeled import IGNORE_INDEX
-from mmaselect.images.reading import open_image
-from mmaselect.images.sources import IMAGE_SUFFIXES
+from mmaselect.launch.layouts import HELD_OUT, FolderFacts
 
-#: Names of folders, as data sets call them.
-IMAGE_FOLDERS = ('images', 'imgs', 'image')
-MASK_FOLDERS = ('masks', 'annotations', 'labels', 'mask', 'gt')
-TRAIN_NAMES = ('train', 'training')
-VAL_NAMES = ('val', 'validation', 'valid', 'test')
-#: Share of the images that is held out where the folder has no validation images.
-HELD_OUT = 0.1
-#: Label maps that are read to find the classes.
-MASKS_READ = 500
 #: Maps, each of another block, that a segmentation head is given.
 SEGMENTATION_MAPS = 4
-LAYOUTS = (
-    'a folder for each class (FOLDER/cat/*.jpg, FOLDER/dog/*.jpg), or the same below train/ and '
-    'val/; images and label maps with equal names (FOLDER/images/*.jpg, FOLDER/masks/*.png), or '
-    'the same below images/train/, images/val/, masks/train/ and masks/val/'
-)
-
-
-@dataclass(frozen=True)
-class FolderFacts:
-    """What a folder of images holds.
-
-    Attributes:
-        task: ``'classification'`` or ``'segmentation'``.
-        root: The folder.
-        classes: Names of the classes; label k is the k-th of them.
-        train: Training images, as paths below the folder: of class folders, or of images.
-        val: The same of the validation images; None where some of ``train`` are held out.
-        masks: Folders of the label maps of training and validation images.
-        suffixes: Suffix of images and of label maps.
-        side: Short side of the smaller images, in pixels.
-        count: Training images, before some are held out.
-    """
-
-    task: str
-    root: Path
-    classes: tuple[str, ...]
-    train: str
-    val: str | None
-    side: int
-    count: int
-    masks: tuple[str, str | None] | None = None
-    suffixes: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +25,14 @@ class ModelFacts:
         width: Channels of a map.
         native_size: Side, in pixels, of the images that it was trained on; 512 if unknown.
         num_blocks: Its blocks.
+        stride: Pixels between two positions of a map.
     """
 
     name: str
     width: int
     native_size: int
     num_blocks: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -94,27 +50,6 @@ class Recipe:
     lr: float | None = None
 
 
-def look_into(folder: str | Path) -> FolderFacts:
-    """What a folder of images holds.
-
-    Args:
-        folder: Classes as folders, or images and label maps.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If its layout is not one that is known; the message shows those that are.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f'there is no folder {str(root)!r}')
-    images = _first(root, IMAGE_FOLDERS)
-    masks = _first(root, MASK_FOLDERS)
-    if images is not None and masks is not None:
-        return _segmentation(root, images, masks)
-    train, val = _first(root, TRAIN_NAMES), _first(root, VAL_NAMES)
-    return _classification(root, train or root, val)
-
-
 def describe_model(pretrained: str) -> ModelFacts:
     """What a config must know of a model; only its configs are read, no weights.
 
@@ -130,7 +65,8 @@ def describe_model(pretrained: str) -> ModelFacts:
     sample = family.config.get('sample_size')
     scale = 8 if source.has_vae() else 1
     native = int(sample) * scale if isinstance(sample, int) else 512
-    return ModelFacts(pretrained, family.width, native, family.num_blocks)
+    stride = scale * family.patch_size
+    return ModelFacts(pretrained, family.width, native, family.num_blocks, stride)
 
 
 def config_text(data: FolderFacts, model: ModelFacts, recipe: Recipe, command: str) -> str:
@@ -143,7 +79,7 @@ def config_text(data: FolderFacts, model: ModelFacts, recipe: Recipe, command: s
         command: The command that makes the config, for its first line.
     """
     size = training_size(data.side, model.native_size)
-    write = _segmentation_config if data.task == 'segmentation' else _classification_config
+    write = WRITERS[data.task]
     head = f'# Made by `{command}`. It is yours: edit it.\n'
     return head + write(data, model, recipe, size)
 
@@ -168,148 +104,17 @@ def training_size(side: int, native_size: int) -> int:
     return min(512, max(96, native_size), max(32, side // 32 * 32))
 
 
-def write_splits(data: FolderFacts, folder: Path) -> None:
-    """Write the names of training and held-out images of a segmentation set without a split.
+def split_files(data: FolderFacts, suffix: str) -> tuple[str | None, str | None]:
+    """Files that say which images are trained on and which are held out.
 
     Args:
-        data: Data of the folder.
-        folder: Where ``train.txt`` and ``val.txt`` go.
+        data: What the folder holds.
+        suffix: Suffix of those that `mmaselect init` writes next to the config.
     """
-    if data.task != 'segmentation' or data.val is not None:
-        return
-    stems = [path.stem for path in _images(data.root / data.train)]
-    order = np.random.default_rng(0).permutation(len(stems))
-    held_out = {stems[i] for i in order[: max(1, round(HELD_OUT * len(stems)))]}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, chosen in (
-        ('train', [stem for stem in stems if stem not in held_out]),
-        ('val', sorted(held_out)),
-    ):
-        (folder / f'{name}.txt').write_text('\n'.join(chosen) + '\n', encoding='utf-8')
-
-
-# -- the folder -----------------------------------------------------------------------------------
-def _first(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _images(folder: Path) -> list[Path]:
-    """Images right in a folder."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _unknown(root: Path, found: str) -> ValueError:
-    return ValueError(f'{str(root)!r}: {found}. These layouts are known: {LAYOUTS}')
-
-
-def _short_side(paths: Sequence[Path]) -> int:
-    """Short side of the smaller images among some."""
-    sides = []
-    for path in paths[:: max(1, len(paths) // 50)]:
-        with open_image(path) as image:
-            sides.append(min(image.size))
-    return int(np.quantile(sides, 0.1))
-
-
-def _classification(root: Path, train: Path, val: Path | None) -> FolderFacts:
-    names = sorted(path.name for path in train.iterdir() if path.is_dir())
-    names = [name for name in names if not name.startswith('.')]
-    files = {name: _images(train / name) for name in names}
-    empty = [name for name, found in files.items() if not found]
-    if not names or len(empty) == len(names):
-        raise _unknown(root, f'there is no folder with images in {str(train)!r}')
-    if empty:
-        raise _unknown(root, f'the class folders {empty[:5]} have no images')
-    if len(names) < 2:
-        raise _unknown(root, f'there is one class, {names[0]!r}, and nothing to classify')
-    if val is not None:
-        others = {path.name for path in val.iterdir() if path.is_dir()}
-        if unknown := sorted(others.difference(names)):
-            raise ValueError(
-                f'{str(val)!r} has class folders that {str(train)!r} lacks: {unknown[:5]}'
-            )
-    listed = [path for found in files.values() for path in found]
-    return FolderFacts(
-        'classification',
-        root,
-        tuple(names),
-        '' if train == root else train.name,
-        None if val is None else val.name,
-        _short_side(listed),
-        len(listed),
-    )
-
-
-def _segmentation(root: Path, images: Path, masks: Path) -> FolderFacts:
-    train_images = _first(images, TRAIN_NAMES)
-    val_images = _first(images, VAL_NAMES)
-    train_masks = masks if train_images is None else masks / train_images.name
-    val_masks = None if val_images is None else masks / val_images.name
-    if train_images is None:
-        train_images, val_images, val_masks = images, None, None
-    found = _images(train_images)
-    if not found:
-        raise _unknown(root, f'{str(train_images)!r} holds no images')
-    if not train_masks.is_dir():
-        raise _unknown(root, f'there is no folder {str(train_masks)!r} for the label maps')
-    labels = {path.stem: path for path in _images(train_masks)}
-    missing = [path.name for path in found if path.stem not in labels]
-    if missing:
-        raise _unknown(root, f'{len(missing)} images have no label map, {missing[0]!r} for one')
-    suffixes = {path.suffix for path in found}, {labels[path.stem].suffix for path in found}
-    if any(len(kinds) > 1 for kinds in suffixes):
-        raise ValueError(
-            f'{str(root)!r}: images have the suffixes {sorted(suffixes[0])}, label maps '
-            f'{sorted(suffixes[1])}, and MMSegmentation takes one of each: convert them'
-        )
-    (image_suffix,), (mask_suffix,) = suffixes
-    classes = _class_names(root, [labels[path.stem] for path in found])
-
-    def below(path: Path | None) -> str | None:
-        return None if path is None else path.relative_to(root).as_posix()
-
-    return FolderFacts(
-        'segmentation',
-        root,
-        classes,
-        below(train_images) or '',
-        below(val_images),
-        _short_side(found),
-        len(found),
-        (below(train_masks) or '', below(val_masks)),
-        (image_suffix, mask_suffix),
-    )
-
-
-def _class_names(root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
-    """Names of the classes in label maps, from ``classes.txt`` if there is one."""
-    values: set[int] = set()
-    for path in masks[:MASKS_READ]:
-        with open_image(path) as mask:
-            mode, labels_there = mask.mode, np.unique(np.asarray(mask))
-        if mode not in ('L', 'P', '1', 'I', 'I;16'):
-            raise ValueError(
-                f'{path} has the mode {mode}, and a label map has one number for each pixel: '
-                f'convert it, say by Image.fromarray(labels.astype(numpy.uint8))'
-            )
-        values.update(int(value) for value in labels_there)
-    labels = sorted(values - {IGNORE_INDEX})
-    if not labels or labels[-1] > IGNORE_INDEX:
-        raise ValueError(
-            f'the label maps of {str(root)!r} hold {labels[:10]}: labels are 0, 1, 2, ..., and '
-            f'{IGNORE_INDEX} for pixels without a class'
-        )
-    listed = root / 'classes.txt'
-    if not listed.is_file():
-        return tuple(f'class_{label}' for label in range(labels[-1] + 1))
-    names = [line.strip() for line in listed.read_text(encoding='utf-8').splitlines()]
-    names = [name for name in names if name]
-    if len(names) <= labels[-1]:
-        raise ValueError(
-            f'{listed} has {len(names)} names, and the label maps use label {labels[-1]}: write '
-            f'one name a line, that of label 0 first'
-        )
-    return tuple(names)
+    if data.splits:
+        folder = '{{fileDirname}}/splits'
+        return f'{folder}/train.{suffix}', f'{folder}/val.{suffix}'
+    return data.lists or (None, None)
 
 
 # -- the text -------------------------------------------------------------------------------------
@@ -450,20 +255,15 @@ def _segmentation_config(data: FolderFacts, model: ModelFacts, recipe: Recipe, s
     metainfo=dict(classes=classes),
 )"""
 
-    def part(images: str, masks: str, split: str | None) -> str:
-        # Names of images, which `mmaselect init` wrote next to the config.
-        listed = '' if split is None else f", ann_file='{{{{fileDirname}}}}/splits/{split}.txt'"
+    def part(images: str, masks: str, listed: str | None) -> str:
+        names = '' if listed is None else f', ann_file={listed!r}'
         return (
-            f'dict(whole_set, data_prefix=dict(img_path={images!r}, seg_map_path={masks!r})'
-            f'{listed})'
+            f'dict(whole_set, data_prefix=dict(img_path={images!r}, seg_map_path={masks!r}){names})'
         )
 
-    if data.val is None:
-        train = part(data.train, data.masks[0], 'train')
-        val = part(data.train, data.masks[0], 'val')
-    else:
-        train = part(data.train, data.masks[0], None)
-        val = part(data.val, data.masks[1] or '', None)
+    lists = split_files(data, 'txt')
+    train = part(data.train, data.masks[0], lists[0])
+    val = part(data.val or data.train, data.masks[1] or data.masks[0], lists[1])
     maps = min(SEGMENTATION_MAPS, model.num_blocks)
     iterations = 2000 if recipe.iterations is None else recipe.iterations
     lr = 1e-3 if recipe.lr is None else recipe.lr
@@ -551,3 +351,126 @@ default_hooks = dict(
 )
 randomness = dict(seed=0)
 """
+
+
+def _detection_config(data: FolderFacts, model: ModelFacts, recipe: Recipe, size: int) -> str:
+    train_boxes, val_boxes = split_files(data, 'json')
+    per_epoch = max(1, round(data.count / recipe.batch_size))
+    epochs = 12 if recipe.iterations is None else max(1, round(recipe.iterations / per_epoch))
+    lr = 1e-4 if recipe.lr is None else recipe.lr
+    # As wide as in configs/detection: a small model needs no large detector.
+    wide = 64 if model.width < 512 else 256
+    # The RoI heads read the strides 4 to 32.
+    rescales = [model.stride / stride for stride in (4, 8, 16, 32)]
+    if data.has_masks:
+        kind, metrics = 'MaskRCNN', ['bbox', 'segm']
+        masks = f"""mask_roi_extractor=dict(out_channels={wide}),
+        mask_head=dict(in_channels={wide}, conv_out_channels={wide}, num_classes=len(classes)),"""
+    else:
+        kind, metrics = 'FasterRCNN', ['bbox']
+        masks = 'mask_roi_extractor=None,\n        mask_head=None,'
+
+    def part(boxes: str | None, images: str) -> str:
+        return f'dict(whole_set, ann_file={boxes!r}, data_prefix=dict(img={f"{images}/"!r}))'
+
+    loads = f'with_bbox=True, with_mask={data.has_masks}'
+    warmup = min(500, epochs * per_epoch // 4 + 1)
+    return f"""# `mmaselect train` finds these bases; a script of yours imports mmaselect first.
+_base_ = [
+    'mmaselect::_base_/heads/mask_rcnn.py',
+    'mmaselect::_base_/schedules/det_12e.py',
+    'mmaselect::_base_/default_runtime_det.py',
+]
+classes = {_names(data.classes)}
+whole_set = dict(
+    type='CocoDataset', data_root={str(data.root.resolve())!r}, metainfo=dict(classes=classes)
+)
+train_set = {part(train_boxes, data.train)}
+val_set = {part(val_boxes, data.val or data.train)}
+model = dict(
+    type={kind!r},
+    data_preprocessor=dict(pad_mask={data.has_masks}),
+    backbone={_backbone(model, size)},
+    # The maps' stride is {model.stride}. Levels 4, 8, 16 and 32 are made of it, 64 of the last.
+    neck=[
+        dict(type='mmaselect.BatchNormNeck', in_channels=[{model.width}]),
+        dict(
+            type='mmaselect.SimpleFeaturePyramid',
+            in_channels={model.width},
+            out_channels={wide},
+            rescales={rescales},
+            num_outs=5,
+        ),
+    ],
+    rpn_head=dict(in_channels={wide}, feat_channels={wide}),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels={wide}),
+        bbox_head=dict(
+            in_channels={wide}, fc_out_channels={4 * wide}, num_classes=len(classes)
+        ),
+        {masks}
+    ),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', {loads}),
+    dict(type='Resize', scale=({size}, {size}), keep_ratio=True),
+    # Leave it out where left and right differ, as in letters.
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=({size}, {size}), keep_ratio=True),
+    # After `Resize`: the annotations keep their size, and predictions are scaled back to it.
+    dict(type='LoadAnnotations', {loads}),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(
+    batch_size={recipe.batch_size},
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(
+        train_set, filter_cfg=dict(filter_empty_gt=True), pipeline=train_pipeline
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(val_set, test_mode=True, pipeline=test_pipeline),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(
+    type='CocoMetric', ann_file={_evaluated(data, val_boxes)!r}, metric={metrics}
+)
+test_evaluator = val_evaluator
+optim_wrapper = dict(optimizer=dict(lr={lr}))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={warmup}),
+    dict(type='CosineAnnealingLR', T_max={epochs}, end={epochs}, by_epoch=True,
+         convert_to_iter_based=True),
+]
+train_cfg = dict(max_epochs={epochs}, val_interval=1)
+randomness = dict(seed=0)
+"""
+
+
+def _evaluated(data: FolderFacts, boxes: str | None) -> str:
+    """The file of boxes as the metric takes it, which knows no ``data_root``."""
+    return str(boxes) if data.splits else str((data.root / str(boxes)).resolve())
+
+
+#: What writes the config of a task.
+WRITERS = dict(
+    classification=_classification_config,
+    segmentation=_segmentation_config,
+    detection=_detection_config,
+)

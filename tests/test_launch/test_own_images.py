@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmaselect.cli import main
 from mmaselect.launch.config import load_config
-from mmaselect.launch.new_config import look_into
+from mmaselect.launch.layouts import look_into
 from mmaselect.launch.predicting import image_files
 
 TINY = 'mmaselect://dit_digits'
@@ -74,7 +74,7 @@ def test_names_of_classes_are_numbers_where_none_are_given(street):
 @pytest.mark.parametrize(
     ('spoil', 'message'),
     [
-        (lambda root: (root / 'masks/3.png').unlink(), "1 images have no label map, '3.png'"),
+        (lambda root: (root / 'masks/3.png').unlink(), "1 of 12 images have no label map, '3.png'"),
         (lambda root: save(root / 'masks/3.png'), 'has the mode RGB, and a label map has one'),
         (lambda root: save_mask(root / 'masks/3.png', (0, 5)), 'has 2 names, and the label maps'),
         (lambda root: (root / 'images/3.png').rename(root / 'images/3.bmp'), 'of each: convert'),
