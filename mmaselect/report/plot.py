@@ -125,6 +125,7 @@ def _draw_maps(
             vmin=low,
             vmax=high,
             cmap='viridis',
+            rasterized=True,  # thousands of cells, and no gaps between them
         )
         shown = range(0, len(blocks), max(1, len(blocks) // 6))
         axis.set_yticks(list(shown), [str(blocks[row]) for row in shown])
