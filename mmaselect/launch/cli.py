@@ -17,7 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from mmaselect.launch.config import check_optimizer, check_pyramid, get_toolbox, load_config
-from mmaselect.launch.console import TerseRunner
+from mmaselect.launch.console import terse
 from mmaselect.launch.determinism import let_the_rest_warn, prepare_determinism
 from mmaselect.launch.distributed import (
     AverageNormStatistics,
@@ -218,8 +218,7 @@ def build_runner(config: Config, verbose: bool = True) -> Runner:
 
     Args:
         config: The run's config.
-        verbose: Whether the terminal gets all of MMEngine's messages, as the log file does. The
-            runners of a ``runner_type`` always print them.
+        verbose: Whether the terminal gets all of MMEngine's messages, as the log file does.
     """
     from mmaselect.engine.hooks import (
         ActivationCheckpointingHook,
@@ -234,9 +233,9 @@ def build_runner(config: Config, verbose: bool = True) -> Runner:
     on_cpus = prepare_cpu_launch(config)
     prepare_determinism(config)
     is_other = 'runner_type' in config
-    kind = PatientRunner if verbose else TerseRunner
+    kind = RUNNERS.get(config.runner_type) if is_other else PatientRunner
     with telling_others():
-        runner = RUNNERS.build(config) if is_other else kind.from_cfg(config)
+        runner = (kind if verbose else terse(kind)).from_cfg(config)
         if isinstance(runner, FlexibleRunner):
             build_model(runner)
             wait_for_models()

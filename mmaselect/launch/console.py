@@ -8,8 +8,6 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 
-from mmaselect.launch.waiting import PatientRunner
-
 #: Files of MMEngine whose messages tell how far a run is.
 _PROGRESS = ('logger_hook.py', 'checkpoint_hook.py', 'early_stopping_hook.py')
 #: Other messages of MMEngine that the terminal has.
@@ -32,16 +30,36 @@ class TerminalFilter(logging.Filter):
         return text.startswith(_SHOWN)
 
 
-class TerseRunner(PatientRunner):
-    """A runner that leaves environment, config and hooks to its log file."""
+class _Terse:
+    """A runner's part that leaves environment, config and hooks to the log file."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
-        logger = super().build_logger(*args, **kwargs)
-        for handler in logger.handlers:
-            # A FileHandler is a StreamHandler, too.
-            if isinstance(handler, logging.StreamHandler) and not isinstance(
-                handler, logging.FileHandler
-            ):
-                handler.addFilter(TerminalFilter())
-        logger.info(f'log: {logger.log_file}', extra=dict(of_mmaselect=True))
-        return logger
+        """The logger of a ``Runner``."""
+        return _shorten(super().build_logger(*args, **kwargs))  # type: ignore[misc]
+
+    def build_strategy(self, *args: Any, **kwargs: Any) -> Any:
+        """The strategy of a ``FlexibleRunner``, which has the logger."""
+        strategy = super().build_strategy(*args, **kwargs)  # type: ignore[misc]
+        _shorten(strategy.logger)
+        return strategy
+
+
+def _shorten(logger: MMLogger) -> MMLogger:
+    """Have the terminal get what :class:`TerminalFilter` lets through."""
+    for handler in logger.handlers:
+        # A FileHandler is a StreamHandler, too.
+        if isinstance(handler, logging.StreamHandler) and not isinstance(
+            handler, logging.FileHandler
+        ):
+            handler.addFilter(TerminalFilter())
+    logger.info(f'log: {logger.log_file}', extra=dict(of_mmaselect=True))
+    return logger
+
+
+def terse(kind: type[Any]) -> type[Any]:
+    """A class of runners that leaves environment, config and hooks to its log file.
+
+    Args:
+        kind: A class of MMEngine's runners, ``Runner`` or ``FlexibleRunner``, or one of theirs.
+    """
+    return type(kind.__name__, (_Terse, kind), dict(__doc__=kind.__doc__))

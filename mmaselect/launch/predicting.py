@@ -17,6 +17,7 @@ from mmaselect.images.reading import load_rgb
 from mmaselect.images.sources import find_image_files
 from mmaselect.launch.config import get_toolbox, load_config
 from mmaselect.openmmlab.checkpoints import check_checkpoint_file, read_only_weights
+from mmaselect.openmmlab.messages import without_chatter
 from mmaselect.terminal.tables import write_csv
 
 #: Images on the contact sheet, and the height of each, in pixels.
@@ -95,7 +96,8 @@ def _unique_names(images: Sequence[Path]) -> list[str]:
 def _segment(
     images: Sequence[Path], config: Any, checkpoint: str, out: Path, device: str
 ) -> list[Path]:
-    from mmseg.apis import inference_model, init_model
+    with without_chatter():
+        from mmseg.apis import inference_model, init_model
 
     model = init_model(config, checkpoint, device=device)
     palette = _palette(len(model.dataset_meta['classes']))
@@ -117,7 +119,8 @@ def _segment(
 def _classify(
     images: Sequence[Path], config: Any, checkpoint: str, out: Path, device: str
 ) -> list[Path]:
-    from mmpretrain.apis import ImageClassificationInferencer
+    with without_chatter():
+        from mmpretrain.apis import ImageClassificationInferencer
 
     inferencer = ImageClassificationInferencer(config, pretrained=checkpoint, device=device)
     rows: list[dict[str, str]] = []
