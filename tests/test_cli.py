@@ -13,7 +13,7 @@ import pytest
 
 from mmaselect import ASelecTDiT, FeatureExtractor, list_criteria, model_info, select
 from mmaselect.apis import FeaturesOnly, load_features
-from mmaselect.cli import main
+from mmaselect.cli import main, toolbox
 from mmaselect.logs import logger
 from mmaselect.openmmlab.compat import multimodal_is_broken
 from mmaselect.selection import SelectionOptions, SelectionResult
@@ -119,19 +119,47 @@ def test_errors_are_one_line(capsys):
     )
     with pytest.raises(ValueError, match='no model fits'):
         main(['list', 'no-such-model', '--debug'])
-    with pytest.raises(SystemExit):
-        main([])
 
 
-def test_help_teaches(capsys):
-    for arguments in (
-        ['--help'],
-        *([name, '--help'] for name in ('list', 'select', 'look', 'features')),
-    ):
-        with pytest.raises(SystemExit) as leave:
-            main(arguments)
-        assert leave.value.code == 0
-        assert 'examples:\n' in capsys.readouterr().out
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as leave:
+        main([*arguments, '--help'])
+    assert leave.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_teaches(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '60')
+    page = help_of(capsys)
+    commands = re.findall('^    ([a-z]+)  ', page, re.MULTILINE)
+    assert commands[:2] == ['list', 'select'] and len(commands) == 11
+    for name in [*commands, None]:
+        if name in toolbox.TOOLS:  # these import the toolboxes first
+            continue
+        text = help_of(capsys, *([name] if name else []))
+        head, described = text.split('\n\n')[:2]
+        assert head.startswith('usage: mmaselect') and 'examples:\n' in text
+        assert max(map(len, described.splitlines())) <= 60, name  # wrapped at words
+        # A flag says what it is in words, not "of the files" or its default alone.
+        assert not re.search(r'^  -.*  (of |default)', text, re.MULTILINE), name
+
+
+def test_alone_the_command_shows_its_help(capsys):
+    page = help_of(capsys)
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == page and not shown.out
+
+
+def test_commands_that_search_no_place_say_so(photos, capsys):
+    for command in ('look', 'probe'):
+        assert 'auto:4' not in help_of(capsys, command)
+        for flag, given in (('--blocks', 'auto:4'), ('--feature', 'auto')):
+            model = ['--pretrained', 'mmaselect://dit_cifar10', flag, given]
+            assert main([command, str(photos), *model, '--out', 'never.html']) == 1
+            message = capsys.readouterr().err
+            assert f'{flag} {given} is a search, which `mmaselect {command}` does not' in message
+    assert 'auto:4' in help_of(capsys, 'select') and 'auto:4' in help_of(capsys, 'features')
 
 
 def test_select(tiny_dit, photos, tmp_path, capsys):

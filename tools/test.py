@@ -33,11 +33,19 @@ PICKLES = ('.pkl', '.pickle')
 #: What MMDetection's `PackDetInputs` keeps of an image, where a config does not say it.
 DETECTION_META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 METRIC_FILES = ('.json', '.yaml', '.yml', *PICKLES)
+EXAMPLES = """
+examples:
+  # the metrics of a checkpoint on the test images of its config
+  %(prog)s flowers.py work_dirs/flowers/epoch_10.pth
+
+  # also write them to a file
+  %(prog)s flowers.py work_dirs/flowers/epoch_10.pth --out metrics.json --out-item metrics
+"""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser('Test a segmentor, a classifier or a detector')
+    parser = make_parser('Test a segmentor, a classifier or a detector.', EXAMPLES)
     # Read as the second positional argument, after the config.
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(

@@ -33,10 +33,22 @@ from mmaselect.terminal.tool import run_tool
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+EXAMPLES = """
+examples:
+  # a config that `mmaselect init` wrote; checkpoints go to work_dirs/flowers
+  %(prog)s flowers.py
+
+  # a run that was stopped, resumed from its latest checkpoint
+  %(prog)s flowers.py --resume
+
+  # other settings than the config's
+  %(prog)s flowers.py --amp --cfg-options train_dataloader.batch_size=16
+"""
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = make_parser('Train a segmentor, a classifier or a detector')
+    parser = make_parser('Train a segmentor, a classifier or a detector.', EXAMPLES)
     parser.add_argument(
         '--resume',
         nargs='?',

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmaselect.model_zoo import list_models
+from mmaselect.terminal.width import wrapped
 
 if TYPE_CHECKING:
     from mmaselect.diffusion import ModelSource
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
 #: Help of the images that a subcommand reads.
 IMAGES_HELP = (
     'folder of images, searched recursively; image files; a .txt file with the path of an image on '
-    'each line; .zip files, tar shards or parquet files (with * or {000..099} for several); a '
-    'folder that save_to_disk of datasets wrote, datasets://NAME/SPLIT; any path with a scheme '
-    'that fsspec knows, such as s3://'
+    'each line; .zip files, tar shards or parquet files (* or {000..099} for several); a data set '
+    'of Hugging Face: datasets://NAME/SPLIT, or a folder that its save_to_disk wrote; any path '
+    'with a scheme that fsspec knows, such as s3://'
 )
+
+DEVICE_HELP = (
+    'where to compute, such as cuda, cuda:1 or cpu; default: cuda if there is one, else cpu'
+)
+REVISION_HELP = 'branch, tag or commit of the model on the hub'
+VARIANT_HELP = 'variant of the weight files on the hub, such as fp16'
 
 
 def new_parser(
@@ -28,27 +35,42 @@ def new_parser(
     return commands.add_parser(
         name,
         help=help,
-        description=description,
+        description=wrapped(description),
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser,
+    required: bool = True,
+    searches: bool = True,
+    default_blocks: str = "the default block of the model's family",
+) -> None:
     """What is read: the model, its blocks and features, and how it computes.
 
     Args:
         parser: The subcommand's.
         required: Whether a model must be named. If not, what was not given is None.
+        searches: Whether ``auto`` picks blocks and features; if not, see `check_no_search`.
+        default_blocks: The blocks that are read by default, for the help.
     """
+    if searches:
+        blocks_auto = (
+            '; auto picks the best one on the images, auto:4 the best four together, auto:<=30 the '
+            'best one up to block 30'
+        )
+        feature_auto = '; auto picks one'
+    else:
+        blocks_auto = feature_auto = ''
     group = parser.add_argument_group('model')
     pretrained = group.add_argument(
         '--pretrained',
         required=required,
         metavar='MODEL',
-        help="hub id, folder in diffusers' pipeline layout, file of weights, or "
-        'mmaselect://dit_cifar10; '
-        '`mmaselect list` has names',
+        help='hub id, such as facebook/DiT-XL-2-256 (`mmaselect list` has more); folder in '
+        "diffusers' pipeline layout; file of weights; or mmaselect://dit_cifar10, a small model "
+        'that ships with the package',
     )
     pretrained.completer = model_names  # type: ignore[attr-defined]
     group.add_argument(
@@ -56,8 +78,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         nargs='+',
         type=block,
         metavar='N',
-        help='blocks to read; negative ones count from the end; auto picks one on the images, '
-        "auto:4 four, auto:<=30 one up to block 30. Default: the family's",
+        help='blocks to read, counted from 0; negative numbers count from the end'
+        f'{blocks_auto}. Default: {default_blocks}',
     )
     group.add_argument(
         '--feature',
@@ -65,32 +87,42 @@ def add_model_arguments(parser: argparse.ArgumentParser, required: bool = True) 
         nargs='+',
         default=['query'] if required else None,
         metavar='NAME',
-        help='query, key, value, attention or output; query_post and key_post in some families; '
-        'auto picks one; 2.attention is that of block 2, without --blocks. Default: query',
+        help='query, key, value, attention or output; query_post and key_post in some families'
+        f'{feature_auto}; 2.attention, without --blocks, is the attention of block 2. '
+        'Default: query',
     )
     group.add_argument(
-        '--condition', metavar='PROMPT', help='prompt or class label; default: the empty one'
+        '--condition',
+        metavar='PROMPT',
+        help='prompt or class label that goes with every image; default: the empty one',
     )
     group.add_argument(
         '--dtype',
         default='auto' if required else None,
-        help='fp32, fp16, bf16, or auto: as the weights were published, but fp32 on most CPUs. '
-        'Default: auto',
+        help='precision: fp32, fp16, bf16, or auto: as the weights were published, but fp32 on '
+        'most CPUs. Default: auto',
     )
-    group.add_argument('--device', help='default: cuda if there is one, else cpu')
+    group.add_argument('--device', help=DEVICE_HELP)
     group.add_argument(
         '--base',
         metavar='PIPELINE',
-        help='what scheduler and VAE come from, where MODEL is a transformer alone',
+        help='hub id or folder with scheduler and VAE, if MODEL is a transformer alone',
     )
-    group.add_argument('--vae', metavar='VAE', help="hub id or folder, in place of the model's own")
     group.add_argument(
-        '--original', help='dit, sit or repa: what a file of weights holds, where it does not say'
+        '--vae', metavar='VAE', help="hub id or folder of a VAE to use in place of the model's own"
+    )
+    group.add_argument(
+        '--original',
+        metavar='KIND',
+        help="dit, sit or repa: the kind of model in a file of weights in its authors' layout, if "
+        'neither its name nor its content says so',
     )
     group.add_argument('--lora', metavar='LORA', help='file, folder or hub id of a LoRA to fuse')
-    group.add_argument('--lora-scale', type=float, metavar='X', help='of the LoRA; default: 1')
-    group.add_argument('--revision', help='branch, tag or commit on the hub')
-    group.add_argument('--variant', help="such as fp16, of the hub's weight files")
+    group.add_argument(
+        '--lora-scale', type=float, metavar='X', help='factor applied to the LoRA; default: 1'
+    )
+    group.add_argument('--revision', help=REVISION_HELP)
+    group.add_argument('--variant', help=VARIANT_HELP)
 
 
 def model_names(prefix: str, **_: Any) -> list[str]:
@@ -107,8 +139,16 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='PIXELS',
         help="side that images are scaled and cropped to; default: the model's own",
     )
-    group.add_argument('--batch-size', type=int, default=16, help='images per pass; default: 16')
-    group.add_argument('--seed', type=int, default=0, help='of the noise; default: 0')
+    group.add_argument(
+        '--batch-size',
+        type=int,
+        default=16,
+        metavar='N',
+        help='images per transformer pass; default: 16',
+    )
+    group.add_argument(
+        '--seed', type=int, default=0, metavar='N', help='seed of the noise; default: 0'
+    )
 
 
 def one_or_all(given: list[str]) -> str | list[str]:
@@ -142,7 +182,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         '--json', action='store_true', help=f'print {what} to stdout as JSON, and nothing else'
     )
-    parser.add_argument('--quiet', action='store_true', help='draw no progress bar')
+    parser.add_argument('--quiet', action='store_true', help='show no progress bar')
 
 
 def obey_output_arguments(args: argparse.Namespace) -> None:
@@ -173,6 +213,21 @@ def places(args: argparse.Namespace) -> dict[str, Any]:
                 raise ValueError(f'--{name} {given[0]} leaves the choice open: give it alone')
             found[name] = given[0]
     return found
+
+
+def check_no_search(args: argparse.Namespace) -> None:
+    """Check that blocks and features are named, for a command that does not search them.
+
+    Raises:
+        ValueError: If ``--blocks`` or ``--feature`` is ``auto``.
+    """
+    for flag in ('blocks', 'feature'):
+        for given in getattr(args, flag) or ():
+            if str(given).startswith('auto'):
+                raise ValueError(
+                    f'--{flag} {given} is a search, which `mmaselect {args.command}` does not do: '
+                    f'name what to read, such as what `mmaselect select --{flag} {given}` picks'
+                )
 
 
 def model_source(args: argparse.Namespace) -> ModelSource:

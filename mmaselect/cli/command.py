@@ -21,24 +21,31 @@ from mmaselect.cli import (
     verify,
 )
 from mmaselect.terminal.tool import DEBUG_FLAG, add_debug, in_one_line
+from mmaselect.terminal.width import wrapped
 from mmaselect.untrusted import only_weights
 from mmaselect.version import __version__
 
 EXAMPLES = """
+words:
+  timestep   how noisy an image is when the transformer reads it: 0 (clean) to 999 (noise)
+  block      one layer of the transformer, counted from 0
+  feature    what is read from a block: its query, key, value, attention or output
+  place      a block and a feature of it
+
 examples:
-  # a config for your own images, then training
-  mmaselect init flowers/ --pretrained mmaselect://dit_cifar10 --out flowers.py
-  mmaselect train flowers.py
   # which models there are
   mmaselect list
-  # the timestep at which a model's features are best, on images of yours; nothing is downloaded
+  # the best timestep for your images, with a small model that ships with the package
   mmaselect select photos/ --pretrained mmaselect://dit_cifar10 --out work_dirs/photos
-  # what it sees in two of them, as a page in which tokens can be clicked
+  # what the model sees in two of them, as a page for the browser
   mmaselect look photos/cat.jpg photos/dog.jpg --pretrained mmaselect://dit_cifar10 --out look.html
-  # the features of all of them, at a timestep that is picked first
+  # the features of all images, at a timestep that is picked first, by a model from the hub
   mmaselect features photos/ --pretrained facebook/DiT-XL-2-256 --timestep auto --out work_dirs/dit
+  # a config for your labeled images, then training
+  mmaselect init flowers/ --pretrained mmaselect://dit_cifar10 --out flowers.py
+  mmaselect train flowers.py
 
-`mmaselect COMMAND --help` has the arguments and more examples of each.
+`mmaselect COMMAND --help` shows the arguments of a command, and more examples.
 """
 
 
@@ -46,19 +53,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command and of its subcommands."""
     parser = argparse.ArgumentParser(
         prog='mmaselect',
-        description='Diffusion transformers as frozen backbones, read at a timestep that is picked '
-        'automatically.',
+        description=wrapped(
+            'Read features from a frozen diffusion transformer, at a timestep that is picked on '
+            'your images without labels; train heads on them with MMSegmentation and MMPretrain.'
+        ),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'mmaselect {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for module in (models, select, probe, look, features, data, init, predict, verify):
+    # In the order of the help: what a newcomer needs first.
+    for module in (models, select, look, features, probe, init, toolbox, predict, data, verify):
+        if module is toolbox:
+            for name in toolbox.TOOLS:
+                toolbox.add_parser(commands, name)
+            continue
         command = module.add_parser(commands)
         add_debug(command)
         command.set_defaults(run=module.run)
-    for name in toolbox.TOOLS:
-        toolbox.add_parser(commands, name)
     return parser
 
 
@@ -80,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the command's name; those of the process if None.
 
     Returns:
-        int: Exit status: 0, 1 after an error (one line on stderr), 130 after Ctrl-C.
+        int: Exit status: 0, 1 after an error (one line on stderr), 2 after the help that a command
+            line without a command gets, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in toolbox.TOOLS:  # the tool parses its own flags
@@ -92,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         parser = build_parser()
         complete(parser)
+        if not argv:
+            parser.print_help(sys.stderr)
+            return 2
         args = parser.parse_args(argv)
     try:
         with only_weights():

@@ -15,7 +15,7 @@ examples:
   mmaselect data check cub               count what is in data/CUB_200_2011
 
 The configs read data/; run the command where you train, or give --root and link the folder there.
-Stopped, `get` resumes where it was. It leaves a complete data set or none.
+If `get` is stopped, run it again: it resumes. It leaves a complete data set or none.
 """
 
 
@@ -25,20 +25,26 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         'data',
         help='get and check the data sets of the configs',
-        description='Get the data sets that the configs read, in the layout that they want, and '
-        'count what is there.',
+        description='Download the data sets that the configs read, in the layout that the configs '
+        'expect, and count what is there.',
         examples=EXAMPLES,
     )
-    parser.add_argument('action', choices=('list', 'get', 'check'), help='what to do')
-    parser.add_argument('names', nargs='*', metavar='NAME', help='data sets; `list` has the names')
-    parser.add_argument('--root', default='data', help='folder of all data sets; default: data')
+    parser.add_argument(
+        'action', choices=('list', 'get', 'check'), help='show what there is, download, or count'
+    )
+    parser.add_argument(
+        'names', nargs='*', metavar='NAME', help='data sets; `mmaselect data list` has the names'
+    )
+    parser.add_argument(
+        '--root', default='data', metavar='FOLDER', help='folder of all data sets; default: data'
+    )
     parser.add_argument(
         '--archives',
         metavar='FOLDER',
-        help='archives that are there already; default: ROOT/.archives, where downloads go',
+        help='archives that you downloaded; default: .archives in --root, where downloads go',
     )
     parser.add_argument(
-        '--keep-archives', action='store_true', help='do not remove what was downloaded'
+        '--keep-archives', action='store_true', help='keep downloaded archives after unpacking'
     )
     return parser
 

@@ -33,12 +33,12 @@ examples:
       --pool mean --store fp16 --out work_dirs/b
 
   # tar shards in an object store, by 8 processes; under Slurm: srun mmaselect features ...
-  # where a process dies, srun lets the others end the work, and torchrun starts all anew
+  # if a process dies, srun lets the others finish the work, and torchrun starts all again
   torchrun --max-restarts 3 --nproc-per-node 8 --no-python \\
       mmaselect features 's3://photos/{000..999}.tar' --pretrained facebook/DiT-XL-2-256 \\
       --timestep 75 --pool mean --store bf16 --out /shared/c
 
-Stopped, the same command resumes, with any number of processes. To read the files:
+If it is stopped, run it again: it resumes, with any number of processes. To read the files:
 
   from mmaselect.apis import load_features
   stored = load_features('work_dirs/b')          # memory-mapped; framework='numpy' for arrays
@@ -53,8 +53,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         'features',
         help='write the features of images to files',
-        description='Write the feature maps of every image to files: of a folder, of tar shards, '
-        'of tables and of object stores. Any number of processes share the work.',
+        description='Write the feature maps of images to files. Any number of processes share the '
+        'work, and a command that was stopped resumes.',
         examples=EXAMPLES,
     )
     parser.add_argument(
@@ -64,19 +64,23 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help=IMAGES_HELP,
     )
     parser.add_argument(
-        '--out', type=user_path, required=True, help='folder to write to, outside of IMAGES'
+        '--out',
+        type=user_path,
+        required=True,
+        metavar='FOLDER',
+        help='folder to write to, outside of IMAGES',
     )
     parser.add_argument(
         '--timestep',
         required=True,
         type=timestep,
         metavar='N|auto',
-        help='where to read, 0 (clean) to 999 (noise); auto picks it on these images',
+        help='timestep to read at, 0 (clean) to 999 (noise); auto picks it on these images',
     )
     parser.add_argument(
         '--selection',
         choices=PRESETS,
-        help=f'how auto picks. {PRESET_HELP}',
+        help=f'preset by which auto picks; default: as `mmaselect select` picks. {PRESET_HELP}',
     )
     add_model_arguments(parser)
     add_image_arguments(parser)
@@ -91,15 +95,17 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '--store',
         choices=['fp32', 'fp16', 'bf16'],
         default='fp32',
-        help='of the files; default: fp32',
+        help='precision of the stored numbers; default: fp32',
     )
     group.add_argument(
         '--to',
         choices=['safetensors', 'webdataset', 'parquet'],
         default='safetensors',
-        help='kind of the files; default: safetensors',
+        help='format of the files; default: safetensors',
     )
-    group.add_argument('--shard-size', type=int, default=256, help='images a file; default: 256')
+    group.add_argument(
+        '--shard-size', type=int, default=256, metavar='N', help='images per file; default: 256'
+    )
     group.add_argument(
         '--workers',
         type=int,
@@ -107,10 +113,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help='processes that read and decode images; default: 4 next to a GPU, else 0',
     )
     group.add_argument(
-        '--column', metavar='NAME', help='of parquet files and data sets: the one with the images'
+        '--column',
+        metavar='NAME',
+        help='column of parquet files and data sets that holds the images, if several do',
     )
     group.add_argument(
-        '--overwrite', action='store_true', help='drop features of other settings that are there'
+        '--overwrite',
+        action='store_true',
+        help='delete features in the folder that were written with other settings',
     )
     add_output_arguments(parser, 'what was written')
     return parser

@@ -19,9 +19,9 @@ The folder holds a folder for each class, images and label maps, or boxes in COC
   fruit/annotations/*train*.json  fruit/train/  (or fruit/train/*.json next to the images)
 
 Label maps are found by the beginning of their names: a.jpg and a.png, or a_img.png and a_mask.png;
-the layouts of Pascal VOC, ADE20K and Cityscapes fit, too. Names of the classes of label maps stand
-in street/classes.txt, one a line. Where there are no validation images, a tenth of the images is
-held out.
+the layouts of Pascal VOC, ADE20K and Cityscapes fit, too. The names of the classes of label maps
+are read from street/classes.txt, one per line. If there are no validation images, a tenth of the
+images is held out.
 
 examples:
   mmaselect init flowers/ --pretrained mmaselect://dit_cifar10 --out flowers.py
@@ -37,24 +37,29 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'init',
-        help='write a config for a folder of images',
+        help='write a training config for a folder of labeled images',
         description='Write a config that trains a classifier, a segmentor or a detector on a '
         'folder of images, with classes, widths, sizes and paths filled in.',
         examples=EXAMPLES,
     )
-    parser.add_argument('folder', metavar='FOLDER', help='your images')
+    parser.add_argument('folder', metavar='FOLDER', help='labeled images, laid out as shown below')
     parser.add_argument(
         '--pretrained',
         required=True,
         metavar='MODEL',
-        help='hub id, pipeline folder or mmaselect://dit_cifar10; `mmaselect list` has names',
+        help='hub id (`mmaselect list` has names), pipeline folder, or mmaselect://dit_cifar10',
     )
     parser.add_argument('--out', required=True, metavar='CONFIG.py', help='the config to write')
     parser.add_argument(
-        '--iterations', type=int, metavar='N', help='steps of training; default: the task decides'
+        '--iterations',
+        type=int,
+        metavar='N',
+        help='steps of training; default: 10 epochs for classes, 2000 steps for label maps',
     )
-    parser.add_argument('--batch-size', type=int, default=8, help='images a step; default: 8')
-    parser.add_argument('--lr', type=float, help='learning rate; default: 0.001')
+    parser.add_argument(
+        '--batch-size', type=int, default=8, metavar='N', help='images per step; default: 8'
+    )
+    parser.add_argument('--lr', type=float, metavar='X', help='learning rate; default: 0.001')
     parser.add_argument('--overwrite', action='store_true', help='replace a config that exists')
     return parser
 

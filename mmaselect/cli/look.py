@@ -13,6 +13,7 @@ from mmaselect.cli.arguments import (
     add_model_arguments,
     add_output_arguments,
     check_images,
+    check_no_search,
     condition,
     model_source,
     new_parser,
@@ -57,10 +58,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'look',
-        help='show what a model sees in images of yours, as a page',
-        description='Write a page with the tokens of images as colors, a row for each timestep and '
-        'a column for each block and feature, with the curve of the selection, and with the '
-        'similarities of a token that is clicked.',
+        help='show what a model sees in your images, as a page',
+        description='Write a page that shows features of images as colors: a row for each '
+        'timestep, a column for each block and feature. A click on a token shows where else it '
+        'recurs. With enough images, a timestep is picked on them, and the page has its curve.',
         examples=EXAMPLES,
     )
     parser.add_argument(
@@ -77,10 +78,17 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--config',
+        metavar='CONFIG.py',
         help='take the model, its blocks and its selection from the backbone of this config, in '
         'place of --pretrained',
     )
-    add_model_arguments(parser, required=False)
+    add_model_arguments(
+        parser,
+        required=False,
+        searches=False,
+        default_blocks='those of --config; else three over the depth, or the default block of the '
+        "model's family if a timestep is picked",
+    )
     add_image_arguments(parser)
     group = parser.add_argument_group('what is shown')
     group.add_argument(
@@ -93,16 +101,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '--calibration',
         nargs='+',
         metavar='IMAGES',
-        help='images to select the timestep on, as `mmaselect select` does; default: those of the '
+        help='images to pick the timestep on, as `mmaselect select` does; default: those of the '
         f'config, else all that are given, if they are {ENOUGH_IMAGES} or more',
     )
     group.add_argument(
         '--selection',
         metavar='FILE|paper|fast',
-        help='a selection.json, whose pick and curve are shown; or a preset, to select by it. '
+        help='a selection.json, whose pick and curve are shown; or a preset to pick by. '
         f'{PRESET_HELP}',
     )
-    group.add_argument('--no-selection', action='store_true', help='select nothing, show no curve')
+    group.add_argument(
+        '--no-selection', action='store_true', help='pick no timestep, show no curve'
+    )
     group.add_argument(
         '--max-images',
         type=int,
@@ -159,6 +169,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError('no images: name files or folders, or give --demo for two photographs')
     if (args.config is None) == (args.pretrained is None):
         raise ValueError('give either --pretrained MODEL or --config FILE')
+    check_no_search(args)
     check_flags(args)
     limit = whole_number('--max-images', args.max_images, 1)
     images = find_images(args.images)

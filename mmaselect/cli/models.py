@@ -13,14 +13,20 @@ from mmaselect.model_zoo import list_models, model_info
 from mmaselect.terminal.tables import print_columns
 
 EXAMPLES = """
+columns:
+  width       channels of a feature
+  blocks      how many blocks the model has; default is the one that is read by default
+  stride      pixels to a side that one token of the feature map covers
+  GiB         of 16-bit weights: read, what is held to read the default block; whole, all blocks
+
 examples:
   mmaselect list                          every model
   mmaselect list 'facebook/*'             by wildcards
-  mmaselect list --family sd3 --family 'flux*'
-  mmaselect list --open --json            no consent page; for a script
+  mmaselect list --family sd3 --family 'flux*'    of two kinds
+  mmaselect list --open --json            those that download without a login, for a script
   mmaselect list --criteria               what a timestep can be picked by
 
-Other models of the same classes work too: give their hub id, or a folder in diffusers' layout.
+Other models of the same families work too: give their hub id, or a folder in diffusers' layout.
 """
 
 
@@ -30,7 +36,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         'list',
         help='published models, or criteria',
-        description='List the published models that were checked, with their facts.',
+        description='List the published models that the package knows, or the criteria by which a '
+        'timestep is picked.',
         examples=EXAMPLES,
     )
     parser.add_argument(
@@ -40,22 +47,40 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help='part of a name, or a pattern with * and ?; models that fit any of them are listed',
     )
     parser.add_argument(
-        '--exclude', action='append', default=[], metavar='FILTER', help='leave these out'
+        '--exclude',
+        action='append',
+        default=[],
+        metavar='FILTER',
+        help='leave out models that fit; may be repeated',
     )
     parser.add_argument(
-        '--family', action='append', default=[], help="'sd3', 'flux*', ...; may be repeated"
+        '--family',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help="only models of a family, such as sd3 or 'flux*'; may be repeated",
     )
     gate = parser.add_mutually_exclusive_group()
     gate.add_argument(
-        '--gated', action='store_true', default=None, help='only models that ask for a consent'
+        '--gated',
+        action='store_true',
+        default=None,
+        help='only models whose license must be accepted on their page before they download',
     )
     gate.add_argument(
-        '--open', action='store_false', dest='gated', help='only models that ask for none'
+        '--open',
+        action='store_false',
+        dest='gated',
+        help='only models that download without that',
     )
     parser.add_argument(
-        '--criteria', action='store_true', help='list the criteria instead, with a line of each'
+        '--criteria',
+        action='store_true',
+        help='list the criteria that can pick a timestep, instead of models',
     )
-    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument(
+        '--json', action='store_true', help='print JSON to stdout, and nothing else'
+    )
     return parser
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmaselect.cli.arguments import new_parser
+from mmaselect.cli.arguments import DEVICE_HELP, new_parser
 
 EXAMPLES = """
 examples:
@@ -23,15 +23,22 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'predict',
-        help='predict label maps or classes with a trained model',
-        description='Predict label maps or classes of images with a model that was trained.',
+        help='predict label maps or classes with a trained model; needs OpenMMLab',
+        description='Predict label maps or classes of images with a trained model.',
         examples=EXAMPLES,
     )
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files or folders of images')
-    parser.add_argument('--config', required=True, help='the config that the model was trained by')
-    parser.add_argument('--checkpoint', required=True, help='its .pth file')
-    parser.add_argument('--out', required=True, metavar='FOLDER', help='where predictions go')
-    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
+    parser.add_argument(
+        '--config',
+        required=True,
+        metavar='CONFIG.py',
+        help='config that the model was trained with',
+    )
+    parser.add_argument(
+        '--checkpoint', required=True, metavar='FILE.pth', help='checkpoint of that training'
+    )
+    parser.add_argument('--out', required=True, metavar='FOLDER', help='folder for the predictions')
+    parser.add_argument('--device', help=DEVICE_HELP)
     return parser
 
 

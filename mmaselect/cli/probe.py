@@ -11,6 +11,7 @@ from pathlib import Path
 from mmaselect.cli.arguments import (
     add_model_arguments,
     add_output_arguments,
+    check_no_search,
     condition,
     model_source,
     new_parser,
@@ -26,7 +27,7 @@ examples:
   # a check with labels of what `mmaselect select` picks
   mmaselect probe flowers/ --pretrained mmaselect://dit_cifar10 --out work_dirs/probe
 
-  # several places, few timesteps, at most 600 training and 600 test images
+  # several blocks and features, few timesteps, at most 600 training and 600 test images
   mmaselect probe flowers/ --pretrained mmaselect://dit_cifar10 --blocks 2 3 4 \\
       --feature query output --timesteps 0:500:100 --num-train 600 --num-test 600
 """
@@ -37,14 +38,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'probe',
-        help='measure a linear probe at each timestep, with labels',
+        help='measure accuracy at each timestep with a linear probe; needs labels',
         description='Fit a linear probe on the pooled features at each timestep of a folder of '
         'classes, and show its accuracy next to the label-free pick. Needs scikit-learn.',
         examples=EXAMPLES,
     )
-    parser.add_argument('folder', metavar='FOLDER', help='images, a sub-folder for each class')
-    parser.add_argument('--out', help='folder for probe.json, probe.png and probe.html')
-    add_model_arguments(parser)
+    parser.add_argument(
+        'folder', metavar='FOLDER', help='folder of images, with a sub-folder for each class'
+    )
+    parser.add_argument(
+        '--out', metavar='FOLDER', help='folder for probe.json, probe.png and probe.html'
+    )
+    add_model_arguments(parser, searches=False)
     group = parser.add_argument_group('probe')
     group.add_argument('--num-train', type=int, metavar='N', help='training images; default: all')
     group.add_argument('--num-test', type=int, metavar='N', help='test images; default: all')
@@ -61,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         )
     from rich.table import Table
 
+    check_no_search(args)
     obey_output_arguments(args)
     from mmaselect.analysis.folder_probe import probe_folder, save_probe, table_rows
     from mmaselect.checks import whole_number

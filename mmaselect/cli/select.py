@@ -40,7 +40,7 @@ examples:
   # the paper's own criterion, to compare with
   mmaselect select photos/ --pretrained facebook/DiT-XL-2-256 --selection paper
 
-The result is cached: asked the same again, the command does not sweep again. Labels are not needed.
+The result is stored: the same command on the same images prints it again at once.
 """
 
 
@@ -49,27 +49,32 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'select',
-        help='pick the timestep of a model, and its block and feature, on images of yours',
-        description='Pick the timestep at which a diffusion transformer is to be read, and the '
-        'block and feature if these are auto, from unlabeled images, and say how clear the pick '
-        'is.',
+        help='pick the timestep of a model on your images',
+        description='Pick the timestep at which the features of a diffusion transformer are best '
+        'for your images, and say how clear the pick is. Labels are not needed. With --blocks auto '
+        'and --feature auto, block and feature are picked, too.',
         examples=EXAMPLES,
     )
     parser.add_argument('images', nargs='+', metavar='IMAGES', help=IMAGES_HELP)
     parser.add_argument(
-        '--out', type=user_path, help='folder for selection.json, selection.png and selection.html'
+        '--out',
+        type=user_path,
+        metavar='FOLDER',
+        help='folder for selection.json, selection.png and selection.html',
     )
     parser.add_argument(
         '--table',
         action='store_true',
-        help='print the scores of all timesteps; of a search, those of all places, too',
+        help='print the scores of all timesteps, and in a search those of each block and feature',
     )
     add_output_arguments(parser, 'selection.json')
     add_model_arguments(parser)
     group = parser.add_argument_group('selection')
     add_option_flags(group)
     group.add_argument(
-        '--no-cache', action='store_true', help='sweep even if a stored result fits, and store none'
+        '--no-cache',
+        action='store_true',
+        help='score the images even if a stored result fits, and store none',
     )
     return parser
 

@@ -11,8 +11,8 @@ from mmaselect.cli.arguments import new_parser
 
 #: What each of them does.
 TOOLS = {
-    'train': 'train the model of a config (tools/train.py)',
-    'test': 'test a checkpoint of a config (tools/test.py)',
+    'train': 'train the model of a config; needs OpenMMLab',
+    'test': 'test a checkpoint of a config; needs OpenMMLab',
 }
 
 

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmaselect.cli.arguments import new_parser
+from mmaselect.cli.arguments import DEVICE_HELP, REVISION_HELP, VARIANT_HELP, new_parser
 from mmaselect.terminal.tool import user_path
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ examples:
   # a published model on a GPU; verify.json is what docs/verified.md is made from
   mmaselect verify facebook/DiT-XL-2-256 --dtype bf16 --out work_dirs/verify/dit
 
-  # and what the default criterion and the paper's pick on images of yours; in folders of classes,
-  # with the accuracy of a linear probe at either pick
+  # also the picks of two criteria on your images
   mmaselect verify facebook/DiT-XL-2-256 --images photos/
 
 The exit status is 1 if a feature, or an input of the transformer, differs from that of diffusers.
@@ -39,25 +38,43 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         'own pipeline makes an image, and measure speed, memory and utilization.',
         examples=EXAMPLES,
     )
-    parser.add_argument('model', metavar='MODEL', help='hub id, folder, or mmaselect://NAME')
-    parser.add_argument('--images', help='folder of images to compare two criteria on')
-    parser.add_argument('--out', type=user_path, help='folder for verify.json')
+    parser.add_argument('model', metavar='MODEL', help='hub id, folder, or mmaselect://dit_cifar10')
     parser.add_argument(
-        '--blocks', nargs='+', type=int, metavar='N', help='default: first, default and last'
+        '--images',
+        metavar='FOLDER',
+        help="folder of images on which the default criterion and the paper's pick a timestep; if "
+        'it has a sub-folder for each class, a linear probe compares the picks',
     )
-    parser.add_argument('--dtype', default='auto', help='fp32, fp16, bf16 or auto; default: auto')
-    parser.add_argument('--device', help='default: cuda if there is one, else cpu')
-    parser.add_argument('--image-size', type=int, metavar='PIXELS', help="default: the model's own")
-    parser.add_argument('--batch-size', type=int, default=2, help='images per pass; default: 2')
+    parser.add_argument('--out', type=user_path, metavar='FOLDER', help='folder for verify.json')
+    parser.add_argument(
+        '--blocks',
+        nargs='+',
+        type=int,
+        metavar='N',
+        help='blocks to compare; default: the first, the default and the last one',
+    )
+    parser.add_argument(
+        '--dtype', default='auto', help='precision: fp32, fp16, bf16 or auto; default: auto'
+    )
+    parser.add_argument('--device', help=DEVICE_HELP)
+    parser.add_argument(
+        '--image-size',
+        type=int,
+        metavar='PIXELS',
+        help="side of the images; default: the model's own training size",
+    )
+    parser.add_argument(
+        '--batch-size', type=int, default=2, metavar='N', help='images per pass; default: 2'
+    )
     parser.add_argument(
         '--against',
         choices=['auto', 'pipeline', 'transformer'],
         default='auto',
-        help="the pipeline's own call, or the whole transformer alone, which needs no text "
-        'encoders; default: auto, the former where it can be compared',
+        help="compare with the pipeline's own call, or with the whole transformer alone, which "
+        'needs no text encoders; default: auto, the pipeline if it can be compared',
     )
-    parser.add_argument('--variant', help='such as fp16, of the files of weights')
-    parser.add_argument('--revision', help='branch, tag or commit on the hub')
+    parser.add_argument('--variant', help=VARIANT_HELP)
+    parser.add_argument('--revision', help=REVISION_HELP)
     return parser
 
 

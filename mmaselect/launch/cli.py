@@ -31,9 +31,9 @@ from mmaselect.openmmlab.checkpoints import read_only_weights, write_whole_files
 from mmaselect.terminal.tool import make_tool_parser, user_path
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the flags that both tools have."""
-    parser = make_tool_parser(description)
+def make_parser(description: str, examples: str = '') -> argparse.ArgumentParser:
+    """An argument parser with the flags that both tools have, and examples below its help."""
+    parser = make_tool_parser(description, examples)
     parser.add_argument('config', help='config file, of MMSegmentation, MMPretrain or MMDetection')
     parser.add_argument(
         '--work-dir',

@@ -108,22 +108,23 @@ class SelectionOptions:
     criterion: CriterionSpec = field(
         default_factory=lambda: dict(DEFAULT_CRITERION),
         metadata=about(
-            'what picks: the name of a registered criterion (`mmaselect list --criteria` has them)'
-            ', or in Python its config',
+            'criterion that picks: its name (`mmaselect list --criteria` has them), or in Python '
+            'its config',
             flag=dict(metavar='NAME'),
         ),
     )
     others: CriterionSpec | Sequence[CriterionSpec] = field(
         default=DEFAULT_OTHERS,
         metadata=about(
-            'criteria that are scored on the same images and never decide: one, several or none',
+            'criteria to score on the same images for comparison, without a say in the pick: one, '
+            'several or none',
             flag=dict(nargs='*', metavar='NAME'),
         ),
     )
     timesteps: str | int | Sequence[int] = field(
         default=DEFAULT_GRID,
         metadata=about(
-            'grid, 0 = clean, STOP left out; or a list, separated by commas',
+            'timesteps to score, 0 = clean: a grid, without STOP, or a list separated by commas',
             flag=dict(metavar='START:STOP:STEP'),
         ),
     )
@@ -184,15 +185,15 @@ class SelectionOptions:
     confidence: float = field(
         default=DEFAULT_CONFIDENCE,
         metadata=about(
-            'confidence of a race that a timestep which is dropped is worse than the leader',
+            'how sure a race must be that a timestep is worse than the leader before it drops it',
             flag=dict(type=float, metavar='P'),
         ),
     )
     refine: int | None = field(
         default=None,
         metadata=about(
-            'finer steps at the end: from the best timestep, so far to both sides, until neither '
-            'side is better',
+            'finer steps at the end: also score the timesteps this far to both sides of the '
+            'best one, until neither is better',
             flag=dict(type=int, metavar='SPACING'),
             default='no finer steps',
         ),
@@ -200,8 +201,8 @@ class SelectionOptions:
     top: int = field(
         default=1,
         metadata=about(
-            'where a place is searched: how many (block, feature) of one pass are picked, each to '
-            'go well with those before it; a backbone joins them into one map',
+            'in a search of blocks and features: how many pairs (block, feature) are picked, each '
+            'to complement those before it; a backbone joins them into one map',
             flag=dict(type=int, metavar='N'),
         ),
     )

@@ -41,10 +41,11 @@ def make_tool_parser(
         examples: Shown after the flags, as they are.
         formatter: Lays the help out.
     """
-    # Run as `mmaselect train`, a tool is called that.
-    program = Path(sys.argv[0]).name
+    # Run as `mmaselect train` or `python -m mmaselect train`, a tool is called that.
+    program = Path(sys.argv[0])
+    is_command = program.name == 'mmaselect' or program.parts[-2:] == ('mmaselect', '__main__.py')
     parser = argparse.ArgumentParser(
-        prog=' '.join([program, *sys.argv[1:2]]) if program == 'mmaselect' else None,
+        prog=' '.join(['mmaselect', *sys.argv[1:2]]) if is_command else None,
         description=description,
         epilog=examples,
         formatter_class=formatter,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 
 from rich.console import Console
 
@@ -18,6 +19,11 @@ def terminal_width() -> int:
     if os.environ.get('COLUMNS', '').isdecimal() or sys.stdout.isatty():
         return shutil.get_terminal_size().columns
     return UNBOUNDED
+
+
+def wrapped(text: str) -> str:
+    """A paragraph of help, broken where argparse breaks the help of flags."""
+    return textwrap.fill(text, shutil.get_terminal_size().columns - 2)
 
 
 def console() -> Console:
