@@ -54,12 +54,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         '--iterations',
         type=int,
         metavar='N',
-        help='steps of training; default: 10 epochs for classes, 2000 steps for label maps',
+        help='steps of training; default: depends on the task, see the config that is written',
     )
     parser.add_argument(
         '--batch-size', type=int, default=8, metavar='N', help='images per step; default: 8'
     )
-    parser.add_argument('--lr', type=float, metavar='X', help='learning rate; default: 0.001')
+    parser.add_argument('--lr', type=float, metavar='X', help='learning rate; default: likewise')
     parser.add_argument('--overwrite', action='store_true', help='replace a config that exists')
     return parser
 
