@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import AutoencoderKL, DDPMScheduler, DiTPipeline, DiTTransformer2DModel
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,14 +92,22 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_snippets(page, **swapped):
-    """Run the Python of a page as one script, with some literals replaced; return its names."""
+def run_snippets(page, given=None, blocks=slice(None), **swapped):
+    """Run the Python of a page as one script, with some literals replaced; return its names.
+
+    Args:
+        page: Its path.
+        given: Names that the page does not define.
+        blocks: Which of its blocks; some pages show configs, too.
+        swapped: What stands there once, and what stands for it here.
+    """
     text = (ROOT / page).read_text(encoding='utf-8')
-    source = '\n'.join(re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL))
+    found = re.findall(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    source = '\n'.join(found[blocks])
     for option, (printed, here) in swapped.items():
         assert source.count(printed) == 1, f'{page} names {option} {source.count(printed)} times'
         source = source.replace(printed, here)
-    names = {}
+    names = dict(given or {})
     exec(compile(source, page, 'exec'), names)
     return names
 
@@ -134,6 +143,60 @@ def test_snippet_of_the_segmentation_tutorial(desk, capsys):
     Path('street/classes.txt').write_text('sky\nbuilding\nroad\n')
     run_snippets('docs/tutorials/segment.md')
     assert capsys.readouterr().out == 'photo.png sky 50% building 25% road 25%\n'
+
+
+@pytest.mark.thorough  # a pick on the default grid
+@pytest.mark.filterwarnings('ignore')
+def test_snippets_of_the_look_page(desk):
+    """As they stand but for a published model, and the hub: the pick is read from its folder."""
+    names = run_snippets(
+        'docs/look.md',
+        model=("'facebook/DiT-XL-2-256'", "'mmaselect://dit_cifar10'"),
+        push=("extract.push_to_hub('somebody/pick')", 'assert callable(extract.push_to_hub)'),
+        pull=("'somebody/pick'", "'pick'"),
+    )
+    assert len(names['look'].maps[100, (3, 'query')]) == 2 and Path('look.html').is_file()
+    assert names['again'].timestep == names['extract'].timestep
+    assert names['again'].selection_result == names['extract'].selection_result
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_snippet_of_the_domain_page(desk, capsys):
+    random = np.random.default_rng(0)
+    labels = [0, 1] * 25
+    images = [
+        np.uint8(random.integers(0, 60, (28, 28, 3)) + 150 * label * (np.arange(28) > 14)[:, None])
+        for label in labels
+    ]
+    run_snippets(
+        'docs/own_domain.md',
+        dict(paths=images, labels=labels),
+        slice(1),
+        model=("'facebook/DiT-XL-2-256', dtype='fp16'", "'mmaselect://dit_digits', dtype='fp32'"),
+    )
+    linear, nearest = map(float, capsys.readouterr().out.split())
+    assert linear > 0.9 and nearest > 0.9  # a bright half is easy to see
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_snippet_of_the_pretraining_page(desk, tiny_latent_dit):
+    """A model that was trained here is a pipeline of diffusers; the tiny ones are, too."""
+    pixels = ROOT / 'mmaselect' / 'weights' / 'dit_cifar10'
+    latents = DiTPipeline(
+        DiTTransformer2DModel.from_pretrained(tiny_latent_dit, subfolder='transformer'),
+        AutoencoderKL.from_pretrained(tiny_latent_dit, subfolder='vae'),
+        DDPMScheduler.from_pretrained(tiny_latent_dit, subfolder='scheduler'),
+    )
+    latents.register_to_config(id2label={'0': 'forest', '1': 'river'})
+    latents.save_pretrained(desk / 'latents')
+    names = run_snippets(
+        'docs/pretraining.md',
+        None,
+        slice(1, None),
+        pixels=("'runs/slides/pipeline'", repr(str(pixels))),
+        latents=("'runs/tiles/pipeline'", repr(str(desk / 'latents'))),
+    )
+    assert [image.size for image in names['images']] == [(32, 32)] * 2
 
 
 PROSE = ROOT / 'tools' / 'dev' / 'prose.py'

@@ -20,11 +20,11 @@ columns:
   GiB         of 16-bit weights: read, what is held to read the default block; whole, all blocks
 
 examples:
-  mmaselect list                          every model
-  mmaselect list 'facebook/*'             by wildcards
-  mmaselect list --family sd3 --family 'flux*'    of two kinds
-  mmaselect list --open --json            those that download without a login, for a script
-  mmaselect list --criteria               what a timestep can be picked by
+  mmaselect list                                  # every model
+  mmaselect list 'facebook/*'                     # by wildcards
+  mmaselect list --family sd3 --family 'flux*'    # of two kinds
+  mmaselect list --open --json                    # those that need no login, for a script
+  mmaselect list --criteria                       # what a timestep can be picked by
 
 Other models of the same families work too: give their hub id, or a folder in diffusers' layout.
 """
