@@ -9,10 +9,17 @@ from mmaselect.cli.arguments import new_parser
 
 EXAMPLES = """
 examples:
-  mmaselect data list                               # what there is: size, license, whether a form must be signed
-  mmaselect data get flowers                        # download, check, unpack and count, into data/Flowers102
-  mmaselect data get nabirds --archives ~/Downloads # the archive that a form gave
-  mmaselect data check cub                          # count what is in data/CUB_200_2011
+  # what there is: size, license, whether a form must be signed
+  mmaselect data list
+
+  # download, check, unpack and count, into data/Flowers102
+  mmaselect data get flowers
+
+  # the same from the archive that a form gave
+  mmaselect data get nabirds --archives ~/Downloads
+
+  # count what is in data/CUB_200_2011
+  mmaselect data check cub
 
 The configs read data/; run the command where you train, or give --root and link the folder there.
 If `get` is stopped, run it again: it resumes. It leaves a complete data set or none.
