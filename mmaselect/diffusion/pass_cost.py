@@ -78,7 +78,8 @@ class PassCost:
 def count_flops(dit: FrozenDiT, image_size: int | tuple[int, int]) -> dict[TapKey, int]:
     """FLOPs of one image's pass up to where each (block, feature) comes out.
 
-    One pass on an empty latent, under PyTorch's ``FlopCounterMode``.
+    One pass on an empty latent, under PyTorch's ``FlopCounterMode``, which counts products,
+    convolutions and attention; kernels of libraries that quantize are unknown to it.
 
     Args:
         dit: The model.
