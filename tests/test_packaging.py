@@ -196,9 +196,21 @@ def test_images_and_environments_install_what_is_tested():
     pythons = [re.search(r'python:([\d.]+)', docker)[1], packages[0].partition('=')[2]]
     for python in pythons:
         assert SpecifierSet(project['requires-python']).contains(python)
-    conda = ' '.join(pip['pip'])
-    for text in (docker, conda):
-        for name in re.findall(r'requirements/[\w-]+\.txt', text):
-            assert (ROOT / name).is_file()
-        (extras,) = set(re.findall(r'\.\[([\w,]+)\]', text))
-        assert set(extras.split(',')) <= project['optional-dependencies'].keys()
+    conda = ' '.join(f'pip install {line}' for line in pip['pip'])
+    (tested,) = {re.search(r'-r (requirements/\S+)', text)[1] for text in (docker, conda)}
+    (extras,) = {re.search(r'-e "?\.\[([\w,]+)\]', text)[1] for text in (docker, conda)}
+    assert f'pip install -e ".[{extras}]"' in (ROOT / 'docs' / 'install.md').read_text()
+    # All that the last step wants is there by then, in a version that was tested.
+    pinned = dict(re.findall(r'^([\w-]+)==(\S+)$', (ROOT / tested).read_text(), re.MULTILINE))
+    wanted = [*project['dependencies']]
+    for extra in extras.split(','):
+        wanted += project['optional-dependencies'][extra]
+    for requirement in map(Requirement, wanted):
+        assert requirement.name in pinned, f'{requirement} has no version in {tested}'
+        assert requirement.specifier.contains(pinned[requirement.name]), str(requirement)
+    # PyTorch comes first, by itself.
+    (chosen,) = re.findall(r'grep -E .*? requirements/\S+', docker)
+    first = subprocess.run(
+        ['sh', '-c', chosen], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert first.stdout.split() == [f'{name}=={pinned[name]}' for name in ('torch', 'torchvision')]
