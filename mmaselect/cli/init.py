@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = new_parser(
         commands,
         'init',
-        help='write a training config for a folder of labeled images',
+        help='write a training config for a folder of labeled images; needs OpenMMLab',
         description='Write a config that trains a classifier, a segmentor or a detector on a '
         'folder of images, with classes, widths, sizes and paths filled in.',
         examples=EXAMPLES,
@@ -59,7 +59,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser.add_argument(
         '--batch-size', type=int, default=8, metavar='N', help='images per step; default: 8'
     )
-    parser.add_argument('--lr', type=float, metavar='X', help='learning rate; default: likewise')
+    parser.add_argument(
+        '--lr', type=float, metavar='X', help='learning rate; default: depends on the task, too'
+    )
     parser.add_argument('--overwrite', action='store_true', help='replace a config that exists')
     return parser
 

@@ -23,7 +23,8 @@ def terminal_width() -> int:
 
 def wrapped(text: str) -> str:
     """A paragraph of help, broken where argparse breaks the help of flags."""
-    return textwrap.fill(text, shutil.get_terminal_size().columns - 2)
+    width = shutil.get_terminal_size().columns - 2
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def console() -> Console:

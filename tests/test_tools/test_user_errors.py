@@ -78,6 +78,17 @@ def test_exits_of_the_parser_pass_through(capsys):
     assert 'unrecognized arguments: --unknown' in capsys.readouterr().err
 
 
+def test_a_tool_is_called_as_the_user_called_it(monkeypatch):
+    for typed, name in (
+        (['tools/train.py', 'c.py'], 'train.py'),
+        (['/usr/bin/mmaselect', 'train', 'c.py'], 'mmaselect train'),
+        (['/usr/lib/mmaselect/__main__.py', 'train', 'c.py'], 'mmaselect train'),
+    ):
+        monkeypatch.setattr('sys.argv', typed)
+        text = make_tool_parser('Trains.', 'examples:\n  %(prog)s c.py\n').format_help()
+        assert text.startswith(f'usage: {name} [-h]') and f'\n  {name} c.py\n' in text
+
+
 def test_help_keeps_the_lines_of_examples(capsys):
     parser = make_tool_parser('Does nothing.', 'examples:\n  one\n  two\n')
     assert isinstance(parser, argparse.ArgumentParser)

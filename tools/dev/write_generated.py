@@ -7,6 +7,7 @@ families, which takes a quarter of a minute. MIM reads ``configs/*/metafile.yml`
 download configs.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 import yaml
 
 from mmaselect.apis.verification import verified_table
+from mmaselect.cli.command import build_parser
+from mmaselect.cli.toolbox import TOOLS
 from mmaselect.files import write_atomically
 from mmaselect.launch.config import load_config
 from mmaselect.leaderboard.paper import ROWS, config_text
@@ -161,6 +164,35 @@ def models_table() -> str:
     return table_json(derive_models())
 
 
+def commands_reference() -> str:
+    """What each command takes, as tables: argparse's help differs between versions of Python."""
+    parser = build_parser()
+    (commands,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    parts = []
+    for name, command in commands.choices.items():
+        if name not in TOOLS:  # these have parsers of their own, in tools/
+            arguments = [one for one in command._actions if one.dest not in ('help', 'debug')]
+            rows = ['| argument | what it is |', '|---|---|', *map(argument_row, arguments)]
+            examples = f'```text\n{command.epilog.strip()}\n```'
+            parts += [
+                f'## {name}',
+                ' '.join(command.description.split()),
+                '\n'.join(rows),
+                examples,
+            ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def argument_row(argument: argparse.Action) -> str:
+    """An argument of a command as a row of a table in Markdown."""
+    value = argument.metavar or ','.join(argument.choices or [argument.dest.upper()])
+    words = list(argument.option_strings[:1]) + ([] if argument.nargs == 0 else [str(value)])
+    if argument.nargs in ('+', '*'):
+        words.append('...')
+    name, what = (text.replace('|', r'\|') for text in (' '.join(words), str(argument.help)))
+    return f'| `{name}` | {what} |'
+
+
 def verified() -> str:
     """Tables of the files of ``mmaselect verify`` in ``benchmarks/verified``."""
     files = sorted((ROOT / 'benchmarks' / 'verified').glob('*.json'))
@@ -169,6 +201,7 @@ def verified() -> str:
 
 #: File, from the root of the repository, to what makes its text.
 GENERATED: dict[str, Callable[[], str]] = {
+    'docs/commands.md': partial(page, 'docs/commands.md', commands=commands_reference),
     'docs/families.md': partial(page, 'docs/families.md', models=families_table),
     'docs/api/selection.md': partial(
         page,
