@@ -91,6 +91,8 @@ def selection_figure(result: SelectionResult) -> Figure:
     for axis in axes[1:]:
         axis.spines['top'].set_visible(False)
     (map_axes if maps else axes)[-1].set_xlabel('timestep (0 = clean)')
+    if len(result.curve.points) == 1:
+        top.set_xticks(result.curve.timesteps)  # of all panels
     _add_noise_levels(top, result.curve)
     _add_legend(figure, result)
     figure.suptitle(
@@ -118,10 +120,9 @@ def _draw_maps(
         values = np.array([[one.get(step, np.nan) for step in steps] for one in found])
         blocks = [curve.block or 0 for curve in curves]
         mesh = axis.pcolormesh(
-            steps,
-            range(len(blocks)),
+            _edges(steps),
+            _edges(range(len(blocks))),
             values,
-            shading='nearest',
             vmin=low,
             vmax=high,
             cmap='viridis',
@@ -147,6 +148,15 @@ def _draw_maps(
         bar = figure.colorbar(mesh, ax=list(axes), pad=0.01, aspect=30)
         bar.set_label(result.criterion, fontsize=7)
         bar.ax.tick_params(labelsize=6)
+
+
+def _edges(places: Sequence[int]) -> np.ndarray:
+    """Where the cells of a map end: half way to the next ones, and as far beyond the last ones."""
+    known = np.array(places, float)
+    if len(known) == 1:
+        return known[0] + np.array([-0.5, 0.5])
+    between = (known[1:] + known[:-1]) / 2
+    return np.concatenate([[2 * known[0] - between[0]], between, [2 * known[-1] - between[-1]]])
 
 
 def _add_legend(figure: Figure, result: SelectionResult) -> None:

@@ -98,7 +98,8 @@ def conclude(
     warnings += warn_of_indecision(decision, curve)
     if place is not None and not place.decided and decision is not None:
         decision = replace(decision, decided=False)
-    interval = pick_interval(last, deciding, read)
+    # At one timestep, the place alone is picked.
+    interval = pick_interval(last, deciding, read) if len(curve.points) > 1 else None
     contenders: tuple[tuple[int, str, int], ...] = ()
     if place is not None and all(len(group) == 1 for group in places.groups):
         contenders = tuple((*key, step) for key, step in place.contenders)

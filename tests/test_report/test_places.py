@@ -97,6 +97,23 @@ def test_the_maps_show_what_may_be_the_best():
     assert 'in a map: may be the best' in [text.get_text() for text in legend.get_texts()]
 
 
+def test_a_map_of_one_timestep_or_one_block_has_cells_that_are_seen():
+    alone = [curve(2, feature, [0.5], grid=[300]) for feature in ('query', 'output')]
+    result = replace(
+        make_result(), per_tap=alone, curve=alone[0], timestep=300, cells=[(2, 'query')]
+    )
+    figure = selection_figure(result)
+    meshes = [axis.collections[0] for axis in figure.axes if axis.get_ylabel().endswith('\nblock')]
+    assert len(meshes) == 2
+    for mesh in meshes:
+        corners = mesh.get_coordinates()
+        assert corners[..., 0].tolist() == [[299.5, 300.5]] * 2
+        assert corners[..., 1].tolist() == [[-0.5, -0.5], [0.5, 0.5]]
+    # Of several, cells end half way between them.
+    several = selection_figure(make_result()).axes[1].collections[0].get_coordinates()
+    assert several[0, :, 0].tolist() == [-50, 50, 200, 400]
+
+
 def test_other_places_that_may_be_as_good_are_named():
     result = make_result()
     assert result.places_as_good == 'output of block 0'

@@ -209,6 +209,7 @@ def test_a_pass_ends_at_the_deepest_cell_that_is_left(tiny_dit, photos):
 def test_a_fixed_timestep_and_one_feature(tiny_dit, photos):
     result = make_sweep(tiny_dit, photos, blocks=[1, 3], timesteps=300).run(progress=False)
     assert result.timestep == 300 and [block for block, _ in result.cells] == [1, 3]
+    assert result.interval is None and str(result) == '300'
     assert len({feature for _, feature in result.cells}) == 1
 
 
