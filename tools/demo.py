@@ -3,10 +3,11 @@
 
     python tools/demo.py
 
-Two small segmentors are trained on the DiT that ships with the package. The first reads the usual
+Three small segmentors are trained on the DiT that ships with the package. The first reads the usual
 place, the queries of the middle block, and adds no noise (t = 0). The second reads the block, the
-feature and the timestep that are picked without labels. The last lines have the mIoU of both;
-`demo.html` shows what both see. Nothing is downloaded; a CPU with two cores needs a few minutes.
+feature and the timestep that are picked without labels. The third reads two features more of the
+same pass, picked to go with it. The last lines have the mIoU of each; `demo.html` shows what they
+see. Nothing is downloaded; a CPU with two cores needs a few minutes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'demo' / 'aselect_dit-digits_fcn_demo.py'
 #: What a user would read without a selection.
 USUAL = ('model.backbone.blocks=2', 'model.backbone.feature=query', 'model.backbone.timestep=0')
+#: Three features of one pass, each 96 channels wide.
+JOINED = ('model.backbone.selection.top=3', 'model.decode_head.in_channels=288')
 #: Canvases on the page.
 SHOWN = 4
 
@@ -43,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='for files')
     parser.add_argument('--config', type=Path, default=CONFIG, help='of the segmentor')
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of both trainings'
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of all trainings'
     )
     return parser.parse_args(argv)
 
@@ -93,7 +96,7 @@ def save_page(folder: Path, rows: Sequence[tuple[str, float, Path]], pick: str) 
 
     Args:
         folder: Folder of the demo.
-        rows: Name, mIoU and folder of both trainings.
+        rows: Name, mIoU and folder of each training.
         pick: The place and the timestep that were picked, in words.
     """
     config = load_config(next(iter(sorted(rows[0][2].glob('*.py')))))
@@ -136,24 +139,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     folder = args.work_dir
     start = time.monotonic()
-    print('1 of 2: the queries of the middle block, at t = 0 (no noise is added) ...', flush=True)
+    print('1 of 3: the queries of the middle block, at t = 0 (no noise is added) ...', flush=True)
     usual = train(args.config, folder / 'usual', [*USUAL, *args.cfg_options])
     print(f'        mIoU {usual:.1f}')
-    print('2 of 2: block, feature and timestep are picked without labels ...', flush=True)
+    print('2 of 3: block, feature and timestep are picked without labels ...', flush=True)
     picked = train(args.config, folder / 'picked', args.cfg_options)
     result = SelectionResult.load(folder / 'picked' / 'selection.json')
     place = f'block {result.blocks[0]}, {result.feature}, t = {result.timestep}'
     print(f'        mIoU {picked:.1f} at {place}')
+    print('3 of 3: two features more of the same pass ...', flush=True)
+    joined = train(args.config, folder / 'joined', [*JOINED, *args.cfg_options])
+    together = SelectionResult.load(folder / 'joined' / 'selection.json')
+    print(f'        mIoU {joined:.1f} at {together.where}')
     rows = [
         ('middle block, query, t = 0', usual, folder / 'usual'),
         (f'picked: {place}', picked, folder / 'picked'),
+        (f'picked: {len(together.cells)} features of one pass', joined, folder / 'joined'),
     ]
     page = save_page(folder, rows, place)
     lines = [f'{name:<36} mIoU {score:5.1f}' for name, score, _ in rows]
     lines += [
         '',
         f'picked on {result.num_images} images without labels, in {result.seconds:.0f} s',
-        f'what both see:   {page}',
+        f'what they see:   {page}',
         f'the selection:   {folder / "picked" / "selection.html"}',
         f'seconds in all:  {time.monotonic() - start:.0f}',
     ]

@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""``make demo``: two trainings, both numbers, and a page."""
+"""``make demo``: three trainings, their numbers, and a page."""
 
 import importlib.util
 from pathlib import Path
@@ -29,9 +29,9 @@ def test_demo(tmp_path, monkeypatch, capsys):
     load_demo().main(['--work-dir', str(tmp_path / 'demo'), '--cfg-options', *SHORT])
     shown = capsys.readouterr().out
     assert 'middle block, query, t = 0' in shown and 'picked: block' in shown
-    assert shown.count('mIoU') == 4
+    assert 'picked: 3 features of one pass' in shown and shown.count('mIoU') == 6
     page = (tmp_path / 'demo/demo.html').read_text()
-    assert page.count('<img src="data:image') == 4 * 4
+    assert page.count('<img src="data:image') == 4 * 5
     assert (tmp_path / 'demo/picked/selection.html').is_file()
 
 
