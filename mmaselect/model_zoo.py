@@ -176,9 +176,9 @@ def list_models(
     return [
         model.name
         for model in read_table()
-        if _fits(model.name, filter, empty=True)
-        and not _fits(model.name, exclude_filters, empty=False)
-        and _fits(model.family, family, empty=True, anywhere=False)
+        if fits(model.name, filter, empty=True)
+        and not fits(model.name, exclude_filters, empty=False)
+        and fits(model.family, family, empty=True, anywhere=False)
         and (gated is None or model.gated == gated)
     ]
 
@@ -237,7 +237,7 @@ def _count(stacks: tuple[int, ...]) -> str:
     return f'{sum(stacks)}{parts}'
 
 
-def _fits(text: str, patterns: str | Sequence[str], *, empty: bool, anywhere: bool = True) -> bool:
+def fits(text: str, patterns: str | Sequence[str], *, empty: bool, anywhere: bool = True) -> bool:
     """Whether a text fits one of the patterns; ``empty`` is the answer where there are none."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     patterns = [pattern.lower() for pattern in patterns if pattern]

@@ -49,6 +49,12 @@ def test_list_criteria(capsys):
     assert set(rows) == set(list_criteria())
     assert rows['FisherScore'].endswith('(needs labels)')
     assert all(row[0].isupper() and '`' not in row and len(row) > 30 for row in rows.values())
+    assert main(['list', '--criteria', 'instance', '--exclude', '*Retrieval']) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ['InstanceDiscrimination', 'InstanceSensitivity']
+    for wrong, message in (('nothing', 'no criterion fits'), ('--open', 'are for models')):
+        assert main(['list', '--criteria', wrong]) == 1
+        assert message in capsys.readouterr().err
     assert main(['list', '--criteria', '--json']) == 0
     assert json.loads(capsys.readouterr().out) == list_criteria()
 

@@ -9,7 +9,7 @@ import json
 import sys
 
 from mmaselect.cli.arguments import new_parser
-from mmaselect.model_zoo import list_models, model_info
+from mmaselect.model_zoo import fits, list_models, model_info
 from mmaselect.terminal.tables import print_columns
 
 EXAMPLES = """
@@ -90,7 +90,15 @@ def run(args: argparse.Namespace) -> None:
         from mmaselect.apis import list_criteria
         from mmaselect.apis.criteria import criterion_summary
 
-        names = list_criteria()
+        if args.family or args.gated is not None:
+            raise ValueError('--family, --gated and --open are for models: leave out --criteria')
+        names = [
+            name
+            for name in list_criteria()
+            if fits(name, args.filters, empty=True) and not fits(name, args.exclude, empty=False)
+        ]
+        if not names:
+            raise ValueError('no criterion fits; `mmaselect list --criteria` shows all of them')
         if args.json:
             print(json.dumps(names))
         else:
