@@ -135,6 +135,9 @@ def compare_call(
         timestep: Where both read, of the unshifted schedule.
         side: Side of the images, in pixels.
         batch: How many.
+
+    Raises:
+        ValueError: If the pipeline makes no images of that size.
     """
     settings, is_timed = _settings(pipeline, dit, timestep, side, batch)
     shape = dit.encode(torch.zeros(batch, 3, side, side, device=dit.device)).shape
@@ -177,7 +180,13 @@ def _settings(
     """Arguments of the pipeline's call, and whether they say at which timestep it is."""
     takes = inspect.signature(pipeline.__call__).parameters
     settings = {name: value for name, value in _SETTINGS.items() if name in takes}
-    settings.update({name: side for name in ('height', 'width') if name in takes})
+    sides = {name: side for name in ('height', 'width') if name in takes}
+    if not sides and side != dit.native_size:
+        raise ValueError(
+            f'the call of {type(pipeline).__name__} makes images of {dit.native_size} pixels '
+            f'alone, and {side} were asked for'
+        )
+    settings.update(sides)
     settings.update({name: batch for name in _COUNTS if name in takes})
     if 'class_labels' in takes:
         settings['class_labels'] = [dit.family.num_classes] * batch  # type: ignore[attr-defined]

@@ -33,6 +33,15 @@ def test_the_shipped_model(tmp_path, photos, capsys):
     assert found['versions']['torch'] == torch.__version__
 
 
+def test_a_size_that_the_pipeline_does_not_make_is_said(tmp_path):
+    found = verify_model(SHIPPED, blocks=1, image_size=48, dtype='fp32')
+    assert found['passed']
+    said = 'the call of DiTPipeline makes images of 32 pixels alone, and 48 were asked for'
+    assert found['against'] == f'the whole transformer (ValueError: {said})'
+    with pytest.raises(ValueError, match=said):
+        verify_model(SHIPPED, blocks=1, image_size=48, dtype='fp32', against='pipeline')
+
+
 def test_the_criteria_on_images(tiny_dit, photos):
     found = verify_model(tiny_dit, images=photos, blocks=1, dtype='fp32')
     assert found['selection']['paper']['criterion'] != found['selection']['default']['criterion']
