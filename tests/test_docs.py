@@ -1,6 +1,7 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
 """The pages: install lines that work as typed, a README that is short, a linter for words."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -57,6 +58,46 @@ def test_extras_of_install_lines_exist():
         for extra in group.split(',')
     }
     assert {'onedl', 'text', 'analysis'} <= named <= set(EXTRAS)
+
+
+def test_extras_are_explained():
+    """But for the stacks, which have sections of their own, and what contributors need."""
+    page = (ROOT / 'docs' / 'install.md').read_text(encoding='utf-8')
+    listed = re.findall(r'^\| `(\w+)` \|', page, re.MULTILINE)
+    assert {*listed, 'onedl', 'openmmlab', 'test', 'docs'} == EXTRAS.keys()
+    assert len(listed) == len(set(listed))
+
+
+def texts_of_the_code():
+    """Strings of the package and the tools; what is formatted into them is left out."""
+    for path in [*(ROOT / 'mmaselect').rglob('*.py'), *(ROOT / 'tools').rglob('*.py')]:
+        if '.mim' in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    one.value if isinstance(one, ast.Constant) else '\0' for one in node.values
+                )
+                yield ''.join(parts)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
+    code = '\n'.join(texts_of_the_code())
+    messages = [
+        message
+        for row in re.findall(r'^\| (`.*?) \| ', page, re.MULTILINE)
+        for message in re.findall(r'`([^`]+)`', row)
+    ]
+    assert len(messages) > 25
+    # One is a toolbox's. Numbers, file names and the word before a verb are formatted in.
+    for message in set(messages) - {'both backbone and segmentor set pretrained weight'}:
+        text = message.removeprefix('A-SelecT: ').replace('transformer/config.json ...', '...')
+        text = text.replace('pixels span', '... span')
+        for part in re.split(r'\.\.\.|\b\d+\b', text):
+            assert part.strip(' ,:') in code, message
 
 
 def test_requirements_of_install_lines_exist():
@@ -174,7 +215,7 @@ def test_snippet_of_the_domain_page(desk, capsys):
         slice(1),
         model=("'facebook/DiT-XL-2-256', dtype='fp16'", "'mmaselect://dit_digits', dtype='fp32'"),
     )
-    linear, nearest = map(float, capsys.readouterr().out.split())
+    linear, nearest = map(float, capsys.readouterr().out.split()[-2:])  # behind messages
     assert linear > 0.9 and nearest > 0.9  # a bright half is easy to see
 
 
