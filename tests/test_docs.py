@@ -295,3 +295,4 @@ def test_check_of_the_api_pages():
     (missing,) = said(page.replace('mmaselect.here.Sweep"', 'mmaselect.here.Swept"'))
     assert missing == 'Sweep stands 0 times and not once: nowhere'
     assert 'page.html: 101 characters in a line' in said(page + signature.format('x' * 101))[0]
+    assert said(page + 'see :func:`select`') == ['page.html: :func: is not a link']

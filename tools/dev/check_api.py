@@ -1,5 +1,5 @@
 # Copyright (c) mmaselect contributors. Licensed under the Apache License 2.0.
-"""Check the API pages of a built site: each public name stands once, and signatures are wrapped.
+"""Check the API pages of a built site: public names stand once, signatures are wrapped.
 
     python tools/dev/check_api.py site
 
@@ -21,6 +21,8 @@ HEADING = re.compile(
     r'<h\d id="([\w.]+)" class="doc doc-heading"'
 )
 SIGNATURE = re.compile(r'<div class="doc-signature highlight">(.*?)</div>', re.DOTALL)
+#: A reference of reStructuredText that tools/dev/docstrings.py has not rewritten.
+ROLE = re.compile(r':(?:attr|class|data|exc|func|meth|mod|obj):')
 SHOWN = re.compile(r'^::: ([\w.]+)$', re.MULTILINE)
 
 
@@ -44,6 +46,7 @@ def problems(pages: dict[str, str]) -> Iterator[str]:
         if len(found) != 1:
             yield f'{name} stands {len(found)} times and not once: {", ".join(found) or "nowhere"}'
     for page, text in pages.items():
+        yield from (f'{page}: {role} is not a link' for role in sorted(set(ROLE.findall(text))))
         for signature in SIGNATURE.findall(text):
             lines = html.unescape(re.sub(r'<[^>]*>', '', signature)).splitlines()
             yield from (

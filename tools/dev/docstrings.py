@@ -8,7 +8,7 @@ OpenMMLab's own pages know. The site is Markdown.
 import re
 from typing import Any
 
-from griffe import Extension, GriffeError, Object
+from griffe import Extension, GriffeError, Module, Object
 
 ROLE = re.compile(r':(?:attr|class|data|exc|func|meth|mod|obj):`(?P<short>~)?(?P<name>[\w.]+)`')
 LINK = re.compile(r'`(?P<text>[^`<]+) <(?P<url>https?://[^>`]+)>`_')
@@ -19,21 +19,29 @@ EXAMPLE = re.compile(r'^Example:$', re.MULTILINE)
 class Markdown(Extension):
     """Roles become references, links become links, examples a section of examples."""
 
-    def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rewrite one object's docstring, once all objects are known."""
-        if obj.docstring is None:
-            return
+    def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
+        """Rewrite the docstrings of a loaded package, before other extensions move its objects."""
+        rewrite(pkg)
 
-        def reference(match: re.Match[str]) -> str:
-            name = match['name']
-            text = name.rpartition('.')[2] if match['short'] else name
-            target = find(obj, name)
-            return f'<autoref optional identifier="{target}"><code>{text}</code></autoref>'
 
-        text = ROLE.sub(reference, obj.docstring.value)
-        text = LINK.sub(r'[\g<text>](\g<url>)', text)
-        text = LITERAL_BLOCK.sub('', text)
-        obj.docstring.value = EXAMPLE.sub('Examples:', text)
+def rewrite(obj: Object) -> None:
+    """Rewrite the docstrings of an object and of what it has."""
+    for member in obj.members.values():
+        if isinstance(member, Object):  # and not an alias
+            rewrite(member)
+    if obj.docstring is None:
+        return
+
+    def reference(match: re.Match[str]) -> str:
+        name = match['name']
+        text = name.rpartition('.')[2] if match['short'] else name
+        target = find(obj, name)
+        return f'<autoref optional identifier="{target}"><code>{text}</code></autoref>'
+
+    text = ROLE.sub(reference, obj.docstring.value)
+    text = LINK.sub(r'[\g<text>](\g<url>)', text)
+    text = LITERAL_BLOCK.sub('', text)
+    obj.docstring.value = EXAMPLE.sub('Examples:', text)
 
 
 def find(obj: Object, name: str) -> str:
