@@ -38,6 +38,7 @@ def problems(pages: dict[str, str]) -> Iterator[str]:
     """What is wrong with some pages, which are given as HTML by name."""
     if not pages:
         yield 'there are no API pages: build the site first (make docs)'
+        return
     headings = [heading for text in pages.values() for heading in HEADING.findall(text)]
     classes = {path for kind, path in headings if kind == 'class'}
     for name in sorted(public_names()):

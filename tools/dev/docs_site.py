@@ -39,7 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             elif (uri := source_page(target)) and files.get_file_from_path(uri) is None:
                 content, hidden = listing(target), InclusionLevel.NOT_IN_NAV
                 files.append(File.generated(config, uri, content=content, inclusion=hidden))
-    for name in sorted(shown):
+    styles = {name for name in config.extra_css if (ROOT / name).is_file()}  # plugins add theirs
+    for name in sorted(shown | styles):
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
