@@ -23,7 +23,11 @@ from mmaselect.cli.command import build_parser
 from mmaselect.cli.toolbox import TOOLS
 from mmaselect.diffusion import ModelSource
 from mmaselect.diffusion.families import TextFamily, known_families
+from mmaselect.diffusion.timestep_plan import TimestepPlan
 from mmaselect.launch.config import load_config
+from mmaselect.models.backbones.frozen_cache import CacheOptions
+from mmaselect.models.backbones.noise import NoiseOptions
+from mmaselect.selection import SelectionOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -330,3 +334,27 @@ def test_configs_of_pages(page, photos, tiny_latent_dit, tmp_path):
         else:
             for name, value in entries_of(block):
                 check_entry(name, value, folders)
+
+
+#: Arguments of the backbone that sentences show, and what reads each.
+READERS = dict(
+    pretrained=ModelSource.parse,
+    selection=SelectionOptions.parse,
+    timestep=TimestepPlan.parse,
+    noise=NoiseOptions.parse,
+    cache=CacheOptions.parse,
+)
+
+
+def test_arguments_in_sentences():
+    """Such as `selection=dict(top=3)` between backticks: the option exists and takes the value."""
+    seen = set()
+    for page in PAGES:
+        for name, value in re.findall(r'`(\w+)=([^`\n]+)`', (ROOT / page).read_text('utf-8')):
+            # Values that are left out, and the message of an error that begins alike.
+            if name in READERS and not re.search(r'\w=\.\.\.|\[\.\.\.\]|\(\.\.\.\)| needs ', value):
+                given = eval(re.sub(r', \.\.\.', '', value))
+                if given is not None:  # `pretrained=None` is of a model's config
+                    READERS[name](given)
+                    seen.add((name, str(given)))
+    assert len(seen) > 15
