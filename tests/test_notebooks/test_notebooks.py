@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mmaselect.logs import logger
 from mmaselect.report.plot import figure_pixels
 from mmaselect.selection import SelectionResult
 
@@ -54,8 +55,16 @@ def split_shares(text):
     return re.sub(pattern, '%', text), [float(share) for share in re.findall(pattern, text)]
 
 
+@pytest.fixture
+def own_level():
+    """The package's messages are shown again after a notebook that hid them."""
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
-def test_outputs_are_those_of_this_code(path, tmp_path, monkeypatch, capsys):
+def test_outputs_are_those_of_this_code(path, tmp_path, monkeypatch, capsys, own_level):
     monkeypatch.chdir(tmp_path)
     names = {'__name__': '__main__'}
     figures = []
