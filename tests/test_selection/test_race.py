@@ -232,6 +232,7 @@ def test_one_bar_counts_what_a_race_may_still_take(tiny_dit, photos, raced, caps
 
     monkeypatch.setattr(Stages, '_at_most', noted)
     monkeypatch.setenv('COLUMNS', '160')
+    monkeypatch.setattr('mmaselect.terminal.progress._hidden', False)  # a command before hid it
     result = sweep.run(progress=True)
     (line,) = [one for one in capsys.readouterr().err.splitlines() if 'selecting' in one]
     read = sum(images_of(result).values())
