@@ -44,7 +44,8 @@ def test_list_as_json(capsys):
     assert not any(model['gated'] for model in json.loads(capsys.readouterr().out))
 
 
-def test_list_criteria(capsys):
+def test_list_criteria(capsys, monkeypatch):
+    monkeypatch.delenv('COLUMNS', raising=False)  # pytest-xdist sets it
     assert main(['list', '--criteria']) == 0
     lines = [line.partition(' ') for line in capsys.readouterr().out.splitlines()[1:]]
     found = {name: words.strip() for name, _, words in lines}

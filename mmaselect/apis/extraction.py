@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ _LAUNCHERS = (
     ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
 )
+#: How often a lock is asked for whose folder goes in between.
+_TRIES = 10
 #: Seconds between two looks at what other processes have done.
 _LOOK_SECONDS = 2.0
 #: Seconds between two lines where there is no terminal.
@@ -68,10 +70,20 @@ def rank_and_world() -> tuple[int, int, int]:
     return 0, 1, 0
 
 
+class _Claim(FileLock):
+    """A lock whose folder may go: who finishes last removes it, while others still begin."""
+
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        for _ in range(_TRIES):
+            Path(self.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                return super().acquire(*args, **kwargs)
+        return super().acquire(*args, **kwargs)
+
+
 def lock(folder: Path, name: str) -> FileLock:
     """The lock that stands for a claim; it goes when its process ends, however that is."""
-    (folder / CLAIMS).mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / CLAIMS / f'{name}.lock', thread_local=False)
+    return _Claim(folder / CLAIMS / f'{name}.lock', thread_local=False)
 
 
 class _Loader(Dataset):

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from mmaselect.apis import FeatureExtractor, load_features, save_features
-from mmaselect.apis.extraction import rank_and_world
+from mmaselect.apis.extraction import CLAIMS, lock, rank_and_world
 from mmaselect.images.units import image_units
 
 OPTIONS = dict(timestep=30, blocks=2, features='query', image_size=32, progress=False)
@@ -110,6 +110,21 @@ def test_a_run_resumes_with_another_number_of_ranks(tiny_dit, images, expected, 
     assert everything(out) == expected
     passes = [int((tmp_path / f'passes{rank}').read_text()) for rank in range(3)]
     assert sum(passes) == 4
+
+
+def test_a_claim_outlives_its_folder(tmp_path, monkeypatch):
+    """A process that begins while the last one ends finds no folder for its lock."""
+    opened, create = [], os.open
+
+    def goes(path, *args, **kwargs):
+        if str(path).endswith('index.lock') and not opened:
+            opened.append(path)
+            shutil.rmtree(tmp_path / CLAIMS)
+        return create(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'open', goes)
+    with lock(tmp_path, 'index') as held:
+        assert held.is_locked and opened and (tmp_path / CLAIMS).is_dir()
 
 
 def command(images, model, out):
