@@ -97,6 +97,7 @@ def _segment(
     images: Sequence[Path], config: Any, checkpoint: str, out: Path, device: str
 ) -> list[Path]:
     with without_chatter():
+        import mmseg.datasets  # noqa: F401 (else it is imported later, and prints)
         from mmseg.apis import inference_model, init_model
 
     model = init_model(config, checkpoint, device=device)
@@ -120,6 +121,7 @@ def _classify(
     images: Sequence[Path], config: Any, checkpoint: str, out: Path, device: str
 ) -> list[Path]:
     with without_chatter():
+        import mmpretrain.datasets  # noqa: F401 (else the inferencer imports it, which prints)
         from mmpretrain.apis import ImageClassificationInferencer
 
     inferencer = ImageClassificationInferencer(config, pretrained=checkpoint, device=device)
