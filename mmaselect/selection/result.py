@@ -413,6 +413,8 @@ class SelectionResult:
             for share in (self.cost.of_full, self.cost.of_default or 0.0):
                 _check_numbers('cost', share, float)
             _check_numbers('cost', self.cost.flops or 0, int)
+        if self.joined and len(self.joined) != len(self.cells):
+            raise ValueError(f'joined is {self.joined!r}, and cells is {self.cells!r}')
         if not isinstance(self.provenance, dict):
             raise ValueError(f'provenance is {self.provenance!r}')
         if self.key != settings_key(self.settings):

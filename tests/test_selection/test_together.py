@@ -3,6 +3,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,8 @@ def test_result_files_and_pages_say_it(tiny_dit, photos, three, tmp_path):
     stored = SelectionResult.load(three.save(tmp_path / 'selection.json'))
     assert stored.cells == three.cells and stored.joined == three.joined
     stored.check()
+    with pytest.raises(ValueError, match='joined is'):
+        replace(stored, joined=stored.joined[:2]).check()
     names = [f'{block}.{feature}' for block, feature in three.cells]
     assert stored.place_arguments == (None, names)
     config = {}
